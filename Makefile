@@ -1,0 +1,38 @@
+# make run, make test: everything else is a part of these two.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+BIN := .venv/bin
+unexport PYTHONDONTWRITEBYTECODE  # without bytecode every program would start seconds later
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: run install test lint ui compile clean
+
+run: install           ## the whole pipeline on params.yaml; re-runs only what changed
+	@dvc repro
+	@python -m components.summary
+
+install: $(BIN)/.installed
+
+$(BIN)/.installed: requirements.lock
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is needed; name another CPython 3.11 with: make PYTHON=…"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check uv==0.13.9
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	@touch $@
+
+test: install          ## the whole suite, no network beyond loopback
+	@python -m pytest
+
+lint: install          ## formatting, lint, types; any finding fails
+	@ruff format --check .
+	@ruff check .
+	@mypy
+
+ui: install            ## the MLflow UI of the local runs
+	@mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
+
+compile: install       ## the Kubeflow package
+	@python -m pipelines.submit --compile build/vgg-imagenet.yaml
+
+clean:                 ## everything that a run makes; the environment stays
+	rm -rf data/shards data/predictions models build .tracking mlflow.db mlruns metrics/register.json .dvc/cache .dvc/tmp

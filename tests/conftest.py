@@ -1,0 +1,165 @@
+"""Small true data: a drawn image folder of 43 pictures, and the real VGG with a narrow classifier."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vgg.index import ShardSet
+from vgg.model import CONFIGURATIONS
+from vgg.params.shard import ShardParams
+from vgg.params.train import TrainParams
+from vgg.shards import pack
+from vgg.sources import Folder
+
+ROOT = Path(__file__).resolve().parents[1]
+torch.set_num_threads(2)
+
+SHARD = {
+    "source": "folder",
+    "seed": 1,
+    "samples_per_shard": 7,
+    "max_pixels": 1_000_000,
+    "on_bad_image": "fail",
+    "max_quarantined": 0,
+}
+TRAIN = {
+    "configuration": "A",
+    "batch_norm": False,
+    "classifier_width": 16,
+    "input_size": 32,
+    "init": "kaiming",
+    "train_scale": [32, 40],
+    "flip": True,
+    "colour_shift": 0.1,
+    "standardise": True,
+    "dropout": 0.5,
+    "epochs": 2,
+    "batch_size": 8,
+    "learning_rate": 0.01,
+    "momentum": 0.9,
+    "weight_decay": 0.0005,
+    "schedule": {"rule": "steps", "warmup_epochs": 0, "drop_factor": 10, "drop_epochs": [1]},
+    "precision": "fp32",
+    "deterministic": False,
+    "seed": 1,
+    "checkpoint_steps": 2,
+    "keep_checkpoints": 2,
+}
+EVALUATE = {
+    "weights": "last",
+    "test_scales": [32, 64],
+    "flip": True,
+    "softmax": "after_mean",
+    "ceil_pooling": False,
+    "batch_pixels": 30_000,
+}
+REGISTER = {"model_name": "tiny", "gate": {"max_top1_error": 1.0, "max_top5_error": 1.0, "max_regression": 1.0}}
+NUM_TRAIN, NUM_VAL = 30, 13
+
+
+def draw(path: Path, seed: int, size: tuple[int, int] = (48, 36)) -> None:
+    """A smooth random picture; JPEG by its ending, or whatever the ending says."""
+    noise = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(path)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """<tmp>/images/{train,val}/{cat,dog,emu}/*.jpg of several sizes."""
+    root = tmp_path / "images"
+    for split, count in (("train", NUM_TRAIN), ("val", NUM_VAL)):
+        for i in range(count):
+            name = ("cat", "dog", "emu")[i % 3]
+            size = ((48, 36), (36, 48), (40, 40), (101, 67))[i % 4]
+            draw(root / split / name / f"{i:04d}.jpg", i + (1000 if split == "val" else 0), size)
+    return root
+
+
+NARROW = {  # the shapes of A, B and D with an eighth of the channels or less
+    "A": ((8,), (16,), (32, 32), (32, 32), (32, 32)),
+    "B": ((8, 8), (16, 16), (32, 32), (32, 32), (32, 32)),
+    "D": ((8, 8), (16, 16), (32, 32, 32), (32, 32, 32), (32, 32, 32)),
+}
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Narrow networks, for tests that train many times in this process."""
+    for name, stages in NARROW.items():
+        monkeypatch.setitem(CONFIGURATIONS, name, stages)
+
+
+@pytest.fixture
+def shards(images: Path, tmp_path: Path) -> ShardSet:
+    pack(ShardParams(**SHARD), Folder(images), tmp_path / "shards", "test", num_workers=1)
+    return ShardSet(tmp_path / "shards")
+
+
+def train_params(**changes: Any) -> TrainParams:
+    return TrainParams.model_validate_json(json.dumps({**TRAIN, **changes}))
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables, made once: it takes seconds, and every program under test would make its own."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    script = f"import mlflow; mlflow.MlflowClient('sqlite:///{path}').search_experiments()"
+    subprocess.run([sys.executable, "-c", script], cwd=path.parent, env=environment(), check=True, timeout=60)
+    return path
+
+
+@pytest.fixture
+def params_file(tmp_path: Path, empty_database: Path) -> Path:
+    """A params.yaml of the tiny run (JSON is YAML), in a folder where programs can run."""
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    path = tmp_path / "params.yaml"
+    path.write_text(json.dumps({"shard": SHARD, "train": TRAIN, "evaluate": EVALUATE, "register": REGISTER}, indent=1))
+    return path
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Of a program under test: this checkout, nothing of the caller's tracking or cluster."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "VGG_", "AWS_"))}
+    # as many threads as this process has: another number adds in another order, and bits would differ
+    return {**kept, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "2", **changes}
+
+
+def program(
+    stage: str, *arguments: object, cwd: Path, timeout: float = 90, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a stage's program to its end."""
+    command = [sys.executable, "-m", f"components.{stage}", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=timeout)
+
+
+def flags(stage: str, tmp_path: Path, params: object) -> list[object]:
+    """The arguments of a stage whose files all lie in tmp_path."""
+    t = tmp_path
+    common = ["--params", params]
+    return {
+        "shard": [*common, "--images", t / "images", "--shards", t / "shards", "--metrics", t / "m/shard.json"],
+        "train": [
+            *common, "--shards", t / "shards", "--initial", t / "initial", "--checkpoint", t / "model",
+            "--curves", t / "m/curves.csv", "--metrics", t / "m/train.json",
+        ],
+        "evaluate": [
+            *common, "--shards", t / "shards", "--checkpoint", t / "model",
+            "--predictions", t / "predictions", "--metrics", t / "m/evaluate.json",
+        ],
+        "register": [
+            *common, "--shards", t / "shards", "--checkpoint", t / "model", "--predictions", t / "predictions",
+            "--evaluation", t / "m/evaluate.json", "--metrics", t / "m/register.json",
+        ],
+    }[stage]  # fmt: skip

@@ -1,0 +1,26 @@
+"""Parameters of sharding."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from vgg.params import Section
+
+
+class ShardParams(Section):
+    source: Literal["digits", "folder"] = Field(
+        description="where images come from: the digits inside scikit-learn, or <images>/{train,val}/<class>/*"
+    )
+    seed: int = Field(ge=0, lt=2**32, description="of the global permutation before packing")
+    samples_per_shard: int = Field(
+        ge=1, le=100_000, description="images a shard, at most; shards differ by at most one"
+    )
+    max_pixels: int = Field(
+        ge=1, le=500_000_000, description="pixels an image may have; larger ones are refused undecoded"
+    )
+    on_bad_image: Literal["fail", "quarantine"] = Field(
+        description="fail: one unusable file stops the stage; quarantine: leave it out and list it in the manifest"
+    )
+    max_quarantined: int = Field(ge=0, description="images that may be left out in all; one more stops the stage")
