@@ -1,0 +1,231 @@
+"""Stage 1: nothing lost, everything named, the same bytes whatever happens."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from conftest import NUM_TRAIN, NUM_VAL, SHARD, draw, environment, flags, program
+from PIL import Image
+
+from vgg import manifest
+from vgg.errors import BadData, WrongParameters
+from vgg.images import decode
+from vgg.index import ShardSet
+from vgg.params.shard import ShardParams
+from vgg.shards import pack
+from vgg.sources import Digits, Folder
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_webdataset_reads_what_the_index_says(shards: ShardSet, images: Path) -> None:
+    assert [len(shards.split(name)) for name in ("train", "val")] == [NUM_TRAIN, NUM_VAL]
+    for name in ("train", "val"):
+        split, seen = shards.split(name), []
+        urls = [str(shards.directory / path) for path in split.shards]
+        for number, sample in enumerate(webdataset.WebDataset(urls, shardshuffle=False)):
+            row = split.rows[number]
+            assert sample["__key__"] == split.key(number)
+            assert int(sample["cls"]) == row["label"]
+            assert sample["jpg"] == split.read(number)
+            picture = Image.open(io.BytesIO(sample["jpg"]))
+            assert picture.size == (row["width"], row["height"])
+            wnid, stem = sample["__key__"].split("_")
+            assert sample["jpg"] == (images / name / wnid / f"{stem}.jpg").read_bytes()  # the original bytes
+            seen.append(sample["__key__"])
+        assert len(set(seen)) == len(seen) == len(split)
+
+
+def test_same_bytes_for_any_number_of_workers(shards: ShardSet, images: Path, tmp_path: Path) -> None:
+    os.umask(0o077)
+    try:
+        pack(ShardParams(**SHARD), Folder(images), tmp_path / "again", "other code", num_workers=3)
+    finally:
+        os.umask(0o022)
+    assert contents(tmp_path / "again") == contents(shards.directory)
+
+
+def test_mean_and_deviation_are_those_of_all_pixels(shards: ShardSet) -> None:
+    split = shards.split("train")
+    pixels = np.concatenate([np.asarray(decode(split.read(i), 10**6)).reshape(-1, 3) for i in range(len(split))])
+    assert shards.mean == pytest.approx(pixels.mean(0), abs=1e-3)
+    assert shards.std == pytest.approx(pixels.std(0), abs=1e-3)
+
+
+def test_bad_files_are_all_named_with_their_reasons(images: Path, tmp_path: Path) -> None:
+    cat = images / "train" / "cat"
+    whole = (cat / "0000.jpg").read_bytes()
+    (cat / "cut.jpg").write_bytes(whole[: len(whole) * 8 // 10])
+    (cat / "empty.jpg").write_bytes(b"")
+    (cat / "notes.txt").write_text("not an image")
+    os.mkfifo(cat / "fifo.jpg")
+    (cat / "away.jpg").symlink_to("/etc/hostname")
+    (cat / "gone.jpg").symlink_to("nowhere")
+    draw(cat / "large.png", 1, (1001, 1000))
+    (cat / ".DS_Store").write_bytes(b"ignored")
+    with pytest.raises(BadData) as caught:
+        pack(ShardParams(**SHARD), Folder(images), tmp_path / "shards", "c", num_workers=1)
+    message = str(caught.value)
+    for name, reason in (
+        ("cut.jpg", "cannot be decoded"),
+        ("empty.jpg", "empty file"),
+        ("notes.txt", "not an image"),
+        ("fifo.jpg", "not a regular file"),
+        ("away.jpg", "leads out of the folder"),
+        ("gone.jpg", "No such file"),
+        ("large.png", "more than 1,000,000 pixels"),
+    ):
+        assert any(name in line and reason in line for line in message.splitlines()), (name, message)
+    assert message.startswith("7 unusable images")
+    assert not (tmp_path / "shards" / manifest.NAME).exists()
+
+    lenient = {**SHARD, "on_bad_image": "quarantine", "max_quarantined": 7}
+    made = pack(ShardParams(**lenient), Folder(images), tmp_path / "shards", "c", num_workers=1)
+    assert made["splits"]["train"]["num_images"] == NUM_TRAIN
+    assert len(made["quarantined"]) == 7
+    with pytest.raises(BadData, match="6 allowed"):
+        pack(ShardParams(**{**lenient, "max_quarantined": 6}), Folder(images), tmp_path / "shards", "c", num_workers=1)
+
+
+def test_odd_images_are_recoded_and_listed(images: Path, tmp_path: Path) -> None:
+    dog = images / "train" / "dog"
+    picture = Image.open(dog / "0001.jpg")
+    picture.convert("CMYK").save(dog / "cmyk.jpg")
+    picture.save(dog / "disguise.jpg", "PNG")
+    picture.convert("L").save(dog / "grey.jpg")
+    picture.save(dog / "progressive.jpg", progressive=True)
+    made = pack(ShardParams(**SHARD), Folder(images), tmp_path / "shards", "c", num_workers=1)
+    assert {(item["key"], item["reason"]) for item in made["amended"]} == {
+        ("dog_cmyk", "CMYK JPEG re-coded as RGB"),
+        ("dog_disguise", "PNG re-coded as JPEG"),
+    }
+    split = ShardSet(tmp_path / "shards").split("train")
+    for number in range(len(split)):
+        opened = Image.open(io.BytesIO(split.read(number)))
+        assert opened.format == "JPEG"
+        assert opened.mode in ("RGB", "L")
+
+
+def test_any_name_becomes_a_plain_unique_key(images: Path, tmp_path: Path) -> None:
+    emu = images / "train" / "emu"
+    names = ["a.b.c.jpg", "ä ö\n.jpg", "same.jpg", "same.png", "SAME.jpg", "x" * 200 + ".jpg", "%s{key}.jpg"]
+    for i, name in enumerate(names):
+        draw(emu / name, 50 + i)
+    made = pack(ShardParams(**SHARD), Folder(images), tmp_path / "shards", "c", num_workers=1)
+    split = ShardSet(tmp_path / "shards").split("train")
+    keys = [split.key(number) for number in range(len(split))]
+    assert len(set(keys)) == NUM_TRAIN + len(names)
+    assert all("." not in key and key.isascii() for key in keys)
+    renamed = set(made["renamed"].values())
+    assert {f"train/emu/{name}" for name in names if name != "SAME.jpg"} == renamed
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        ("rm -r images/val/cat", "lacks the classes cat"),
+        ("mkdir images/val/yak", "lacks the classes yak"),
+        ("rm -r images/val", "no such folder"),
+        ("rm images/train/cat/*", "no images in the classes cat"),
+        ("rm -r images/*/cat images/*/dog", "holds 1 class folders"),
+        ("touch images/train/stray.jpg", "stray.jpg: not in a class folder"),
+    ],
+)
+def test_wrong_folders_are_explained(spoil: str, said: str, images: Path, tmp_path: Path) -> None:
+    subprocess.run(["bash", "-c", spoil], cwd=tmp_path, check=True, timeout=10)
+    with pytest.raises(BadData, match=said):
+        pack(ShardParams(**SHARD), Folder(images), tmp_path / "shards", "c", num_workers=1)
+
+
+def test_bad_data_is_exit_65_and_one_message(images: Path, params_file: Path, tmp_path: Path) -> None:
+    (images / "train/cat/empty.jpg").touch()
+    done = program("shard", *flags("shard", tmp_path, params_file), cwd=tmp_path)
+    assert done.returncode == 65
+    assert "train/cat/empty.jpg: empty file" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "m").exists()
+
+
+def test_images_in_both_splits_are_reported(images: Path, tmp_path: Path) -> None:
+    twin = images / "val" / "cat" / "0000.jpg"
+    twin.write_bytes((images / "train" / "cat" / "0003.jpg").read_bytes())
+    made = pack(ShardParams(**SHARD), Folder(images), tmp_path / "shards", "c", num_workers=1)
+    assert made["duplicates"] == [["train/cat_0003", "val/cat_0000"]]
+
+
+def test_digits_are_the_same_everywhere() -> None:
+    digits = Digits()
+    counts = {split: len(digits.originals(split)) for split in ("train", "val")}
+    assert counts == {"train": 1501, "val": 296}
+    for split in counts:
+        labels = np.bincount([o.label for o in digits.originals(split)])
+        assert labels.max() - labels.min() <= (9 if split == "train" else 2)  # 174 to 183 of a digit
+    picture = Image.open(io.BytesIO(digits.read(digits.originals("val")[0])))
+    assert (picture.size, picture.mode) == ((32, 32), "RGB")
+
+
+def test_a_folder_with_other_peoples_files_is_left_alone(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "backup.tar").write_text("precious")
+    with pytest.raises(WrongParameters, match=r"holds backup\.tar, which is not of this stage"):
+        pack(ShardParams(**SHARD), Folder(images), tmp_path / "shards", "c", num_workers=1)
+    assert contents(tmp_path / "shards") == {"backup.tar": b"precious"}
+    manifest.write(tmp_path / "model", "vgg.checkpoint/1", {}, [])
+    with pytest.raises(WrongParameters, match=r"holds manifest\.json"):
+        pack(ShardParams(**SHARD), Folder(images), tmp_path / "model", "c", num_workers=1)
+
+
+def test_workers_do_not_outlive_a_killed_parent(images: Path, params_file: Path, tmp_path: Path) -> None:
+    """kill -9 of the program alone, not of its group: another run may begin at once."""
+    command = [sys.executable, "-m", "components.shard", *map(str, flags("shard", tmp_path, params_file))]
+    child = subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("shards/*.receipt")) and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    child.kill()
+    child.wait(10)
+    done = program("shard", *flags("shard", tmp_path, params_file), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(child.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    os.killpg(child.pid, signal.SIGKILL)
+    pytest.fail("processes of the killed run are still there")
+
+
+def test_killed_at_any_moment_and_run_again(images: Path, params_file: Path, shards: ShardSet, tmp_path: Path) -> None:
+    """kill -9 at five moments; what is finished then is kept, and the end is byte for byte the undisturbed run."""
+    expected = contents(shards.directory)
+    target = tmp_path / "killed"
+    arguments = [str(target) if a == tmp_path / "shards" else str(a) for a in flags("shard", tmp_path, params_file)]
+    command = [sys.executable, "-m", "components.shard", *arguments]
+    for tars in (0, 1, 3, 5, 6):
+        child = subprocess.Popen(
+            command, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        deadline = time.monotonic() + 60
+        while len(list(target.glob("*.receipt"))) < tars and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait(10)
+        kept = {path.name: path.stat().st_mtime_ns for path in target.glob("*.tar")}
+        assert all(expected[name] == (target / name).read_bytes() for name in kept), "a partial shard is visible"
+    done = program("shard", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert contents(target) == expected
+    assert any((target / name).stat().st_mtime_ns == kept[name] for name in kept), "finished shards were made again"

@@ -1,0 +1,137 @@
+"""From index to batches: the same global batches on any number of ranks, workers and restarts, in order."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import NUM_TRAIN, NUM_VAL, train_params
+from PIL import Image
+
+from vgg import draws
+from vgg.augment import EIGENVALUES, EIGENVECTORS, Prepare
+from vgg.images import centre_window, crop, crop_window
+from vgg.index import ShardSet
+from vgg.stream import Crops, Order, training_batches, validation_batches
+
+STEPS = 9
+
+
+def stream(shards: ShardSet, rank: int = 0, world_size: int = 1, first: int = 0, workers: int = 0) -> list[Crops]:
+    return list(
+        training_batches(shards.split("train"), train_params(), 10**6, rank, world_size, first, STEPS, workers, False)
+    )
+
+
+def test_epochs_are_permutations_and_differ(shards: ShardSet) -> None:
+    order = Order(np.asarray(shards.split("train").rows["shard"]), seed=1)
+    epochs = [order.epoch(epoch).tolist() for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(NUM_TRAIN)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert Order(order.shards, seed=2).epoch(0).tolist() != epochs[0]
+
+
+def test_shards_are_shuffled_in_blocks() -> None:
+    """What a node must hold at a time is bounded: an epoch finishes a block of 64 shards before the next begins."""
+    order = Order(np.repeat(np.arange(200), 3), seed=1).epoch(0)
+    for first in range(0, 600, 192):
+        assert len({number // 3 for number in order[first : first + 192]}) == min(64, (600 - first) // 3)
+
+
+def test_batches_run_on_across_epochs_and_drop_nothing(shards: ShardSet) -> None:
+    order = Order(np.asarray(shards.split("train").rows["shard"]), seed=1)
+    taken = np.concatenate([numbers for numbers, _ in order.batches(8, 0, STEPS)])
+    expected = np.concatenate([order.epoch(epoch) for epoch in range(3)])[: 8 * STEPS]
+    assert taken.tolist() == expected.tolist()
+    epochs = np.concatenate([epochs for _, epochs in order.batches(8, 0, STEPS)])
+    assert epochs.tolist() == [i // NUM_TRAIN for i in range(8 * STEPS)]
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 1), (2, 0), (3, 0), (4, 2), (6, 0)])
+def test_any_world_sees_the_same_global_batches(shards: ShardSet, world_size: int, workers: int) -> None:
+    alone = stream(shards)
+    ranks = [stream(shards, rank, world_size, workers=workers) for rank in range(world_size)]
+    for step, whole in enumerate(alone):
+        for rank, share in enumerate(batches[step] for batches in ranks):
+            for ours, theirs in zip(share, whole, strict=True):
+                assert torch.equal(ours, theirs[rank::world_size])
+
+
+@pytest.mark.parametrize("first", [1, 4, 8])
+def test_resume_continues_with_the_very_next_batch(shards: ShardSet, first: int) -> None:
+    for resumed, straight in zip(stream(shards, first=first), stream(shards)[first:], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(resumed, straight, strict=True))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_validation_sees_every_image_exactly_once(shards: ShardSet, world_size: int) -> None:
+    seen = []
+    for rank in range(world_size):
+        for crops in validation_batches(shards.split("val"), 36, 32, 10**6, 4, rank, world_size, 0, False):
+            seen += crops.numbers.tolist()
+    assert sorted(seen) == list(range(NUM_VAL))
+
+
+def test_draws_are_uniform_normal_and_independent() -> None:
+    u = draws.uniform("test", 1, np.arange(200_000))
+    assert (u >= 0).all()
+    assert (u < 1).all()
+    assert np.histogram(u, 20, (0, 1))[0] == pytest.approx(10_000, rel=0.05)
+    n = draws.normal("test", 1, np.arange(200_000))
+    assert (n.mean(), n.std()) == pytest.approx((0, 1), abs=0.01)
+    assert abs(np.corrcoef(u, draws.uniform("test", 2, np.arange(200_000)))[0, 1]) < 0.01
+    assert abs(np.corrcoef(u, draws.uniform("other", 1, np.arange(200_000)))[0, 1]) < 0.01
+
+
+def test_the_order_is_pinned() -> None:
+    """A change of these numbers changes every run that is resumed: it needs a reason and a new format."""
+    assert draws.bits("pin", 1, 2, [3, 4]).tolist() == [int(draws.bits("pin", 1, 2, n)) for n in (3, 4)]
+    assert draws.permutation("pin", 8, 7).tolist() == PINNED
+
+
+PINNED = [1, 2, 7, 3, 5, 0, 4, 6]
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (224, 224), (90, 1200), (33, 32)])
+@pytest.mark.parametrize("scale", [224, 256, 384, 512])
+def test_the_crop_is_that_of_the_rescaled_image(width: int, height: int, scale: int) -> None:
+    """Cutting from the source and resizing is rescaling to short side S and cutting, rounded to pixels."""
+    short = min(width, height)
+    for x, y in ((0.0, 0.0), (0.5, 0.5), (0.999, 0.999)):
+        window = crop_window(width, height, scale, 224, x, y)
+        assert window.side == max(1, round(224 * short / scale))
+        assert 0 <= window.left <= width - window.side
+        assert 0 <= window.top <= height - window.side
+    corners = [crop_window(width, height, scale, 224, x, x) for x in (0.0, 0.9999999)]
+    assert (corners[0].left, corners[1].left) == (0, width - corners[1].side)
+    centre = centre_window(width, height, scale, 224)
+    assert abs(2 * centre.left + centre.side - width) <= 1
+
+
+def test_crop_equals_pillows_own_decode_crop_resize(images: Path) -> None:
+    picture = Image.open(images / "train" / "cat" / "0003.jpg").convert("RGB")  # 101 x 67
+    window = crop_window(picture.width, picture.height, 40, 32, 0.3, 0.8)
+    box = (window.left, window.top, window.left + window.side, window.top + window.side)
+    reference = np.asarray(picture.resize((32, 32), Image.Resampling.BILINEAR, box=box)).astype(int)
+    assert np.abs(crop(picture, window, 32) - reference).max() <= 8  # box resize sees beyond the window's edge
+    assert np.abs(crop(picture, window, 32) - reference)[2:-2, 2:-2].max() <= 1
+
+
+def test_prepare_flips_shifts_and_subtracts() -> None:
+    images = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8)
+    flip, colour = torch.tensor([False, True, False]), torch.randn(3, 3)
+    mean, std = [1.0, 2.0, 3.0], [2.0, 2.0, 4.0]
+    found = Prepare(mean, std, 0.1)(images, flip, colour)
+    assert found.shape == (3, 3, 8, 8)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    vectors, values = torch.tensor(EIGENVECTORS), torch.tensor(EIGENVALUES)
+    for i in range(3):
+        expected = images[i].permute(2, 0, 1).float()
+        expected = expected.flip(-1) if flip[i] else expected
+        shift = vectors @ (0.1 * colour[i] * values)
+        expected = (expected + shift[:, None, None] - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[
+            :, None, None
+        ]
+        torch.testing.assert_close(found[i], expected)
+    orthonormal = vectors.T @ vectors
+    torch.testing.assert_close(orthonormal, torch.eye(3), atol=2e-3, rtol=0)

@@ -1,0 +1,45 @@
+"""On the device: uint8 crops to the network's input.  Flip, RGB shift, mean subtraction, in one step that fuses."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+# Principal components of RGB over the ImageNet training set, 0-255 (Krizhevsky 2012 §4.1; values of fb.resnet.torch).
+# A row per channel R, G, B; a column per component.
+EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+EIGENVALUES = (55.46, 4.794, 1.148)
+
+
+class Prepare(nn.Module):
+    """uint8 (n, h, w, 3) RGB crops to float32 (n, 3, h, w), channels last in memory.
+
+    mean, std: of R, G, B, 0-255.  The paper subtracts the mean and does not divide: std is then 1 (§2.1).
+    colour_shift: deviation of alpha.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    components: torch.Tensor
+
+    def __init__(self, mean: list[float], std: list[float], colour_shift: float = 0.0) -> None:
+        super().__init__()
+        self.colour_shift = colour_shift
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
+        components = torch.tensor(EIGENVECTORS) * torch.tensor(EIGENVALUES)
+        self.register_buffer("components", components, persistent=False)
+
+    def forward(
+        self, images: torch.Tensor, flip: torch.Tensor | None = None, colour: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """flip: bool (n,), mirror these.  colour: float32 (n, 3), standard normal; the shift of an image is
+        eigenvectors @ (alpha * eigenvalues), alpha = colour_shift * colour, the same for each of its pixels."""
+        pixels = images.permute(0, 3, 1, 2).float()
+        if flip is not None:
+            pixels = torch.where(flip[:, None, None, None], pixels.flip(-1), pixels)
+        shift = -self.mean[None, :]
+        if colour is not None and self.colour_shift:
+            shift = shift + self.colour_shift * colour @ self.components.T
+        prepared = (pixels + shift[:, :, None, None]) / self.std[None, :, None, None]
+        return prepared.contiguous(memory_format=torch.channels_last)

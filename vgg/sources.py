@@ -1,0 +1,202 @@
+"""Where images come from: a list of originals per split, and their bytes.
+
+Everything is keyed by WNID (WordNet id, or the name of a class folder); a class index is the rank of its WNID.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from vgg.errors import BadData
+from vgg.images import BadImage
+
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class ImageClass:
+    """wnid: what images are keyed by; name: what people read."""
+
+    wnid: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Original:
+    """One image of a source.
+
+    key: unique in its split, [A-Za-z0-9_-] only, no dots (WebDataset cuts a member's name at its first dot).
+    label: class index.  name: where it stands in the source.  stamp: changes when the source file changes.
+    """
+
+    split: str
+    key: str
+    label: int
+    name: str
+    stamp: str
+
+    @property
+    def renamed(self) -> bool:
+        """The key cannot be read back to the name: it carries a digest of it instead."""
+        return self.key.endswith("-" + _short_digest(self.name))
+
+
+class Source(Protocol):
+    """Sources are small and picklable; read() is called in worker processes."""
+
+    classes: list[ImageClass]
+
+    def originals(self, split: str) -> list[Original]:
+        """All images of a split, in a fixed order."""
+
+    def read(self, original: Original) -> bytes:
+        """The file's bytes as they are.  Raises BadImage if they cannot be had."""
+
+
+def open_source(kind: str, images: Path) -> Source:
+    """The source named by shard.source; `images` is the folder it reads (the digits need none)."""
+    return Digits() if kind == "digits" else Folder(images)
+
+
+class Digits:
+    """The 1,797 handwritten digits inside scikit-learn (UCI, 8x8, 17 grey levels), as 32x32 JPEGs in ILSVRC fashion.
+
+    Every sixth image of a class is validation: 1,501 for training, 296 to validate, the same on every machine.
+    """
+
+    SIDE = 32
+    NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+    def __init__(self) -> None:
+        from sklearn.datasets import load_digits  # here and not in every worker: it imports all of scipy
+
+        digits = load_digits()
+        self.classes = [ImageClass(f"n{digit:08d}", f"digit {name}") for digit, name in enumerate(self.NAMES)]
+        self._labels = digits.target.tolist()
+        self._images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+
+    def originals(self, split: str) -> list[Original]:
+        found, seen = [], [0] * len(self.classes)
+        for number, label in enumerate(self._labels):
+            is_val = seen[label] % 6 == 5
+            seen[label] += 1
+            if is_val == (split == "val"):
+                key = f"{self.classes[label].wnid}_{seen[label]}" if split == "train" else f"digits_val_{number:08d}"
+                found.append(Original(split, key, label, str(number), "1"))
+        return found
+
+    def read(self, original: Original) -> bytes:
+        grey = Image.fromarray(self._images[int(original.name)])
+        large = grey.resize((self.SIDE, self.SIDE), Image.Resampling.BICUBIC).convert("RGB")
+        file = io.BytesIO()
+        large.save(file, "JPEG", quality=95)
+        return file.getvalue()
+
+
+class Folder:
+    """<root>/{train,val}/<class>/<image>, what torchvision's ImageFolder reads.
+
+    Every file counts, by content and not by its ending; only names that begin with a dot are passed over.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for split in SPLITS:
+            if not (root / split).is_dir():
+                raise BadData(
+                    f"{root / split}: no such folder. shard.source 'folder' reads {root}/train/<class>/<image> and "
+                    f"{root}/val/<class>/<image>; put or link your images there."
+                )
+        names = {split: self._class_names(split) for split in SPLITS}
+        for split, other in (("val", "train"), ("train", "val")):
+            if missing := sorted(names[other] - names[split]):
+                raise BadData(
+                    f"{root / split}: lacks the classes {', '.join(missing)}, which {root / other} has. "
+                    "Both must have the same classes, with at least one image each."
+                )
+        if len(names["train"]) < 2:
+            raise BadData(f"{root / 'train'}: holds {len(names['train'])} class folders; there must be two or more")
+        self.classes = [ImageClass(name, name.replace("_", " ")) for name in sorted(names["train"])]
+
+    def _class_names(self, split: str) -> set[str]:
+        with os.scandir(self.root / split) as entries:
+            folders = [entry for entry in entries if not entry.name.startswith(".")]
+        if stray := sorted(entry.name for entry in folders if not entry.is_dir()):
+            raise BadData(f"{self.root / split}: {', '.join(stray)}: not in a class folder; move or remove")
+        return {entry.name for entry in folders}
+
+    def originals(self, split: str) -> list[Original]:
+        found, empty = [], []
+        for label, image_class in enumerate(self.classes):
+            names = self._files(split, image_class.wnid)
+            if not names:
+                empty.append(image_class.wnid)
+            for name in names:
+                status = os.lstat(self.root / name)
+                stamp = f"{status.st_size}:{status.st_mtime_ns}"
+                found.append(Original(split, _key(image_class.wnid, name), label, name, stamp))
+        if empty:
+            raise BadData(f"{self.root / split}: no images in the classes {', '.join(empty)}")
+        return _unique(found)
+
+    def _files(self, split: str, wnid: str) -> list[str]:
+        """Paths of a class's files, relative to the root, sorted; subfolders included."""
+        names = []
+
+        def unreadable(error: OSError) -> None:
+            raise BadData(f"{error.filename}: {error.strerror}")
+
+        for folder, inner, files in os.walk(self.root / split / wnid, onerror=unreadable, followlinks=False):
+            inner[:] = [name for name in inner if not name.startswith(".")]
+            links = [name for name in inner if os.path.islink(os.path.join(folder, name))]
+            for name in [*files, *links]:
+                if not name.startswith("."):
+                    names.append(os.path.relpath(os.path.join(folder, name), self.root))
+        return sorted(names)
+
+    def read(self, original: Original) -> bytes:
+        path = self.root / original.name
+        try:
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):  # before opening: a FIFO would hang
+                raise BadImage("not a regular file")
+            folder = self.root.joinpath(*Path(original.name).parts[:2])  # of the class; it may itself be a link
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise BadImage("a link that leads out of the folder")
+            return path.read_bytes()
+        except OSError as error:
+            raise BadImage(f"cannot be read: {error.strerror}") from None
+
+
+def _key(wnid: str, name: str) -> str:
+    """<class>_<stem>, as in n01440764_10026; a digest of the path marks names that do not fit that form."""
+    stem = Path(*Path(name).parts[2:]).with_suffix("")
+    plain = str(stem) if str(stem).startswith(f"{wnid}_") else f"{wnid}_{stem}"
+    if re.fullmatch(r"[A-Za-z0-9_-]{1,80}", plain):
+        return plain
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", plain)[:64] + "-" + _short_digest(name)
+
+
+def _short_digest(name: str) -> str:
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:12]
+
+
+def _unique(originals: list[Original]) -> list[Original]:
+    """Files that differ only in their ending (a.jpg, a.png) share a key: the digest of their path tells them apart."""
+    count: dict[str, int] = {}
+    for original in originals:
+        count[original.key] = count.get(original.key, 0) + 1
+    return [
+        o if count[o.key] == 1 else Original(o.split, f"{o.key}-{_short_digest(o.name)}", o.label, o.name, o.stamp)
+        for o in originals
+    ]
