@@ -1,0 +1,58 @@
+"""Exact counts: every image once, on any number of ranks.  Integers, never averages of averages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+
+def ranks_of_labels(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """How many classes stand before the right one, int64 (n,): 0 is a top-1 hit, below 5 a top-5 hit.
+
+    scores: float (n, classes), finite.  labels: int64 (n,).  Equal scores are ordered by class index, so the result
+    does not depend on a sort.  Raises ValueError on other shapes (a silent broadcast would lie).
+    """
+    if scores.ndim != 2 or labels.shape != (len(scores),):
+        raise ValueError(
+            f"scores (n, classes) and labels (n,) expected, got {tuple(scores.shape)}, {tuple(labels.shape)}"
+        )
+    own = scores.gather(1, labels[:, None])
+    classes = torch.arange(scores.shape[1], device=scores.device)
+    return ((scores > own) | ((scores == own) & (classes < labels[:, None]))).sum(1)
+
+
+@dataclass
+class Counts:
+    """Sums over images.  total: float64 (4,): images, top-1 hits, top-5 hits, sum of the loss.
+
+    Counts are whole numbers far below 2^53, so float64 holds them exactly; one tensor needs one all-reduce and one
+    transfer from the device.
+    """
+
+    total: torch.Tensor
+
+    @classmethod
+    def zeros(cls, device: torch.device) -> Counts:
+        return cls(torch.zeros(4, dtype=torch.float64, device=device))
+
+    def add(self, scores: torch.Tensor, labels: torch.Tensor) -> None:
+        """scores: float (n, classes), not softmaxed.  No synchronisation with the device."""
+        scores = scores.float()
+        ranks = ranks_of_labels(scores, labels)
+        loss = functional.cross_entropy(scores, labels, reduction="sum")
+        hits = torch.stack([(ranks < 1).sum(), (ranks < 5).sum()])
+        self.total[1:3] += hits
+        self.total[3] += loss.detach()
+        self.total[0] += len(labels)
+
+    def values(self) -> dict[str, float]:
+        """num_images, top1_error and top5_error (fractions), loss (mean, nats).  Waits for the device."""
+        images, top1, top5, loss = self.total.tolist()
+        return {
+            "num_images": int(images),
+            "top1_error": (images - top1) / images,
+            "top5_error": (images - top5) / images,
+            "loss": loss / images,
+        }

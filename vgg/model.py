@@ -1,0 +1,153 @@
+"""The networks of Table 1 (arXiv 1409.1556), with state_dicts that torchvision's VGG reads and writes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from vgg.errors import Refused
+
+Init = Literal["glorot", "kaiming", "normal"]
+
+# Five stages, each ended by a 2x2 max-pooling.  A number is a 3x3 convolution with that many outputs, (n, 1) a 1x1.
+Convolution = int | tuple[int, int]
+CONFIGURATIONS: dict[str, tuple[tuple[Convolution, ...], ...]] = {
+    "A": ((64,), (128,), (256, 256), (512, 512), (512, 512)),
+    "A-LRN": ((64,), (128,), (256, 256), (512, 512), (512, 512)),  # local response normalisation after the first
+    "B": ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512)),
+    "C": ((64, 64), (128, 128), (256, 256, (256, 1)), (512, 512, (512, 1)), (512, 512, (512, 1))),
+    "D": ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)),
+    "E": ((64, 64), (128, 128), (256, 256, 256, 256), (512, 512, 512, 512), (512, 512, 512, 512)),
+}
+STRIDE = 32  # five poolings: input pixels per position of the last map
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that fixes the shapes of a network.  input_size: pixels, a multiple of 32; classifier_width: of fc6, fc7."""
+
+    configuration: str
+    batch_norm: bool
+    classifier_width: int
+    num_classes: int
+    input_size: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class VGG(nn.Module):
+    """float (n, 3, input_size, input_size), mean subtracted, to class scores (n, num_classes), not softmaxed.
+
+    torchvision pools the last map to 7x7 whatever the input; here another input size is an error, because averaging
+    before fc6 is not what the paper does with larger images.  vgg.dense does that.
+    """
+
+    def __init__(self, architecture: Architecture, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.architecture = architecture
+        width, side = architecture.classifier_width, architecture.input_size // STRIDE
+        channels = CONFIGURATIONS[architecture.configuration][-1][0]
+        assert isinstance(channels, int)
+        self.features = _features(architecture)
+        self.classifier = nn.Sequential(
+            nn.Linear(channels * side * side, width),  # fc6
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
+            nn.Linear(width, width),  # fc7
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
+            nn.Linear(width, architecture.num_classes),  # fc8
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        size = self.architecture.input_size
+        if images.shape[1:] != (3, size, size):
+            raise ValueError(f"images: expected (n, 3, {size}, {size}), got {tuple(images.shape)}")
+        scores: torch.Tensor = self.classifier(torch.flatten(self.features(images), 1))
+        return scores
+
+
+def _features(architecture: Architecture) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    channels = 3
+    for stage in CONFIGURATIONS[architecture.configuration]:
+        for convolution in stage:
+            outputs, kernel = (convolution, 3) if isinstance(convolution, int) else convolution
+            layers.append(nn.Conv2d(channels, outputs, kernel, padding=kernel // 2))
+            if architecture.batch_norm:
+                layers.append(nn.BatchNorm2d(outputs))
+            layers.append(nn.ReLU(inplace=True))
+            if architecture.configuration == "A-LRN" and channels == 3:
+                # constants of Krizhevsky 2012, with alpha divided by the window's size, which torch does as Caffe did
+                layers.append(nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0))
+            channels = outputs
+        layers.append(nn.MaxPool2d(2, 2))
+    return nn.Sequential(*layers)
+
+
+def blank(architecture: Architecture, dropout: float = 0.5) -> VGG:
+    """A network without values, for initialise or load_state_dict: torch's own random init takes seconds."""
+    with torch.device("meta"):
+        model = VGG(architecture, dropout)
+    return model.to_empty(device="cpu")
+
+
+def initialise(model: VGG, init: Init, seed: int) -> None:
+    """First weights; biases are 0.
+
+    glorot: uniform (Glorot & Bengio 2010, the paper's own later advice).  kaiming: normal, deviation sqrt(2 / inputs)
+    (He et al. 2015), for inputs of deviation about 1 (train.standardise).  normal: N(0, 0.01); the paper writes a
+    variance of 10^-2, which as a deviation of 0.1 does not train.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            if init == "glorot":
+                nn.init.xavier_uniform_(module.weight, generator=generator)
+            elif init == "kaiming":
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu", generator=generator)
+            else:
+                nn.init.normal_(module.weight, 0.0, 0.01, generator=generator)
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
+
+
+def transplant(model: VGG, shallower: VGG) -> list[str]:
+    """Copy the first convolution of the first four widths and the classifier from a shallower net (§3.1).
+
+    "The first four convolutional layers" of net A cannot be meant literally, because A's second has other inputs than
+    D's; the reading whose shapes fit is: the first convolution of stages 1, 2 and 3 and the one after it in stage 3.
+    Returns the names of the layers that were copied.  Raises Refused where a shape differs.
+    """
+    pairs = [(f"classifier.{i}", f"classifier.{i}") for i in (0, 3, 6)]
+    pairs += list(zip(_first_four(shallower), _first_four(model), strict=True))
+    ours, theirs = model.state_dict(), shallower.state_dict()
+    copied = []
+    for source, target in pairs:
+        for kind in ("weight", "bias"):
+            if theirs[f"{source}.{kind}"].shape != ours[f"{target}.{kind}"].shape:
+                raise Refused(
+                    f"init 'shallower': {source}.{kind} is {tuple(theirs[f'{source}.{kind}'].shape)} in the shallower "
+                    f"net, {target}.{kind} needs {tuple(ours[f'{target}.{kind}'].shape)}. The two nets must agree in "
+                    "input_size, classifier_width and classes."
+                )
+            ours[f"{target}.{kind}"] = theirs[f"{source}.{kind}"]
+        copied.append(target)
+    model.load_state_dict(ours)
+    return copied
+
+
+def _first_four(model: VGG) -> list[str]:
+    """Names of the first convolution of stages 1 and 2 and the first two of stage 3."""
+    starts, number = [], 0
+    names = [f"features.{i}" for i, module in enumerate(model.features) if isinstance(module, nn.Conv2d)]
+    for stage in CONFIGURATIONS[model.architecture.configuration]:
+        starts.append(number)
+        number += len(stage)
+    return [names[starts[0]], names[starts[1]], names[starts[2]], names[starts[2] + 1]]

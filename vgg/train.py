@@ -1,0 +1,263 @@
+"""Training (arXiv 1409.1556 §3.1): SGD over random crops, resumable at any step, bit for bit.
+
+Read `train` from top to bottom: open or continue a run, then a loop of validate, save, stop, update.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from vgg import checkpoint, draws
+from vgg.checkpoint import Trained
+from vgg.distributed import Group
+from vgg.errors import Preempted, Refused, WrongParameters
+from vgg.index import ShardSet, Split
+from vgg.metrics import Counts
+from vgg.params.train import TrainParams
+from vgg.run import Run, describe, find_run, restore, save, start
+from vgg.schedule import Schedule
+from vgg.stream import Crops, Order, num_workers, training_batches, validation_batches
+
+log = logging.getLogger("vgg.train")
+
+STOP_STEPS = 10  # steps between two agreements of several ranks on stopping; alone, every step
+LOG_STEPS = 20  # steps between two readings from the device, each a point of the curves
+STUCK = 0.99  # a first epoch that ends with a loss this near to ln(classes), as a share of it, has learnt nothing
+
+
+class Watcher(Protocol):
+    """Who is told how training goes.  Nothing it does may change a result."""
+
+    def progress(self, step: int, num_steps: int) -> None: ...
+    def point(self, step: int, values: dict[str, float]) -> None: ...
+
+
+def train(
+    params: TrainParams,
+    shards: ShardSet,
+    directory: Path,
+    initial: Path,
+    code: dict[str, str],
+    group: Group,
+    watcher: Watcher,
+    stop_requested: Callable[[], bool],
+    accept_code_change: bool = False,
+) -> dict[str, Any]:
+    """Train to the end, from the newest good checkpoint in `directory` if there is one, and return the final state.
+
+    initial: a finished checkpoint, read for init 'shallower' and 'checkpoint'.
+    code: sha256 of every source file that has a say in the result; a run is not continued with other code unless
+    accept_code_change.  stop_requested: polled every step; when true the state is saved and Preempted raised.
+    Raises Refused when the directory holds another unfinished run, or a loss or gradient is not finite.
+    """
+    if params.batch_size < group.world_size:
+        raise WrongParameters(f"train.batch_size: {params.batch_size} is below the number of ranks, {group.world_size}")
+    split, validation = shards.split("train"), shards.split("val")
+    about = describe(params, shards, initial, code, group.device)
+    earlier = find_run(directory, about, accept_code_change, group)
+    if earlier is None and (directory / "manifest.json").exists():
+        return Trained.open(directory).step.state  # this very run is finished
+    run = start(params, shards, initial, group, len(split))
+    if earlier is not None:
+        restore(run, earlier)
+        log.info("continuing %s at step %d", directory, run.state.step)
+
+    max_pixels = shards.manifest["parameters"]["max_pixels"]
+    num_steps = math.ceil(params.epochs * len(split) / params.batch_size)
+    workers, pin = num_workers(group.device, group.local_world_size), group.device.type == "cuda"
+    log.info("%s", arithmetic(params, group, len(split), num_steps, run.schedule, run.precision))
+    batches = training_batches(
+        split, params, max_pixels, group.rank, group.world_size, run.state.step, num_steps, workers, pin
+    )
+    state, saved_step = run.state, run.state.step if earlier else None
+    while True:
+        stopping = (group.world_size == 1 or state.step % STOP_STEPS == 0) and group.any(stop_requested())
+        if ends_epoch(state.step, params.batch_size, len(split)) and state.validated_step < state.step and not stopping:
+            stopping = not validate(run, validation, max_pixels, workers, pin, watcher, stop_requested)
+            saved_step = saved_step if stopping else None  # a checkpoint made before this validation does not know it
+            warn_if_stuck(run, len(shards.wnids))
+        is_last = (state.step >= num_steps and not stopping) or run.schedule.finished
+        due = state.step > 0 and (state.step % params.checkpoint_steps == 0 or state.best_step == state.step)
+        if saved_step != state.step and (due or is_last or stopping):
+            stop_if_not_finite(run, split)
+            save(run, directory, about)
+            saved_step = state.step
+        if is_last:
+            break
+        if stopping:
+            raise Preempted(f"stopped at step {state.step} of {num_steps}; the state is saved. Run again to go on.")
+        update(run, next(batches))
+        state.step += 1
+        if state.step % LOG_STEPS == 0:
+            read_window(run, split, watcher)
+        watcher.progress(state.step, num_steps)
+    if group.is_first:
+        checkpoint.finish(directory, state.step, state.best_step, about)
+    group.barrier()
+    return vars(state)
+
+
+def update(run: Run, crops: Crops) -> None:
+    """One step of SGD on this rank's share of the global batch.  The host never waits for the device here."""
+    step, group = run.state.step, run.group
+    torch.manual_seed(int(draws.bits("dropout", run.params.seed, step, group.rank)))
+    for settings in run.optimiser.param_groups:
+        settings["lr"] = run.schedule.rate(step)
+    images, labels, flip, colour = (
+        t.to(group.device, non_blocking=True) for t in (crops.images, crops.labels, crops.flip, crops.colour)
+    )
+    with torch.autocast(group.device.type, run.precision, enabled=run.precision != torch.float32):
+        scores = run.replica(run.prepare(images, flip, colour))
+    scores = scores.float()
+    # the mean over the global batch: DDP averages over ranks, whose shares may differ by one image
+    loss = functional.cross_entropy(scores, labels, reduction="sum") * (group.world_size / run.params.batch_size)
+    run.optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
+    finite = torch.isfinite(nn.utils.get_total_norm(gradients, foreach=True)) & torch.isfinite(loss.detach())
+    run.trouble_step.copy_(torch.where((run.trouble == 0) & ~finite, step, run.trouble_step))
+    run.trouble.copy_(torch.maximum(run.trouble, group.sum_((~finite).float()).clamp(max=1)))
+    run.optimiser.step()
+    run.window.add(scores.detach(), labels)
+    run.epoch.add(scores.detach(), labels)
+
+
+def read_window(run: Run, split: Split, watcher: Watcher) -> None:
+    """Once in LOG_STEPS: read the counts from the device, check them, make a point of the curves."""
+    stop_if_not_finite(run, split)
+    values = Counts(run.group.sum_(run.window.total)).values()
+    run.window = Counts.zeros(run.group.device)
+    rate = run.schedule.rate(run.state.step - 1)
+    watcher.point(
+        run.state.step, {"train/loss": values["loss"], "train/top1_error": values["top1_error"], "learning_rate": rate}
+    )
+
+
+def stop_if_not_finite(run: Run, split: Split) -> None:
+    """Raises Refused if a loss or gradient was not finite, naming step, rate and images.  Its update was not made."""
+    steps = [step for step in run.group.gather(int(run.trouble_step)) if step >= 0]
+    if not steps:
+        return
+    step = min(steps)
+    numbers, _ = next(Order(split.rows["shard"], run.params.seed).batches(run.params.batch_size, step, step + 1))
+    images = "\n".join(f"  {split.where(int(number))}" for number in numbers)
+    raise Refused(
+        f"step {step}: loss or gradient is not finite (learning rate {run.schedule.rate(step):g}). No update was made; "
+        f"the last checkpoint is good. Lower train.learning_rate or lengthen the warm-up; the batch was:\n{images}"
+    )
+
+
+def ends_epoch(step: int, batch_size: int, num_images: int) -> bool:
+    """Whether the update that led to `step` took the last image of an epoch."""
+    return step > 0 and step * batch_size // num_images > (step - 1) * batch_size // num_images
+
+
+@torch.no_grad()
+def validate(
+    run: Run,
+    split: Split,
+    max_pixels: int,
+    workers: int,
+    pin: bool,
+    watcher: Watcher,
+    stop_requested: Callable[[], bool],
+) -> bool:
+    """The central crops of all validation images: a row of the history, the plateau rule's input, the best step.
+
+    Returns False, with nothing changed, if it was asked to stop; the next start validates again.
+    """
+    group, params, state = run.group, run.params, run.state
+    for buffer in run.model.buffers():  # batch norm's running statistics: rank 0's are the network's
+        group.broadcast_(buffer)
+    run.model.eval()
+    counts = Counts.zeros(group.device)
+    batches = validation_batches(
+        split, params.validation_scale, params.input_size, max_pixels, params.batch_size,
+        group.rank, group.world_size, workers, pin,
+    )  # fmt: skip
+    largest_share = -(-len(split) // group.world_size)
+    for number in range(-(-largest_share // params.batch_size)):  # as many on every rank: they agree on stopping
+        if number % STOP_STEPS == 0 and group.any(stop_requested()):
+            run.model.train()
+            return False
+        crops = next(batches, None)
+        if crops is None:
+            continue
+        with torch.autocast(group.device.type, run.precision, enabled=run.precision != torch.float32):
+            scores = run.model(run.prepare(crops.images.to(group.device, non_blocking=True)))
+        counts.add(scores, crops.labels.to(group.device, non_blocking=True))
+    run.model.train()
+    values = Counts(group.sum_(counts.total)).values()
+    if values["num_images"] != len(split):
+        raise AssertionError(f"validated {values['num_images']} of {len(split)} images")
+    if not math.isfinite(values["loss"]):
+        raise Refused(
+            f"step {state.step}: the validation loss is not finite; training has diverged at learning rate "
+            f"{run.schedule.rate(state.step - 1):g}. Earlier checkpoints are good. Lower train.learning_rate or "
+            "lengthen the warm-up."
+        )
+    trained = Counts(group.sum_(run.epoch.total)).values()
+    run.epoch = Counts.zeros(group.device)
+    row = {
+        "step": state.step,
+        "learning_rate": run.schedule.rate(state.step - 1),
+        "train_loss": trained["loss"],
+        "train_top1_error": trained["top1_error"],
+        "val_loss": values["loss"],
+        "val_top1_error": values["top1_error"],
+        "val_top5_error": values["top5_error"],
+    }
+    state.history.append({"epoch": len(state.history) + 1, **row})
+    state.validated_step = state.step
+    run.schedule.validated(values["top1_error"])
+    if values["top1_error"] < state.best_error or not state.best_step:
+        state.best_error, state.best_step = values["top1_error"], state.step
+    watcher.point(state.step, {f"val/{name}": values[name] for name in ("loss", "top1_error", "top5_error")})
+    log.info(
+        "epoch %d, step %d: train loss %.4f, top-1 error %.2f %%; val loss %.4f, top-1 %.2f %%, top-5 %.2f %%",
+        len(state.history), state.step, trained["loss"], 100 * trained["top1_error"],
+        values["loss"], 100 * values["top1_error"], 100 * values["top5_error"],
+    )  # fmt: skip
+    return True
+
+
+def warn_if_stuck(run: Run, num_classes: int) -> None:
+    """Deep nets with small first weights stay at ln(classes) for ever: say so after the first epoch."""
+    history = run.state.history
+    chance = math.log(num_classes)
+    if len(history) == 1 and STUCK < min(history[0]["train_loss"], history[0]["val_loss"]) / chance < 2 - STUCK:
+        log.warning(
+            "the loss (%.4f) is stuck at ln(classes) = %.4f: with init %r and learning rate %g this network may never "
+            "start to learn. Init 'kaiming' or 'shallower', or a warm-up of one epoch, is the usual cure.",
+            history[0]["val_loss"], chance, run.params.init, run.params.learning_rate,
+        )  # fmt: skip
+
+
+def arithmetic(
+    params: TrainParams, group: Group, num_images: int, num_steps: int, schedule: Schedule, precision: torch.dtype
+) -> str:
+    """The numbers of the run, so that a reader can check them by hand."""
+    share = params.batch_size / group.world_size
+    return (
+        f"{num_images:,} images · {params.batch_size} a step ({share:g} × {group.world_size} ranks, "
+        f"{group.device.type}, {str(precision).removeprefix('torch.')}) · "
+        f"{num_images / params.batch_size:,.1f} steps an epoch · "
+        f"{params.epochs} epochs = {num_steps:,} steps\n{schedule.describe()}"
+    )
+
+
+def curves(state: dict[str, Any]) -> Iterator[list[str]]:
+    """The history as rows of a CSV, header first."""
+    rows = state["history"]
+    if rows:
+        yield list(rows[0])
+        for row in rows:
+            yield [f"{value:.6g}" if isinstance(value, float) else str(value) for value in row.values()]
