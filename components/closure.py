@@ -1,0 +1,65 @@
+"""The science closure of a stage: the files of vgg/ that its program imports, directly or not.
+
+dvc.yaml lists exactly these as code dependencies, the stage's image tag is their hash, and a training run remembers
+them, so that everything re-runs what changed and nothing else.  `python -m components.closure train` prints them.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("vgg", "components")
+
+
+def closure(stage: str) -> list[str]:
+    """Paths of the stage's science, relative to the repository, sorted: 'vgg/train.py', ..."""
+    reached, waiting = set(), [f"components.{stage}.__main__"]
+    while waiting:
+        module = waiting.pop()
+        path = _path(module)
+        if path is None or path in reached:
+            continue
+        reached.add(path)
+        waiting += _imports(path)
+    return sorted(str(p.relative_to(ROOT)) for p in reached if p.is_relative_to(ROOT / "vgg"))
+
+
+def fingerprints(stage: str) -> dict[str, str]:
+    """sha256 of every file of the closure, without comments and layout: only what the interpreter sees counts.
+
+    DVC and image tags go by bytes; this is what a training run compares before it is continued.
+    """
+    return {name: hashlib.sha256(_meaning(ROOT / name)).hexdigest() for name in closure(stage)}
+
+
+def _meaning(path: Path) -> bytes:
+    return ast.dump(ast.parse(path.read_bytes())).encode()
+
+
+def _path(module: str) -> Path | None:
+    base = ROOT.joinpath(*module.split("."))
+    return next((p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()), None)
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """Modules of our packages that a file imports anywhere, with the packages around them."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] in PACKAGES:
+                yield from (".".join(parts[:n]) for n in range(1, len(parts) + 1))
+
+
+if __name__ == "__main__":
+    print("\n".join(closure(sys.argv[1])))

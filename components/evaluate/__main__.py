@@ -1,0 +1,80 @@
+"""Stage 3 of 4: a trained network and shards → the paper's evaluation, predictions of every image, plots."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from components import program
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = program.StageParser("evaluate", __doc__)
+    flags.add_argument("--shards", required=True, metavar="DIR", help="in: the shard stage's output")
+    flags.add_argument("--checkpoint", required=True, metavar="DIR", help="in: the train stage's output")
+    flags.add_argument("--predictions", required=True, metavar="DIR", help="out: predictions.npy, confusion, mistakes")
+    flags.add_argument("--metrics", required=True, metavar="FILE", help="out: errors of every mode, JSON; written last")
+    program.add_executor_output(flags)
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    from vgg.params import load
+    from vgg.params.evaluate import EvaluateParams
+
+    params = load(args.params, "evaluate", EvaluateParams)
+    from components import closure, progress, provenance, storage, tracking
+    from components.evaluate import report
+    from components.evaluate.table import table
+    from vgg import manifest
+    from vgg.checkpoint import Trained
+    from vgg.distributed import joined
+    from vgg.evaluate import evaluate
+    from vgg.index import ShardSet
+
+    shards, trained = (
+        ShardSet(storage.locate(args.shards)),
+        Trained.open(storage.locate(args.checkpoint), params.weights),
+    )
+    storage.expect(args.shards, shards.digest)
+    storage.expect(args.checkpoint, trained.digest)
+    shards.verify()
+    inputs = {"shards": shards.digest, "checkpoint": trained.digest}
+    identity = {"evaluate": params.model_dump(), "code": closure.fingerprints("evaluate"), **inputs}
+    directory = storage.locate(args.predictions, identity)
+    with (
+        joined() as group,
+        program.only_writer(directory),
+        tracking.Tracker("evaluate", manifest.digest_of(identity), provenance.lineage(args.params)) as tracker,
+    ):
+        tracker.params({"evaluate": params.model_dump(), "train": trained.manifest["run"]["train"]})
+        tracker.tags(provenance.tags(provenance.record("evaluate", params.model_dump(), inputs)))
+        profile = {"num_images": len(shards.split("val")), "num_classes": len(shards.wnids)}
+        tracker.dataset(shards.manifest["dataset"], args.shards, shards.digest, "eval", profile)
+        with progress.Progress("evaluate") as bar:
+            evaluation = evaluate(params, trained, shards, group, bar)
+        metrics = {
+            **evaluation.metrics,
+            "weights_sha256": trained.weights_sha256,
+            "data_digest": shards.digest,
+            "classes_sha256": shards.classes_sha256,
+        }
+        predictions = report.write(directory, shards, evaluation, params.model_dump())
+        headline = {name: metrics[name] for name in ("top1_error", "top5_error", "loss")}
+        tracker.metrics({f"eval/{name}": value for name, value in headline.items()})
+        modes = {f"eval/{mode}/{name}": r[name] for mode, r in metrics["modes"].items() for name in headline}
+        tracker.metrics(modes, "child")
+        tracker.note(f"```\n{table(metrics)}\n```")
+        for name in report.FOR_PEOPLE:
+            tracker.artifact(directory / name, "eval")
+        manifest.write_json(Path(args.metrics), metrics)
+    program.write_executor_output(
+        args.executor_output, {"predictions": storage.address(directory, predictions)}, metrics, Path(args.metrics)
+    )
+    program.log.info("%s", table(metrics))
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -1,0 +1,107 @@
+"""What an evaluation leaves for people: the confusion of classes, the mistakes it is surest of, a table."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vgg import manifest
+from vgg.evaluate import Evaluation
+from vgg.index import ShardSet
+
+SCHEMA = "vgg.predictions/1"
+FOR_PEOPLE = ("confusion.png", "confusion.csv", "mistakes.png", "mistakes.csv")
+MAX_CLASSES = 30  # rows of the confusion plot: the classes most often mistaken, where there are more
+MAX_MISTAKES, COLUMNS = 32, 8  # of the picture of mistakes
+
+
+def write(directory: Path, shards: ShardSet, evaluation: Evaluation, params: dict[str, Any]) -> str:
+    """Write predictions.npy and the files for people, then the manifest; returns the directory's digest."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / manifest.NAME).unlink(missing_ok=True)
+    rows = evaluation.predictions
+    manifest.write_atomically(directory / "predictions.npy", lambda file: np.save(file, rows, allow_pickle=False))
+    guesses = rows["modes"]["classes"][:, -1, 0]
+    confusion = np.zeros((len(shards.wnids),) * 2, np.int64)
+    np.add.at(confusion, (rows["label"], guesses), 1)
+    _write_confusion(directory, shards, confusion)
+    _write_mistakes(directory, shards, rows, evaluation.modes[-1])
+    entries = [manifest.file_entry(directory, name) for name in ("predictions.npy", *FOR_PEOPLE)]
+    made = manifest.write(directory, SCHEMA, {"evaluate": params, "metrics": evaluation.metrics}, entries)
+    return manifest.directory_digest(directory, made)
+
+
+def _write_confusion(directory: Path, shards: ShardSet, confusion: np.ndarray) -> None:
+    from matplotlib import pyplot
+
+    pairs = sorted(((int(confusion[t, g]), t, g) for t, g in np.argwhere(confusion) if t != g), reverse=True)
+    lines = ["count,true,guessed", *(f"{n},{shards.wnids[t]},{shards.wnids[g]}" for n, t, g in pairs)]
+    text = "\n".join(lines) + "\n"
+    manifest.write_atomically(directory / "confusion.csv", lambda file: file.write(text.encode()))
+
+    mistaken = confusion.sum(1) - confusion.diagonal()
+    shown = np.sort(np.argsort(-mistaken, kind="stable")[:MAX_CLASSES])
+    part = confusion[np.ix_(shown, shown)]
+    share = part / np.maximum(confusion[shown].sum(1, keepdims=True), 1)
+    names = [shards.class_names[c] for c in shown]
+    side = 2.5 + 0.38 * len(shown)
+    figure, axes = pyplot.subplots(figsize=(side, side), layout="constrained")
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(part):
+        if count:
+            colour = "white" if share[row, column] > 0.5 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("guessed")
+    axes.set_ylabel("true")
+    total = int(confusion.sum())
+    title = f"{total - int(confusion.trace()):,} of {total:,} images mistaken"
+    axes.set_title(title if len(shown) == len(confusion) else f"{title}; the {len(shown)} classes most mistaken")
+    _save(figure, directory / "confusion.png")
+
+
+def _write_mistakes(directory: Path, shards: ShardSet, rows: np.ndarray, mode: str) -> None:
+    from matplotlib import pyplot
+
+    split = shards.split("val")
+    headline = rows["modes"][:, -1]
+    wrong = np.flatnonzero(headline["rank"] > 0)
+    wrong = wrong[np.argsort(-headline["probabilities"][wrong, 0], kind="stable")]
+    lines = ["key,true,guessed,probability"]
+    for i in wrong:
+        guess, probability = headline["classes"][i, 0], headline["probabilities"][i, 0]
+        number, label = int(rows["number"][i]), rows["label"][i]
+        lines.append(f"{split.key(number)},{shards.wnids[label]},{shards.wnids[guess]},{probability:.4f}")
+    text = "\n".join(lines) + "\n"
+    manifest.write_atomically(directory / "mistakes.csv", lambda file: file.write(text.encode()))
+
+    rows_shown = -(-max(1, min(len(wrong), MAX_MISTAKES)) // COLUMNS)
+    size = (2 * COLUMNS, 0.5 + 2.4 * rows_shown)
+    figure, grid = pyplot.subplots(rows_shown, COLUMNS, figsize=size, layout="constrained", squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, i in zip(grid.flat, wrong, strict=False):
+        number = int(rows["number"][i])
+        axes.imshow(np.asarray(Image.open(io.BytesIO(split.read(number))).convert("RGB")))
+        guess = shards.class_names[headline["classes"][i, 0]]
+        truth, probability = shards.class_names[rows["label"][i]], headline["probabilities"][i, 0]
+        axes.set_title(f"{guess} {100 * probability:.0f} %\nis {truth}", fontsize=8)
+    figure.suptitle(f"{len(wrong):,} of {len(rows):,} images mistaken ({mode}); the surest mistakes first")
+    _save(figure, directory / "mistakes.png")
+
+
+def _save(figure: Any, path: Path) -> None:
+    from matplotlib import pyplot
+
+    manifest.write_atomically(
+        path, lambda file: figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
+    )
+    pyplot.close(figure)

@@ -1,0 +1,17 @@
+"""The errors of every mode as text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def table(metrics: dict[str, Any]) -> str:
+    """The errors of every mode, for a terminal."""
+    width = max(len(mode) for mode in metrics["modes"])
+    lines = [f"{'mode':{width}}  top-1 error  top-5 error    loss   images"]
+    for mode, result in metrics["modes"].items():
+        lines.append(
+            f"{mode:{width}}  {100 * result['top1_error']:9.2f} %  {100 * result['top5_error']:9.2f} %  "
+            f"{result['loss']:6.4f}  {result['num_images']:7,}{'  ← headline' if mode == metrics['headline'] else ''}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,138 @@
+"""What the four programs have in common: arguments, exit codes, one writer per output, stopping, executor output."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from vgg.errors import Preempted, Problem, StorageFailure, WrongParameters
+
+log = logging.getLogger("vgg")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with the exit code of the contract for wrong usage."""
+
+    def __init__(self, module: str, description: str | None) -> None:
+        super().__init__(f"python -m {module}", None, description, formatter_class=argparse.RawTextHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        sys.exit(WrongParameters.exit_code)
+
+
+class StageParser(Parser):
+    """The arguments of a stage: --params first."""
+
+    def __init__(self, stage: str, description: str | None) -> None:
+        super().__init__(f"components.{stage}", description)
+        self.add_argument(
+            "--params",
+            required=True,
+            help=f"params.yaml, or its section {stage!r} as JSON (python -m vgg.params explains)",
+        )
+
+
+def add_executor_output(parser: argparse.ArgumentParser) -> None:
+    """Last of all flags: where Kubeflow wants to hear of outputs and metrics."""
+    parser.add_argument("--executor-output", metavar="FILE", help="Kubeflow's ExecutorOutput JSON; set by the pipeline")
+
+
+def run(work: Callable[[], None]) -> NoReturn:
+    """Do a program's work and exit with the code of the contract.  A user's mistake is one message, no traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("alembic", "mlflow", "matplotlib", "botocore", "PIL"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what can be stopped more gently sets its own
+    try:
+        work()
+    except Problem as problem:
+        print(f"{'' if isinstance(problem, Preempted) else 'error: '}{problem}", file=sys.stderr)
+        sys.exit(problem.exit_code)
+    except OSError as error:  # what is not foreseen is still a path and a reason, not a traceback
+        if error.filename is None:
+            raise
+        print(
+            f"error: {error.filename}: {error.strerror}. Check that it exists, is writable and has room.",
+            file=sys.stderr,
+        )
+        sys.exit(StorageFailure.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(Preempted.exit_code)
+    sys.exit(0)
+
+
+@contextlib.contextmanager
+def only_writer(directory: Path) -> Iterator[None]:
+    """Hold the lease of an output directory; a killed holder loses it by itself.
+
+    Raises Preempted (run again) while another process writes there.
+    """
+    directory = directory.resolve()  # the name of "." is empty
+    path = directory.with_name(directory.name + ".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise Preempted(
+                f"{directory}: process {file.read().strip()} is writing there; wait for it or stop it"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+class StopSignal:
+    """Whether this process has been asked to stop (SIGTERM, Ctrl-C).  A second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.received = False
+        signal.signal(signal.SIGTERM, self._receive)
+        signal.signal(signal.SIGINT, self._receive)
+
+    def _receive(self, _number: int, _frame: FrameType | None) -> None:
+        self.received = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __call__(self) -> bool:
+        return self.received
+
+    def raise_if_received(self) -> None:
+        if self.received:
+            raise Preempted("stopped before training began; run again")
+
+
+def write_executor_output(
+    path: str | None, parameters: dict[str, str], metrics: dict[str, Any], metrics_path: Path
+) -> None:
+    """Tell Kubeflow of output parameters and metrics, in the one form the cluster and kfp.local both read."""
+    if path is None:
+        return
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    artifact = {"name": "metrics", "uri": _uri(str(metrics_path)), "metadata": numbers}
+    output = {"parameterValues": parameters, "artifacts": {"metrics": {"artifacts": [artifact]}}}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(output))
+
+
+def _uri(path: str) -> str:
+    """The object a launcher's local path stands for: /s3/bucket/key is s3://bucket/key."""
+    for scheme in ("s3", "minio", "gcs"):
+        if path.startswith(f"/{scheme}/"):
+            return f"{'gs' if scheme == 'gcs' else scheme}://{path.removeprefix(f'/{scheme}/')}"
+    return path

@@ -1,0 +1,111 @@
+"""A model version's files: weights, how to use them, where they come from, a card for people."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from components.evaluate.report import SCHEMA as PREDICTIONS_SCHEMA
+from vgg import manifest
+from vgg.checkpoint import Trained
+from vgg.errors import Refused
+from vgg.index import ShardSet
+
+REQUIREMENTS = (
+    "mlflow",
+    "torch",
+    "numpy",
+    "pandas",
+    "pillow",
+    "pydantic",
+    "ruamel.yaml",
+    "safetensors",
+    "google-crc32c",
+)
+NUM_PROBES = 8  # validation images the packaged model must answer as the evaluation did
+
+
+@dataclass(frozen=True)
+class Package:
+    """Everything a version is made from, verified to belong together."""
+
+    shards: ShardSet
+    trained: Trained
+    predictions: np.ndarray
+    predictions_digest: str
+    evaluation: dict[str, Any]
+    evaluate_params: dict[str, Any]
+
+    @classmethod
+    def open(cls, shards: Path, checkpoint: Path, predictions: Path, evaluation: dict[str, Any]) -> Package:
+        """Raises Refused if the evaluation is of other weights or other images."""
+        opened = ShardSet(shards)
+        about = manifest.read(predictions, PREDICTIONS_SCHEMA)
+        for entry in about["files"]:
+            manifest.verify_file(predictions, entry)
+        trained = Trained.open(checkpoint, about["evaluate"]["weights"])
+        if evaluation["weights_sha256"] != trained.weights_sha256:
+            raise Refused(f"the evaluation is of other weights than {checkpoint} holds. Run the evaluate stage again.")
+        if evaluation["data_digest"] != opened.digest:
+            raise Refused(f"the evaluation was made on other shards than {shards} holds. Run the evaluate stage again.")
+        if {name: evaluation.get(name) for name in about["metrics"]} != about["metrics"]:
+            raise Refused(f"the evaluation's numbers are not those of {predictions}. Run the evaluate stage again.")
+        rows = np.load(predictions / "predictions.npy", allow_pickle=False)
+        return cls(opened, trained, rows, manifest.directory_digest(predictions, about), evaluation, about["evaluate"])
+
+    def write(self, directory: Path, provenance: dict[str, Any]) -> dict[str, str]:
+        """Write the files of the version; returns their paths by name."""
+        directory.mkdir(parents=True, exist_ok=True)
+        network = {
+            "network": self.trained.manifest["network"],
+            "pixels": self.trained.manifest["pixels"],
+            "classes": self.trained.manifest["classes"],
+            "evaluate": self.evaluate_params,
+            "max_pixels": self.shards.manifest["parameters"]["max_pixels"],
+            "weights_sha256": self.trained.weights_sha256,
+        }
+        shutil.copyfile(self.trained.step.path / "weights.safetensors", directory / "weights.safetensors")
+        manifest.write_json(directory / "network.json", network)
+        manifest.write_json(directory / "provenance.json", provenance)
+        card = self.card(provenance)
+        manifest.write_atomically(directory / "MODEL_CARD.md", lambda file: file.write(card.encode()))
+        names = {
+            "weights": "weights.safetensors",
+            "network": "network.json",
+            "provenance": "provenance.json",
+            "card": "MODEL_CARD.md",
+        }
+        return {name: str(directory / file) for name, file in names.items()}
+
+    def card(self, provenance: dict[str, Any]) -> str:
+        network, result, git = self.trained.manifest["network"], self.evaluation, provenance["code"]["git"]
+        rows = "\n".join(
+            f"| {mode} | {100 * r['top1_error']:.2f} | {100 * r['top5_error']:.2f} |"
+            for mode, r in result["modes"].items()
+        )
+        return (
+            f"# VGG, configuration {network['configuration']}{' with batch norm' if network['batch_norm'] else ''}\n\n"
+            f"{network['num_classes']} classes of {self.shards.manifest['dataset']}, trained on crops of "
+            f"{network['input_size']} pixels. Input: the bytes of a JPEG. Headline: {result['headline']}, "
+            f"{result['num_images']:,} validation images.\n\n"
+            f"| mode | top-1 error % | top-5 error % |\n|---|---|---|\n{rows}\n\n"
+            f"Weights sha256 `{self.trained.weights_sha256}`, shards `{self.shards.digest}`, commit `{git['commit']}`"
+            f"{' (dirty)' if git['dirty'] else ''}.\n"
+        )
+
+    def probes(self) -> tuple[list[bytes], np.ndarray, np.ndarray]:
+        """Some validation JPEGs with the headline mode's best class and its probability."""
+        split = self.shards.split("val")
+        numbers = np.linspace(0, len(split) - 1, min(NUM_PROBES, len(split))).astype(int)
+        headline = self.predictions["modes"][numbers, -1]
+        return [split.read(int(n)) for n in numbers], headline["classes"][:, 0], headline["probabilities"][:, 0]
+
+
+def requirements() -> list[str]:
+    """Exact pins of what the packaged model imports."""
+    return [f"{name}=={version(name)}" for name in REQUIREMENTS]

@@ -1,0 +1,170 @@
+"""The MLflow model registry: one version per set of weights, one champion.
+
+MLflow has neither compare-and-swap nor idempotent calls, so a version is searched by the sha256 of its weights before
+one is made.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from components import tracking
+from components.closure import ROOT
+from components.register.package import Package, requirements
+from vgg.errors import Refused, Unreachable
+
+log = logging.getLogger("vgg.register")
+
+CHAMPION, PREVIOUS = "champion", "previous"
+PROBABILITY_TOLERANCE = 0.02  # bf16 and batch sizes differ between evaluation and serving
+
+
+@dataclass(frozen=True)
+class Champion:
+    version: str
+    weights_sha256: str
+    evaluation: dict[str, Any]
+
+
+@contextmanager
+def open_registry(name: str) -> Iterator[Registry]:
+    """MLflow is ours alone meanwhile.  Raises Unreachable if the server cannot be reached."""
+    with tracking.MLFLOW, _unreachable():
+        yield Registry(name)
+
+
+@contextmanager
+def _unreachable() -> Iterator[None]:
+    import requests
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import OperationalError
+
+    try:
+        yield
+    except (requests.exceptions.ConnectionError, OperationalError) as error:
+        raise Unreachable(
+            f"MLflow at {tracking.tracking_uri()}: {error}. Start it, or set MLFLOW_TRACKING_URI."
+        ) from error
+    except MlflowException as error:
+        if isinstance(error.__cause__, requests.exceptions.RequestException) or "API request to" in str(error):
+            raise Unreachable(
+                f"MLflow at {tracking.tracking_uri()}: {error}. Start it, or set MLFLOW_TRACKING_URI."
+            ) from error
+        raise
+
+
+class Registry:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.client = tracking.connect()
+
+    def champion(self) -> Champion | None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = self.client.get_model_version_by_alias(self.name, CHAMPION)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+        return Champion(found.version, found.tags["weights_sha256"], json.loads(found.tags["evaluation"]))
+
+    def register(self, package: Package, provenance: dict[str, Any], tracker: tracking.Tracker) -> tuple[str, bool]:
+        """(version, whether it was made now)."""
+        for found in self.client.search_model_versions(f"name = '{self.name}'"):
+            if found.tags.get("weights_sha256") == package.trained.weights_sha256:
+                return found.version, False
+        return self._make(package, provenance, tracker.run_id(self.client)), True
+
+    def _make(self, package: Package, provenance: dict[str, Any], run_id: str) -> str:
+        import mlflow
+        import pandas as pd
+
+        example = pd.DataFrame({"image": package.probes()[0][:1]})
+        with tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_id=run_id):
+            files = package.write(Path(scratch), provenance)
+            logged = mlflow.pyfunc.log_model(
+                name=self.name,
+                python_model=str(Path(__file__).with_name("served.py")),
+                artifacts=files,
+                code_paths=[str(ROOT / "vgg")],
+                signature=_signature(),
+                input_example=(example, {"top_k": 5}),
+                pip_requirements=requirements(),
+            )
+        serving_check(logged.model_uri, package)
+        result = package.evaluation
+        evaluation = {
+            name: result[name] for name in ("headline", "top1_error", "top5_error", "num_images", "data_digest")
+        }
+        tags = {
+            "weights_sha256": package.trained.weights_sha256,
+            "evaluation": json.dumps(evaluation, sort_keys=True),
+            "git.commit": str(provenance["code"]["git"]["commit"]),
+            "data.digest": package.shards.digest,
+            "provenance": json.dumps(provenance, sort_keys=True),
+        }
+        made = mlflow.register_model(logged.model_uri, self.name, tags=tags)
+        self.client.update_registered_model(self.name, "VGG (arXiv 1409.1556): JPEG bytes to classes")
+        self.client.update_model_version(self.name, made.version, package.card(provenance))
+        return str(made.version)
+
+    def promote(self, version: str, champion: Champion | None) -> None:
+        if champion and champion.version != version:
+            self.client.set_registered_model_alias(self.name, PREVIOUS, champion.version)
+        self.client.set_registered_model_alias(self.name, CHAMPION, version)
+
+
+def _signature() -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array
+
+    outputs = {
+        "classes": DataType.long,
+        "wnids": DataType.string,
+        "names": DataType.string,
+        "probabilities": DataType.double,
+    }
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.binary, "image")]),
+        outputs=Schema([ColSpec(Array(kind), name) for name, kind in outputs.items()]),
+        params=ParamSchema([ParamSpec("top_k", DataType.long, 5)]),
+    )
+
+
+def serving_check(uri: str, package: Package) -> None:
+    """Load the packaged model as a server would, and ask it what the evaluation answered.
+
+    Raises Refused if it answers otherwise, or takes garbage for an image.
+    """
+    import mlflow
+    import pandas as pd
+
+    jpegs, classes, probabilities = package.probes()
+    model = mlflow.pyfunc.load_model(uri)
+    answers = model.predict(pd.DataFrame({"image": jpegs}), params={"top_k": 1})
+    served = np.array([row[0] for row in answers["classes"]])
+    difference = np.abs(np.array([row[0] for row in answers["probabilities"]]) - probabilities)
+    near_tie = probabilities < 0.5 + PROBABILITY_TOLERANCE  # another class may be as likely
+    if (((served != classes) & ~near_tie) | (difference > PROBABILITY_TOLERANCE)).any():
+        raise Refused(
+            f"serving check: the packaged model answers {served.tolist()}, the evaluation said {classes.tolist()} "
+            f"(probabilities differ by up to {difference.max():.3f}). No version was made."
+        )
+    try:
+        model.predict(pd.DataFrame({"image": [b"no image"]}))
+    except Exception as error:
+        if "not an image" not in str(error):
+            raise
+    else:
+        raise Refused("serving check: the packaged model takes garbage for an image. No version was made.")

@@ -1,0 +1,27 @@
+"""Stage 1 as a Kubeflow component: the same program with the same flags."""
+
+from typing import Any
+
+from kfp import dsl
+
+from components.images import reference
+
+
+@dsl.container_component
+def shard(
+    params: dict[str, Any],
+    images: str,
+    shards: dsl.OutputPath(str),  # type: ignore[valid-type]
+    metrics: dsl.Output[dsl.Metrics],
+) -> dsl.ContainerSpec:
+    return dsl.ContainerSpec(
+        image=reference("shard"),
+        command=["python", "-m", "components.shard"],
+        args=[
+            *("--params", params),
+            *("--images", images),
+            *("--shards", "store:shards/{key}"),
+            *("--metrics", metrics.path),
+            *("--executor-output", dsl.PIPELINE_TASK_EXECUTOR_OUTPUT_PATH_PLACEHOLDER),
+        ],
+    )

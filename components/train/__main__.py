@@ -1,0 +1,149 @@
+"""Stage 2 of 4: shards → a trained network.
+
+Continues by itself from the newest good checkpoint; SIGTERM saves and exits with 75.  Several GPUs of one machine:
+python -m components.launch 8 components.train …
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from components import program
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = program.StageParser("train", __doc__)
+    flags.add_argument("--shards", required=True, metavar="DIR", help="in: the shard stage's output")
+    flags.add_argument(
+        "--initial",
+        required=True,
+        metavar="DIR",
+        help="in: finished checkpoint, read only for init 'shallower' and 'checkpoint'",
+    )
+    flags.add_argument(
+        "--checkpoint", required=True, metavar="DIR", help="out: checkpoints; manifest.json when finished"
+    )
+    flags.add_argument("--curves", required=True, metavar="FILE", help="out: loss and error of every epoch, CSV")
+    flags.add_argument("--metrics", required=True, metavar="FILE", help="out: the last epoch, JSON; written last")
+    program.add_executor_output(flags)
+    flags.add_argument(
+        "--accept-code-change", action="store_true", help="continue an unfinished run though its code has changed since"
+    )
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    from vgg.params import load
+    from vgg.params.train import TrainParams
+
+    params = load(args.params, "train", TrainParams)
+    stop = program.StopSignal()
+    from components import closure, storage
+    from vgg.checkpoint import Trained
+    from vgg.distributed import joined
+    from vgg.index import ShardSet
+    from vgg.train import train
+
+    shards = ShardSet(storage.locate(args.shards))
+    storage.expect(args.shards, shards.digest)
+    code = closure.fingerprints("train")
+    initial = storage.locate(args.initial)
+    first = Trained.open(initial).weights_sha256 if params.init in ("shallower", "checkpoint") else None
+    identity = {"train": params.model_dump(), "shards": shards.digest, "initial": first, "code": code}
+    directory = storage.locate(args.checkpoint, identity)
+    with joined() as group:
+        shards.verify(group.local_rank, group.local_world_size, lambda *_: stop.raise_if_received())
+        if not group.is_first:
+            program.log.setLevel("WARNING")  # what all know is said once
+            train(params, shards, directory, initial, code, group, Silent(), stop, args.accept_code_change)
+            return
+        with program.only_writer(directory), Watching(args, params, shards, identity) as watching:
+            state = train(params, shards, directory, initial, code, group, watching, stop, args.accept_code_change)
+            finish(args, directory, state, watching)
+
+
+class Silent:
+    """What the other ranks tell of their progress."""
+
+    def progress(self, step: int, num_steps: int) -> None: ...
+    def point(self, step: int, values: dict[str, float]) -> None: ...
+
+
+class Watching:
+    """Rank 0: the bar, the curves in MLflow."""
+
+    def __init__(self, args: argparse.Namespace, params: Any, shards: Any, identity: Any) -> None:
+        from components import progress, provenance, tracking
+        from vgg import manifest
+
+        self.bar = progress.Progress("train", scale=params.batch_size, warm=True)
+        self.tracker = tracking.Tracker("train", manifest.digest_of(identity), provenance.lineage(args.params))
+        self.tracker.params({"train": params.model_dump(mode="json")})
+        self.tracker.tags(
+            provenance.tags(provenance.record("train", params.model_dump(mode="json"), {"shards": shards.digest}))
+        )
+        profile = {"num_images": len(shards.split("train")), "num_classes": len(shards.wnids)}
+        self.tracker.dataset(shards.manifest["dataset"], args.shards, shards.digest, "train", profile)
+        self.since = time.monotonic()
+        self.steps, self.batch_size = 0, params.batch_size
+
+    def __enter__(self) -> Watching:
+        self.tracker.__enter__()
+        self.bar.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.bar.__exit__(*exception)
+        self.tracker.__exit__(*exception)
+
+    def progress(self, step: int, num_steps: int) -> None:
+        self.steps += 1
+        self.bar(step, num_steps)
+
+    def point(self, step: int, values: dict[str, float]) -> None:
+        if "train/loss" in values:
+            now = time.monotonic()
+            values["perf/images_per_s"] = self.steps * self.batch_size / (now - self.since)
+            self.since, self.steps = now, 0
+            self.bar.figures(loss=values["train/loss"], error=values["train/top1_error"])
+        else:  # a validation: its time is not training's
+            self.since, self.steps = time.monotonic(), 0
+        self.tracker.point(step, values)
+
+
+def finish(args: argparse.Namespace, directory: Path, state: dict[str, Any], watching: Watching) -> None:
+    """Write the stage's outputs; the metrics last."""
+    from components import storage
+    from vgg import manifest
+    from vgg.checkpoint import Trained
+    from vgg.train import curves
+
+    trained = Trained.open(directory)
+    table = "\n".join(",".join(row) for row in curves(state)) + "\n"
+    manifest.write_atomically(Path(args.curves), lambda file: file.write(table.encode()))
+    last = state["history"][-1]
+    metrics = {
+        **last,
+        "best_step": state["best_step"],
+        "best_val_top1_error": state["best_error"],
+        "weights_sha256": trained.weights_sha256,
+    }
+    watching.tracker.metrics(
+        {"final/val_top1_error": last["val_top1_error"], "best/val_top1_error": state["best_error"]}
+    )
+    watching.tracker.tags({"vgg.weights_sha256": trained.weights_sha256}, to="both")
+    watching.tracker.artifact(Path(args.curves), "curves")
+    manifest.write_json(Path(args.metrics), metrics)
+    program.write_executor_output(
+        args.executor_output, {"checkpoint": storage.address(directory, trained.digest)}, metrics, Path(args.metrics)
+    )
+    program.log.info("%s: step %d, weights %s", directory, state["step"], trained.weights_sha256)
+
+
+if __name__ == "__main__":
+    program.run(main)

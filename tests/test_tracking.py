@@ -1,0 +1,152 @@
+"""MLflow at arm's length: a server that is away costs nothing and loses nothing; nothing is logged twice."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import environment
+
+from components import tracking
+from vgg.errors import Preempted
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in [n for n in os.environ if n.startswith(("MLFLOW_", "VGG_"))]:
+        monkeypatch.delenv(name)
+    # MLflow keeps the store of a URI for the life of the process: a relative one would be another test's
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.2)
+
+
+@contextmanager
+def server(directory: Path, port: int) -> Iterator[None]:
+    """A real `mlflow server` on loopback."""
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{directory}/server.db",
+        "--artifacts-destination", str(directory / "artifacts"),
+    ]  # fmt: skip
+    child = subprocess.Popen(
+        command,
+        cwd=directory,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield
+    finally:
+        os.killpg(child.pid, 15)
+        try:
+            child.wait(15)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, 9)
+            child.wait(5)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def histories(client) -> dict[str, list[tuple[int, float]]]:  # type: ignore[no-untyped-def]
+    """(step, value) of train/loss of every stage's run, in order, by stage."""
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT)
+    runs = client.search_runs([experiment.experiment_id])
+    return {
+        run.data.tags["vgg.stage"]: [
+            (m.step, m.value) for m in client.get_metric_history(run.info.run_id, "train/loss")
+        ]
+        for run in runs
+    }
+
+
+def test_parent_and_child_hold_what_is_compared(tmp_path: Path) -> None:
+    (tmp_path / "file.txt").write_text("x")
+    for stage in ("train", "register"):
+        with tracking.Tracker(stage, "k" * 64, "lineage") as tracker:
+            tracker.params({stage: {"rate": 0.1, "inner": {"deep": "x" * 900}}})
+            tracker.metrics({f"final/{stage}": 0.25})
+            tracker.dataset("tiny", "data/shards", "0" * 32 + ".dir", stage, {"num_images": 3})
+            tracker.artifact(tmp_path / "file.txt", "curves")
+    client = tracking.connect()
+    runs = client.search_runs([client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id])
+    by_stage = {run.data.tags["vgg.stage"]: run for run in runs}
+    assert set(by_stage) == {"pipeline", "train", "register"}
+    parent, child = by_stage["pipeline"], by_stage["train"]
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert parent.data.metrics == {"final/train": 0.25, "final/register": 0.25}
+    assert parent.data.params["train.rate"] == child.data.params["train.rate"] == "0.1"
+    assert child.inputs.dataset_inputs[0].dataset.digest == "0" * 32 + ".dir"
+    assert [f.path for f in client.list_artifacts(child.info.run_id, "curves")] == ["curves/file.txt"]
+    assert not any((tmp_path / ".tracking").iterdir())
+
+
+def test_a_server_that_comes_late_goes_away_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Points are made before, during and after an outage; then a resumed attempt repeats some.  One clean curve."""
+    port = free_port()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    monkeypatch.setattr(tracking, "GIVE_UP_SECONDS", 1.0)
+    started = time.monotonic()
+    with pytest.raises(Preempted), tracking.Tracker("train", "k" * 64, "lineage") as tracker:
+        for step in (20, 40):
+            tracker.point(step, {"train/loss": 1 / step})
+        assert time.monotonic() - started < 1, "a server that is away must not be waited for"
+        raise Preempted("stopped")
+    with server(tmp_path, port):
+        monkeypatch.setattr(tracking, "GIVE_UP_SECONDS", 30.0)
+        with pytest.raises(Preempted), tracking.Tracker("train", "k" * 64, "lineage") as tracker:
+            for step in (40, 60):  # the resumed attempt computes step 40 again
+                tracker.point(step, {"train/loss": 1 / step})
+            raise Preempted("stopped")
+        assert histories(tracking.connect())["train"] == [(20, 0.05), (40, 0.025), (60, 1 / 60)]
+    monkeypatch.setattr(tracking, "GIVE_UP_SECONDS", 1.0)
+    with tracking.Tracker("train", "k" * 64, "lineage") as tracker:
+        tracker.point(80, {"train/loss": 1 / 80})
+    with server(tmp_path, port):
+        assert tracking.replay(tmp_path / ".tracking") == 0
+        assert tracking.replay(tmp_path / ".tracking") == 0
+        assert histories(tracking.connect())["train"] == [(20, 0.05), (40, 0.025), (60, 1 / 60), (80, 0.0125)]
+        client = tracking.connect()
+        runs = client.search_runs([client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id])
+        assert {run.data.tags["vgg.stage"]: run.info.status for run in runs}["train"] == "FINISHED"
+
+
+def test_failure_and_an_injected_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = tracking.connect()
+    experiment = client.create_experiment("kubeflow")
+    parent = client.create_run(experiment)
+    child = client.create_run(experiment, tags={"mlflow.parentRunId": parent.info.run_id})
+    monkeypatch.setenv("MLFLOW_RUN_ID", child.info.run_id)
+    with pytest.raises(RuntimeError), tracking.Tracker("evaluate", "k" * 64, "lineage") as tracker:
+        tracker.metrics({"eval/top1_error": 0.5})
+        raise RuntimeError("broken")
+    assert client.get_run(child.info.run_id).info.status == "FAILED"
+    assert client.get_run(child.info.run_id).data.tags["vgg.failure"] == "broken"
+    assert client.get_run(parent.info.run_id).data.metrics == {"eval/top1_error": 0.5}
+    assert client.get_experiment_by_name(tracking.EXPERIMENT) is None  # no rival hierarchy
+
+
+def test_a_line_cut_off_by_a_kill_is_mended(tmp_path: Path) -> None:
+    journal = tracking.Journal(tmp_path / "j")
+    journal.append({"kind": "tags", "values": {}})
+    with open(journal.path, "ab") as file:
+        file.write(b'{"kind":"met')
+    assert [event["kind"] for event, _ in tracking.Journal(tmp_path / "j").events()] == ["tags"]
