@@ -1,0 +1,1 @@
+"""The chain of the four components, and how to submit it."""

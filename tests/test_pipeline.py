@@ -1,0 +1,294 @@
+"""The two orchestrators are held together: same programs, flags, parameters, code dependencies; right layers."""
+
+import argparse
+import importlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, environment, flags, program
+from ruamel.yaml import YAML
+
+from components.closure import closure, fingerprints
+from components.storage import locate
+from vgg.checkpoint import Trained
+from vgg.errors import WrongParameters
+from vgg.params import STAGES, load, section_model
+
+yaml = YAML(typ="safe", pure=True)
+DVC = yaml.load(ROOT / "dvc.yaml")["stages"]
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The compiled pipeline, twice compiled and byte for byte the same: [pipeline spec, platform spec]."""
+    paths = [tmp_path_factory.mktemp("kfp") / name for name in ("a.yaml", "b.yaml")]
+    for path in paths:
+        done = subprocess.run(
+            [sys.executable, "-m", "pipelines.submit", "--compile", str(path)],
+            cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    return list(yaml.load_all(paths[0]))
+
+
+def parser(stage: str) -> argparse.ArgumentParser:
+    return importlib.import_module(f"components.{stage}.__main__").parser()
+
+
+def words_of_dvc(stage: str) -> list[str]:
+    command = DVC[stage]["cmd"].split()
+    assert command[:3] == ["python", "-m", f"components.{stage}"]
+    return command[3:]
+
+
+def words_of_kubeflow(package: list[dict[str, Any]], stage: str) -> list[str]:
+    """The component's arguments, its parameters placeholder replaced as Kubeflow does: all numbers floats."""
+    container = package[0]["deploymentSpec"]["executors"][f"exec-{stage}"]["container"]
+    assert container["command"][:2] == ["python", "-m"]
+    assert container["command"][-1] == f"components.{stage}"
+    section = load(str(ROOT / "params.yaml"), stage, section_model(stage)).model_dump()
+    floats = json.dumps(json.loads(json.dumps(section), parse_int=float))
+    return [floats if word == "{{$.inputs.parameters['params']}}" else word for word in container["args"]]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_both_roads_give_a_program_the_same_flags_and_parameters(stage: str, package: list[dict[str, Any]]) -> None:
+    roads = [words_of_dvc(stage), words_of_kubeflow(package, stage)]
+    flags = [[word for word in words if word.startswith("--")] for words in roads]
+    assert flags[0] == [flag for flag in flags[1] if flag != "--executor-output"]
+    assert flags[1][-1] == "--executor-output"
+    assert flags[0][0] == "--params"
+    parsed = [vars(parser(stage).parse_args(words)) for words in roads]
+    loaded = [
+        load(str(ROOT / p["params"]) if p["params"] == "params.yaml" else p["params"], stage, section_model(stage))
+        for p in parsed
+    ]
+    assert loaded[0] == loaded[1]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_depends_on_the_whole_section_and_exactly_the_science(stage: str) -> None:
+    assert DVC[stage]["params"] == [stage]
+    assert [dep for dep in DVC[stage]["deps"] if dep.endswith(".py")] == closure(stage)
+
+
+def test_stages_are_chained_alike(package: list[dict[str, Any]]) -> None:
+    """What a stage reads is what an earlier one writes, in dvc.yaml and between the tasks."""
+    tasks = package[0]["root"]["dag"]["tasks"]
+    made: dict[str, str] = {}
+    for stage in STAGES:
+        reads = {made[dep] for dep in DVC[stage]["deps"] if dep in made}
+        assert set(tasks[stage].get("dependentTasks", [])) == reads
+        outputs = [*DVC[stage].get("outs", []), *DVC[stage]["metrics"]]
+        made |= {(next(iter(out)) if isinstance(out, dict) else out): stage for out in outputs}
+
+
+def test_editing_evaluation_never_retrains() -> None:
+    trains = set(closure("train"))
+    for stage in ("evaluate", "register"):
+        own = {"vgg/dense.py", "vgg/evaluate.py", "vgg/params/evaluate.py"}
+        assert own <= set(closure(stage))
+        assert not own & trains
+    assert "vgg/shards.py" not in trains
+    assert not {"vgg/train.py", "vgg/run.py", "vgg/schedule.py", "vgg/stream.py"} & set(closure("evaluate"))
+
+
+def test_a_comment_is_no_change_of_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(ROOT / "vgg", tmp_path / "vgg")
+    shutil.copytree(ROOT / "components", tmp_path / "components")
+    monkeypatch.setattr("components.closure.ROOT", tmp_path)
+    before = fingerprints("train")
+    path = tmp_path / "vgg/schedule.py"
+    path.write_text(path.read_text() + "\n# a remark\n")
+    assert fingerprints("train") == before
+    path.write_text(path.read_text() + "\nX = 1\n")
+    assert [name for name in before if fingerprints("train")[name] != before[name]] == ["vgg/schedule.py"]
+
+
+def test_the_package_holds_no_number_of_the_science_and_nothing_secret(package: list[dict[str, Any]]) -> None:
+    parameters = package[0]["root"]["inputDefinitions"]["parameters"]
+    for stage in STAGES:
+        assert parameters[stage] == {"parameterType": "STRUCT"}  # no default
+    text = json.dumps(package)
+    for leaf in ("kaiming", "0.0005", "vgg16-digits", "learning_rate"):
+        assert leaf not in text
+    assert ":latest" not in text
+
+
+def test_every_task_is_hardened(package: list[dict[str, Any]]) -> None:
+    kubernetes = package[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    for stage in STAGES:
+        executor = package[0]["deploymentSpec"]["executors"][f"exec-{stage}"]["container"]
+        task = package[0]["root"]["dag"]["tasks"][stage]
+        platform = kubernetes[f"exec-{stage}"]
+        assert re.fullmatch(rf"localhost/vgg-\w+:{stage}-[0-9a-f]{{16}}", executor["image"])
+        assert {"resourceCpuLimit", "resourceMemoryLimit"} <= executor["resources"].keys()
+        assert task["retryPolicy"]["maxRetryCount"] == 3
+        assert platform["securityContext"] == {"runAsUser": "65532", "runAsGroup": "65532", "runAsNonRoot": True}
+        assert int(platform["activeDeadlineSeconds"]) > 0
+        assert any(mount["mountPath"] == "/dev/shm" for mount in platform["emptyDirMounts"])
+        assert not executor.get("env") or all("MLFLOW" not in e["name"] for e in executor["env"])
+    caching = {stage: package[0]["root"]["dag"]["tasks"][stage]["cachingOptions"] for stage in STAGES}
+    assert caching["register"] == caching["shard"] == {}
+    assert caching["train"] == {"enableCache": True}
+
+
+LAYERS = {  # module imported by itself: what must not come with it
+    "vgg.train": ("kfp", "dvc", "mlflow", "boto3", "matplotlib"),
+    "vgg.evaluate": ("kfp", "dvc", "mlflow", "boto3", "matplotlib"),
+    "vgg.shards": ("torch", "kfp", "dvc", "mlflow", "boto3"),
+    "vgg.params": ("torch", "numpy", "kfp", "mlflow"),
+    "components.shard.__main__": ("kfp", "torch", "mlflow", "numpy", "pydantic"),
+    "components.train.__main__": ("kfp", "torch", "mlflow", "numpy", "pydantic"),
+    "components.evaluate.__main__": ("kfp", "torch", "mlflow", "numpy", "pydantic"),
+    "components.register.__main__": ("kfp", "torch", "mlflow", "numpy", "pydantic"),
+    "pipelines.imagenet": ("torch", "mlflow", "numpy"),
+    "pipelines.submit": ("torch", "mlflow", "kfp"),
+}
+
+
+@pytest.mark.parametrize("module", LAYERS)
+def test_layers(module: str) -> None:
+    script = f"import sys, {module}; print(*sorted(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert not set(LAYERS[module]) & set(done.stdout.split())
+
+
+def test_science_never_names_the_orchestrators() -> None:
+    """Lazy imports too, which the test of layers cannot see."""
+    forbidden = re.compile(r"^\s*(import|from) (kfp|dvc|mlflow|boto3|components|pipelines)\b", re.M)
+    for path in (ROOT / "vgg").rglob("*.py"):
+        assert not forbidden.search(path.read_text()), path
+    for stage in STAGES:
+        for path in (ROOT / "components" / stage).glob("*.py"):
+            if path.name != "component.py":
+                assert not re.search(r"^\s*(import|from) (kfp|dvc)\b", path.read_text(), re.M), path
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_is_quick_and_whole(stage: str) -> None:
+    import time
+
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", f"components.{stage}", "--help"],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert "--executor-output" in done.stdout
+    assert time.monotonic() - started < 5  # 0.06 s; heavy imports would take more than this
+
+
+def test_paths_and_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VGG_STORE", raising=False)
+    with pytest.raises(WrongParameters, match="VGG_STORE is not set"):
+        locate("store:shards")
+    monkeypatch.setenv("VGG_STORE", str(tmp_path))
+    first, second = (locate("store:shards/{key}", {"a": n}) for n in (1, 2))
+    assert first.parent == tmp_path / "shards"
+    assert first != second
+    assert locate("store:shards/x#" + "0" * 32 + ".dir") == tmp_path / "shards/x"
+    assert locate("C# photos") == Path("C# photos")
+    with pytest.raises(WrongParameters, match="only local folders"):
+        locate("s3://bucket/shards")
+
+
+def test_overrides_are_checked_before_anything_is_submitted() -> None:
+    from pipelines.submit import sections
+
+    found = sections(str(ROOT / "params.yaml"), ["train.epochs=1", "train.schedule.drop_epochs=[1, 2]"])
+    assert found["train"]["epochs"] == 1
+    assert found["train"]["schedule"]["drop_epochs"] == [1, 2]
+    for wrong in ("train.epoch=1", "train=3=4", "train.epochs", "train.epochs=many", "x.y=1"):
+        with pytest.raises(WrongParameters):
+            sections(str(ROOT / "params.yaml"), [wrong])
+
+
+def make_repository(where: Path) -> Path:
+    """Beside a params.yaml and images: this checkout as dvc repro sees it."""
+    for name in ("vgg", "components"):
+        shutil.copytree(ROOT / name, where / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (where / "data/initial").mkdir(parents=True)
+    (where / "images").rename(where / "data/images")
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(ROOT / name, where / name)
+    return where
+
+
+def test_dvc_repro_reruns_what_changed_and_nothing_else(images: Path, params_file: Path, tmp_path: Path) -> None:
+    """The real pipeline: run; again; after touching evaluation; after touching a comment of training."""
+    repo = make_repository(tmp_path)
+    env = environment(PATH=f"{Path(sys.executable).parent}:/usr/bin:/bin", GIT_CONFIG_GLOBAL="/dev/null")
+
+    def call(*command: str) -> str:
+        done = subprocess.run(command, cwd=repo, env=env, capture_output=True, text=True, timeout=110)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    call("git", "init", "-q")
+    call("dvc", "init", "-q")
+
+    def repro() -> list[str]:
+        said = call("dvc", "repro")
+        return [stage for stage in STAGES if f"Running stage '{stage}'" in said]
+
+    assert repro() == list(STAGES)
+    lock = yaml.load(repo / "dvc.lock")["stages"]
+    assert lock["shard"]["outs"][0]["md5"] == json.loads((repo / "metrics/shard.json").read_text())["digest"]
+    assert repro() == []
+    path = repo / "vgg/evaluate.py"
+    path.write_text(path.read_text().replace("TOP = 5", "TOP = 4 + 1"))
+    assert repro() == ["evaluate", "register"]
+    weights = lock["train"]["outs"][0]["md5"]
+    path = repo / "vgg/schedule.py"
+    path.write_text(path.read_text() + "\n# a remark\n")
+    assert repro() == ["train"]  # DVC sees bytes; the program sees the same code, and its network is finished
+    assert yaml.load(repo / "dvc.lock")["stages"]["train"]["outs"][0]["md5"] == weights
+
+
+LOCAL = """
+import json, sys
+from kfp import local
+from kfp.local import subprocess_task_handler as handler
+
+# kfp.local runs container components in containers only; the same commands run on this interpreter just as well
+assert hasattr(handler.SubprocessTaskHandler, "validate_not_container_component"), "kfp.local has changed"
+handler.SubprocessTaskHandler.validate_not_container_component = lambda self, command: None
+start = handler.run_local_subprocess
+here = json.loads(sys.argv[2])
+handler.run_local_subprocess = lambda full_command, env_vars: start(full_command, {**env_vars, **here})
+local.init(local.SubprocessRunner(use_venv=False), pipeline_root="outputs")
+
+from pipelines.imagenet import vgg_imagenet
+vgg_imagenet(**json.loads(sys.argv[1]))
+"""
+
+
+def test_kubeflow_and_dvc_make_the_same_network(images: Path, params_file: Path, tmp_path: Path) -> None:
+    """The pipeline itself, graph, placeholders, executor output, by kfp.local; then training as DVC calls it."""
+    store = tmp_path / "store"
+    arguments = {**json.loads(params_file.read_text()), "images": str(images)}
+    here = {"VGG_STORE": str(store), "VGG_JOURNAL": str(tmp_path / ".tracking")}
+    done = subprocess.run(
+        [sys.executable, "-c", LOCAL, json.dumps(arguments), json.dumps(here)],
+        cwd=tmp_path, env=environment(PATH=f"{Path(sys.executable).parent}:/usr/bin:/bin"),
+        capture_output=True, text=True, timeout=115,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "version 1 is champion" in done.stdout
+    assert len(list(tmp_path.glob("outputs/*/evaluate/executor_output.json"))) == 1
+    made, shards = (next(store.glob(f"{name}/*/manifest.json")).parent for name in ("checkpoints", "shards"))
+    (tmp_path / "shards").symlink_to(shards)
+    done = program("train", *flags("train", tmp_path, params_file), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert Trained.open(tmp_path / "model").weights_sha256 == Trained.open(made).weights_sha256
