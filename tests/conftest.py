@@ -137,7 +137,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 def program(
-    stage: str, *arguments: object, cwd: Path, timeout: float = 90, **env: str
+    stage: str, *arguments: object, cwd: Path, timeout: float = 150, **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a stage's program to its end."""
     command = [sys.executable, "-m", f"components.{stage}", *map(str, arguments)]

@@ -231,7 +231,7 @@ def test_dvc_repro_reruns_what_changed_and_nothing_else(images: Path, params_fil
     env = environment(PATH=f"{Path(sys.executable).parent}:/usr/bin:/bin", GIT_CONFIG_GLOBAL="/dev/null")
 
     def call(*command: str) -> str:
-        done = subprocess.run(command, cwd=repo, env=env, capture_output=True, text=True, timeout=110)
+        done = subprocess.run(command, cwd=repo, env=env, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -282,7 +282,7 @@ def test_kubeflow_and_dvc_make_the_same_network(images: Path, params_file: Path,
     done = subprocess.run(
         [sys.executable, "-c", LOCAL, json.dumps(arguments), json.dumps(here)],
         cwd=tmp_path, env=environment(PATH=f"{Path(sys.executable).parent}:/usr/bin:/bin"),
-        capture_output=True, text=True, timeout=115,
+        capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "version 1 is champion" in done.stdout

@@ -199,7 +199,7 @@ def test_ranks_together_make_the_step_of_one(
     launch = [sys.executable, "-m", "components.launch", str(world_size)]
     command = [*launch, "components.train", *map(str, flags("train", tmp_path, params_file))]
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment(OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=110
+        command, cwd=tmp_path, env=environment(OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr
     ours, alone = Trained.open(tmp_path / "model").step, Trained.open(tmp_path / "alone").step
