@@ -49,24 +49,17 @@ class Progress:
         """loss=0.3, error=0.01 and the like, shown beside the bar."""
         self.words = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
 
-    @property
-    def rate(self) -> float:
-        """Units a second since the first call (a restart's earlier work is not counted)."""
-        return self._rate
-
-    _rate = 0.0
-
     def __call__(self, done: float, total: float) -> None:
         now = time.monotonic()
         if self.first is None:
             self.first, self.started = done, now
-        self._rate = (done - self.first) * self.scale / max(now - self.started, 1e-9)
-        words = f"{self._rate:,.0f} {self.unit}/s  {self.words}"
+        rate = (done - self.first) * self.scale / max(now - self.started, 1e-9)
+        words = f"{rate:,.0f} {self.unit}/s  {self.words}"
         if self._bar:
             self._bar.update(self._task, completed=done, total=total, words=words)
         elif now - self.printed >= INTERVAL_SECONDS:
             self.printed = now
-            left = (total - done) * self.scale / self._rate if self._rate else 0.0
+            left = (total - done) * self.scale / rate if rate else 0.0
             print(
                 f"{self.title}: {done:,.0f} of {total:,.0f}  {words}  {left:,.0f} s left", file=sys.stderr, flush=True
             )
