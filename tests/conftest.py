@@ -21,12 +21,14 @@ from vgg.params.shard import ShardParams
 from vgg.params.train import TrainParams
 from vgg.shards import pack
 from vgg.sources import Folder
+from vgg.targets import Directory
 
 ROOT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(2)
 
 SHARD = {
     "source": "folder",
+    "check_md5": True,
     "seed": 1,
     "samples_per_shard": 7,
     "max_pixels": 1_000_000,
@@ -103,7 +105,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def shards(images: Path, tmp_path: Path) -> ShardSet:
-    pack(ShardParams(**SHARD), Folder(images), tmp_path / "shards", "test", num_workers=1)
+    pack(ShardParams(**SHARD), Folder(images), Directory(tmp_path / "shards"), "test", num_workers=1)
     return ShardSet(tmp_path / "shards")
 
 

@@ -94,7 +94,7 @@ def test_a_damaged_image_is_refused_when_it_is_read(shards: ShardSet) -> None:
     """Without a whole verification too: the checksum of the image itself."""
     split = shards.split("val")
     row = split.rows[5]
-    path = shards.directory / split.shards[int(row["shard"])]
+    path = shards.directory / split.shards[row["shard"]]["path"]
     data = bytearray(path.read_bytes())
     data[int(row["offset"]) + 100] ^= 1
     path.write_bytes(data)

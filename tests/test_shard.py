@@ -21,6 +21,7 @@ from vgg.index import ShardSet
 from vgg.params.shard import ShardParams
 from vgg.shards import pack
 from vgg.sources import Digits, Folder
+from vgg.targets import Directory
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -31,7 +32,7 @@ def test_webdataset_reads_what_the_index_says(shards: ShardSet, images: Path) ->
     assert [len(shards.split(name)) for name in ("train", "val")] == [NUM_TRAIN, NUM_VAL]
     for name in ("train", "val"):
         split, seen = shards.split(name), []
-        urls = [str(shards.directory / path) for path in split.shards]
+        urls = [str(shards.directory / entry["path"]) for entry in split.shards]
         for number, sample in enumerate(webdataset.WebDataset(urls, shardshuffle=False)):
             row = split.rows[number]
             assert sample["__key__"] == split.key(number)
@@ -48,7 +49,7 @@ def test_webdataset_reads_what_the_index_says(shards: ShardSet, images: Path) ->
 def test_same_bytes_for_any_number_of_workers(shards: ShardSet, images: Path, tmp_path: Path) -> None:
     os.umask(0o077)
     try:
-        pack(ShardParams(**SHARD), Folder(images), tmp_path / "again", "other code", num_workers=3)
+        pack(ShardParams(**SHARD), Folder(images), Directory(tmp_path / "again"), "other code", num_workers=3)
     finally:
         os.umask(0o022)
     assert contents(tmp_path / "again") == contents(shards.directory)
@@ -73,10 +74,10 @@ def test_bad_files_are_all_named_with_their_reasons(images: Path, tmp_path: Path
     draw(cat / "large.png", 1, (1001, 1000))
     (cat / ".DS_Store").write_bytes(b"ignored")
     with pytest.raises(BadData) as caught:
-        pack(ShardParams(**SHARD), Folder(images), tmp_path / "shards", "c", num_workers=1)
+        pack(ShardParams(**SHARD), Folder(images), Directory(tmp_path / "shards"), "c", num_workers=1)
     message = str(caught.value)
     for name, reason in (
-        ("cut.jpg", "cannot be decoded"),
+        ("cut.jpg", "damaged: Premature end of JPEG file"),
         ("empty.jpg", "empty file"),
         ("notes.txt", "not an image"),
         ("fifo.jpg", "not a regular file"),
@@ -89,11 +90,17 @@ def test_bad_files_are_all_named_with_their_reasons(images: Path, tmp_path: Path
     assert not (tmp_path / "shards" / manifest.NAME).exists()
 
     lenient = {**SHARD, "on_bad_image": "quarantine", "max_quarantined": 7}
-    made = pack(ShardParams(**lenient), Folder(images), tmp_path / "shards", "c", num_workers=1)
+    made = pack(ShardParams(**lenient), Folder(images), Directory(tmp_path / "shards"), "c", num_workers=1)
     assert made["splits"]["train"]["num_images"] == NUM_TRAIN
     assert len(made["quarantined"]) == 7
     with pytest.raises(BadData, match="6 allowed"):
-        pack(ShardParams(**{**lenient, "max_quarantined": 6}), Folder(images), tmp_path / "shards", "c", num_workers=1)
+        pack(
+            ShardParams(**{**lenient, "max_quarantined": 6}),
+            Folder(images),
+            Directory(tmp_path / "shards"),
+            "c",
+            num_workers=1,
+        )
 
 
 def test_odd_images_are_recoded_and_listed(images: Path, tmp_path: Path) -> None:
@@ -103,7 +110,7 @@ def test_odd_images_are_recoded_and_listed(images: Path, tmp_path: Path) -> None
     picture.save(dog / "disguise.jpg", "PNG")
     picture.convert("L").save(dog / "grey.jpg")
     picture.save(dog / "progressive.jpg", progressive=True)
-    made = pack(ShardParams(**SHARD), Folder(images), tmp_path / "shards", "c", num_workers=1)
+    made = pack(ShardParams(**SHARD), Folder(images), Directory(tmp_path / "shards"), "c", num_workers=1)
     assert {(item["key"], item["reason"]) for item in made["amended"]} == {
         ("dog_cmyk", "CMYK JPEG re-coded as RGB"),
         ("dog_disguise", "PNG re-coded as JPEG"),
@@ -120,7 +127,7 @@ def test_any_name_becomes_a_plain_unique_key(images: Path, tmp_path: Path) -> No
     names = ["a.b.c.jpg", "ä ö\n.jpg", "same.jpg", "same.png", "SAME.jpg", "x" * 200 + ".jpg", "%s{key}.jpg"]
     for i, name in enumerate(names):
         draw(emu / name, 50 + i)
-    made = pack(ShardParams(**SHARD), Folder(images), tmp_path / "shards", "c", num_workers=1)
+    made = pack(ShardParams(**SHARD), Folder(images), Directory(tmp_path / "shards"), "c", num_workers=1)
     split = ShardSet(tmp_path / "shards").split("train")
     keys = [split.key(number) for number in range(len(split))]
     assert len(set(keys)) == NUM_TRAIN + len(names)
@@ -143,7 +150,7 @@ def test_any_name_becomes_a_plain_unique_key(images: Path, tmp_path: Path) -> No
 def test_wrong_folders_are_explained(spoil: str, said: str, images: Path, tmp_path: Path) -> None:
     subprocess.run(["bash", "-c", spoil], cwd=tmp_path, check=True, timeout=10)
     with pytest.raises(BadData, match=said):
-        pack(ShardParams(**SHARD), Folder(images), tmp_path / "shards", "c", num_workers=1)
+        pack(ShardParams(**SHARD), Folder(images), Directory(tmp_path / "shards"), "c", num_workers=1)
 
 
 def test_bad_data_is_exit_65_and_one_message(images: Path, params_file: Path, tmp_path: Path) -> None:
@@ -158,7 +165,7 @@ def test_bad_data_is_exit_65_and_one_message(images: Path, params_file: Path, tm
 def test_images_in_both_splits_are_reported(images: Path, tmp_path: Path) -> None:
     twin = images / "val" / "cat" / "0000.jpg"
     twin.write_bytes((images / "train" / "cat" / "0003.jpg").read_bytes())
-    made = pack(ShardParams(**SHARD), Folder(images), tmp_path / "shards", "c", num_workers=1)
+    made = pack(ShardParams(**SHARD), Folder(images), Directory(tmp_path / "shards"), "c", num_workers=1)
     assert made["duplicates"] == [["train/cat_0003", "val/cat_0000"]]
 
 
@@ -177,11 +184,11 @@ def test_a_folder_with_other_peoples_files_is_left_alone(images: Path, tmp_path:
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "backup.tar").write_text("precious")
     with pytest.raises(WrongParameters, match=r"holds backup\.tar, which is not of this stage"):
-        pack(ShardParams(**SHARD), Folder(images), tmp_path / "shards", "c", num_workers=1)
+        pack(ShardParams(**SHARD), Folder(images), Directory(tmp_path / "shards"), "c", num_workers=1)
     assert contents(tmp_path / "shards") == {"backup.tar": b"precious"}
     manifest.write(tmp_path / "model", "vgg.checkpoint/1", {}, [])
     with pytest.raises(WrongParameters, match=r"holds manifest\.json"):
-        pack(ShardParams(**SHARD), Folder(images), tmp_path / "model", "c", num_workers=1)
+        pack(ShardParams(**SHARD), Folder(images), Directory(tmp_path / "model"), "c", num_workers=1)
 
 
 def test_workers_do_not_outlive_a_killed_parent(images: Path, params_file: Path, tmp_path: Path) -> None:

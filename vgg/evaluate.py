@@ -55,7 +55,7 @@ def evaluate(
     """
     if trained.manifest["run"]["data"]["classes_sha256"] != shards.classes_sha256:
         raise Refused(
-            f"{trained.directory} was trained on other classes than {shards.directory} holds: "
+            f"{trained.directory} was trained on other classes than {shards.address} holds: "
             "a number of this pair would mean nothing. Train on these shards, or evaluate on the others."
         )
     input_size = trained.manifest["network"]["input_size"]

@@ -60,9 +60,14 @@ def open_checked(data: bytes, max_pixels: int) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (OSError, ValueError, SyntaxError):
         raise BadImage("not an image (JPEG, PNG, WebP, BMP)") from None
-    if image.width * image.height > max_pixels:
-        raise BadImage(f"{image.width} x {image.height} is more than {max_pixels:,} pixels")
+    too_large(image.width, image.height, max_pixels)
     return image
+
+
+def too_large(width: int, height: int, max_pixels: int) -> None:
+    """Raises BadImage for an image of more than max_pixels, by what its header says."""
+    if width * height > max_pixels:
+        raise BadImage(f"{width} x {height} is more than {max_pixels:,} pixels")
 
 
 def decode(data: bytes, max_pixels: int) -> Image.Image:
@@ -73,6 +78,8 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
         return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, IndexError) as error:
         raise BadImage(f"cannot be decoded: {error}") from None
+    except MemoryError:
+        raise BadImage("needs more memory than an image of its size should") from None
 
 
 def crop(image: Image.Image, window: Window, size: int) -> Pixels:

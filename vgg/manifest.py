@@ -97,17 +97,24 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def _text(body: dict[str, Any]) -> bytes:
-    return (json.dumps(body, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+def text(manifest: dict[str, Any]) -> bytes:
+    """The one text of a manifest.json."""
+    return (json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
-def write(directory: Path, schema: str, body: dict[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Declare a directory finished.  `entries` are the file_entry() of every file in it; returns the manifest."""
+def compose(schema: str, body: dict[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """The manifest of a finished directory.  `entries` are the file_entry() of every file in it."""
     manifest = {**body, "schema": schema, "files": entries}
     if all("md5" in entry for entry in entries):
         manifest["dvc_digest"] = dvc_digest(entries)
     manifest["sha256"] = digest_of(manifest)
-    write_atomically(directory / NAME, lambda file: file.write(_text(manifest)))
+    return manifest
+
+
+def write(directory: Path, schema: str, body: dict[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Declare a directory finished; returns its manifest."""
+    manifest = compose(schema, body, entries)
+    write_atomically(directory / NAME, lambda file: file.write(text(manifest)))
     return manifest
 
 
@@ -123,16 +130,21 @@ def read(directory: Path, schema: str) -> dict[str, Any]:
         raise Refused(
             f"{path}: missing, so {directory} is not finished. Run the stage that makes it, or check the path."
         ) from None
+    return parse(raw, schema, str(path))
+
+
+def parse(raw: bytes, schema: str, where: str) -> dict[str, Any]:
+    """A manifest from its text.  Raises Refused, naming `where`, if it is damaged or of another schema."""
     try:
         manifest = json.loads(raw)
         body = {name: value for name, value in manifest.items() if name != "sha256"}
-        intact = digest_of(body) == manifest["sha256"] and raw == _text(manifest)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        intact = digest_of(body) == manifest["sha256"] and raw == text(manifest)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         intact = False
     if not intact:
-        raise Refused(f"{path}: damaged (its digest does not match). Restore it (dvc checkout) or make it again.")
+        raise Refused(f"{where}: damaged (its digest does not match). Restore it (dvc checkout) or make it again.")
     if manifest["schema"] != schema:
-        raise Refused(f"{path}: holds {manifest['schema']}, but {schema} is needed here. Check the path.")
+        raise Refused(f"{where}: holds {manifest['schema']}, but {schema} is needed here. Check the path.")
     return dict(manifest)
 
 

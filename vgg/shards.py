@@ -9,17 +9,17 @@ parameters give the same bytes on any machine with any number of workers.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import multiprocessing
 import os
 import re
+import resource
 import tarfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,16 +27,22 @@ import google_crc32c
 import numpy as np
 
 from vgg import draws, manifest
-from vgg.errors import BadData, Refused, WrongParameters
-from vgg.images import BadImage, decode, open_checked
-from vgg.index import SCHEMA, row_type
+from vgg.errors import BadData, Refused, StorageFailure, WrongParameters
+from vgg.images import BadImage
+from vgg.index import SCHEMA
+from vgg.inspect import inspect
+from vgg.packed import Packed, describe, index_bytes, others_indexes
 from vgg.params.shard import ShardParams
-from vgg.sources import SPLITS, Original, Source
+from vgg.sources import Original, Report, Source
+from vgg.targets import Target, holding
 
 log = logging.getLogger("vgg.shards")
 
 BLOCK = 512  # bytes of a tar block
 RECORD = 20 * BLOCK  # tars are padded to whole records, as tar(1) does
+MEMBER_OVERHEAD = 4 * BLOCK  # bytes an image takes in a shard besides its own: two headers, a label, padding
+DECODER_BYTES = 24  # memory of decoding, bytes a pixel: coefficients of a progressive JPEG, planes, RGB, a copy
+SPARE_BYTES = 1 << 30  # memory of a worker besides
 
 
 @dataclass(frozen=True)
@@ -47,69 +53,53 @@ class Task:
     originals: list[Original]
 
 
-@dataclass
-class Packed:
-    """What became of a task.  rows: (offset, size, label, width, height, crc32c, key, sha256 of the original)."""
-
-    path: str
-    rows: list[tuple[int, int, int, int, int, int, str, str]] = field(default_factory=list)
-    amended: list[dict[str, str]] = field(default_factory=list)
-    bad: list[dict[str, str]] = field(default_factory=list)
-    histogram: list[int] = field(default_factory=lambda: [0] * 768)
-    entry: dict[str, Any] = field(default_factory=dict)
-
-
 def pack(
     params: ShardParams,
     source: Source,
-    directory: Path,
+    target: Target,
     code_sha256: str,
     num_workers: int | None = None,
-    report: Callable[[int, int], None] | None = None,
+    report: Report | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Write all shards of a source into a directory and return its manifest.
+    """Write all shards of a source to a target and return its manifest.
 
     code_sha256: digest of the code that packs; receipts of other code are not trusted.
-    report: called with (images done, images in all).
+    report: called with (images done, images in all).  check: called after every shard; may raise to stop.
     Raises BadData, naming every unusable image, and StorageFailure when the disk is full.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    _refuse_strangers(directory)
-    (directory / manifest.NAME).unlink(missing_ok=True)  # from here on it is unfinished
-    splits = {split: source.originals(split) for split in SPLITS}
+    _refuse_strangers(target)
+    target.delete(manifest.NAME)  # from here on it is unfinished
+    splits = {split: source.originals(split) for split in source.splits}
+    _refuse_repeated_keys(splits)
     tasks = {split: plan(params, split, originals) for split, originals in splits.items()}
-    all_tasks = [task for split in SPLITS for task in tasks[split]]
-    _sweep(directory, {task.path for task in all_tasks})
-    packed = _pack_all(params, source, directory, all_tasks, code_sha256, num_workers, report)
-    _judge(params, packed)
+    all_tasks = [task for split in source.splits for task in tasks[split]]
+    _sweep(target, {task.path for task in all_tasks})
+    _refuse_without_room(target, all_tasks)
+    results = _pack_all(params, source, target, all_tasks, code_sha256, num_workers, report, check)
+    _judge(params, source.splits, results)
 
-    entries, about_splits = [], {}
-    for split in SPLITS:
-        results = [packed[task.path] for task in tasks[split]]
-        entries += [result.entry for result in results]
-        index = f"{split}.index.npy"
-        _write_index(directory / index, results)
-        entries.append(manifest.file_entry(directory, index))
-        about_splits[split] = {
-            "index": index,
-            "num_images": sum(len(result.rows) for result in results),
-            "shards": [{"path": result.path, "num_images": len(result.rows)} for result in results],
-        }
+    packed = {split: [results[task.path] for task in tasks[split]] for split in source.splits}
+    entries = []
+    for split, shards in packed.items():
+        for shard in shards:
+            entries += [shard.entry, shard.dali_entry]
+        entries.append(target.write(f"{split}.index.npy", holding(index_bytes(shards))))
+    for name, data in {**others_indexes(packed), **source.tables()}.items():
+        entries.append(target.write(name, holding(data)))
     body = {
         "dataset": params.source,
         "parameters": params.model_dump(),
         "classes": [asdict(c) for c in source.classes],
         "classes_sha256": manifest.digest_of([c.wnid for c in source.classes]),
-        "splits": about_splits,
-        "pixels": _mean_and_std([packed[task.path] for task in tasks["train"]]),
-        "source": {"sha256": _source_digest(packed)},
-        "amended": [item for result in packed.values() for item in result.amended],
-        "quarantined": [item for result in packed.values() for item in result.bad],
-        "renamed": {f"{split}/{o.key}": o.name for split in SPLITS for o in splits[split] if o.renamed},
-        "duplicates": _duplicates(packed),
+        "source": source.about(),
+        "renamed": {f"{split}/{o.key}": o.name for split, originals in splits.items() for o in originals if o.renamed},
+        **describe(packed),
     }
-    finished = manifest.write(directory, SCHEMA, body, entries)
-    _sweep(directory, {entry["path"] for entry in entries} | {manifest.NAME}, receipts=True)
+    finished = manifest.compose(SCHEMA, body, entries)
+    check()
+    target.write(manifest.NAME, holding(manifest.text(finished)))
+    _sweep(target, {entry["path"] for entry in entries} | {manifest.NAME}, receipts=True)
     return finished
 
 
@@ -126,22 +116,24 @@ def plan(params: ShardParams, split: str, originals: list[Original]) -> list[Tas
 def _pack_all(
     params: ShardParams,
     source: Source,
-    directory: Path,
+    target: Target,
     tasks: list[Task],
     code_sha256: str,
     num_workers: int | None,
-    report: Callable[[int, int], None] | None,
+    report: Report | None,
+    check: Callable[[], None],
 ) -> dict[str, Packed]:
-    """Every task's result, from its receipt where one is current.  In the order of the tasks."""
+    """Every task's result, from its receipt where one is current.  By path, in the order of the tasks."""
     total, done, results = sum(len(task.originals) for task in tasks), 0, {}
-    num_workers = min(num_workers or os.cpu_count() or 1, len(tasks))
+    num_workers = min(num_workers or len(os.sched_getaffinity(0)), len(tasks))
     context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(num_workers, context, _start_worker, (params, source, directory, code_sha256)) as workers:
+    with ProcessPoolExecutor(num_workers, context, _start_worker, (params, source, target, code_sha256)) as workers:
         running = {workers.submit(_pack_one, task): task for task in tasks}
         try:
             for finished in as_completed(running):
                 results[running[finished].path] = finished.result()
                 done += len(running[finished].originals)
+                check()
                 if report:
                     report(done, total)
         finally:
@@ -149,14 +141,18 @@ def _pack_all(
     return {task.path: results[task.path] for task in tasks}
 
 
-_worker: tuple[ShardParams, Source, Path, str]
+_worker: tuple[ShardParams, Source, Target, str]
 
 
-def _start_worker(params: ShardParams, source: Source, directory: Path, code_sha256: str) -> None:
+def _start_worker(params: ShardParams, source: Source, target: Target, code_sha256: str) -> None:
     global _worker
-    _worker = (params, source, directory, code_sha256)
+    _worker = (params, source, target, code_sha256)
     # a worker that outlived a killed parent would write beside the next attempt's
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    allowed = pages * resource.getpagesize() + SPARE_BYTES + DECODER_BYTES * params.max_pixels
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (allowed if hard < 0 else min(allowed, hard), hard))
 
 
 def _die_with_parent() -> None:
@@ -168,46 +164,58 @@ def _die_with_parent() -> None:
 
 def _pack_one(task: Task) -> Packed:
     """Write one shard and its receipt, or return what a current receipt says."""
-    params, source, directory, code_sha256 = _worker
-    receipt = directory / f"{task.path}.receipt"
-    told = {"code": code_sha256, "params": params.model_dump(), "originals": [asdict(o) for o in task.originals]}
-    identity = manifest.digest_of(told)
-    try:
-        earlier = json.loads(receipt.read_bytes())
-        if earlier["identity"] == identity and manifest.file_entry(directory, task.path) == earlier["packed"]["entry"]:
-            return Packed(**{**earlier["packed"], "rows": [tuple(row) for row in earlier["packed"]["rows"]]})
-    except (OSError, ValueError, KeyError):
-        pass
+    params, source, target, code_sha256 = _worker
+    receipt = f"{task.path}.receipt"
+    science = params.model_dump(exclude={"check_md5"})  # whether archives were verified changes no byte of a shard
+    told = {"code": code_sha256, "params": science, "published": source.published}
+    identity = manifest.digest_of({**told, "originals": [asdict(o) for o in task.originals]})
+    if earlier := _earlier(target, receipt, identity):
+        return earlier
     packed = Packed(task.path)
-    manifest.write_atomically(directory / task.path, lambda file: _write_tar(file, params, source, task, packed))
-    packed.entry = manifest.file_entry(directory, task.path)
-    manifest.write_json(receipt, {"identity": identity, "packed": asdict(packed)})
+    packed.entry = target.write(task.path, lambda file: _write_tar(file, params, source, task, packed))
+    packed.dali_entry = target.write(packed.dali_name, holding(packed.dali_index()))
+    target.write(receipt, holding(json.dumps({"identity": identity, "packed": asdict(packed)}).encode()))
     return packed
 
 
+def _earlier(target: Target, receipt: str, identity: str) -> Packed | None:
+    """What an earlier run made of this very task, if it is all still there."""
+    try:
+        found = json.loads(target.read(receipt) or b"{}")
+        packed = Packed(**found["packed"])
+        current = found["identity"] == identity
+    except (ValueError, KeyError, TypeError):
+        return None
+    packed.rows = [tuple(row) for row in packed.rows]  # type: ignore[misc]
+    return packed if current and target.holds(packed.entry) and target.holds(packed.dali_entry) else None
+
+
 def _write_tar(file: BinaryIO, params: ShardParams, source: Source, task: Task, packed: Packed) -> None:
-    histogram = np.zeros(768, np.int64)
+    sums = np.zeros(7, np.int64)
     offset = 0
     for original in task.originals:
+        about = {"key": original.key, "split": original.split}
         try:
             raw = source.read(original)
-            jpeg, width, height, pixels, amended = inspect(raw, params.max_pixels)
+            found = inspect(raw, params.max_pixels, source.published)
         except BadImage as reason:
             packed.bad.append({"name": original.name, "split": original.split, "reason": str(reason)})
             continue
-        if amended:
-            packed.amended.append({"key": original.key, "split": original.split, "reason": amended})
-        histogram += pixels
+        if found.amended:
+            packed.amended.append({**about, "reason": found.amended})
+        packed.remarks += [{**about, "remark": remark} for remark in found.remarks]
+        sums += found.sums
         label = member(f"{original.key}.cls", str(original.label).encode())
-        image = member(f"{original.key}.jpg", jpeg)
-        file.write(label + image)
-        start = offset + len(label) + BLOCK
-        digest = hashlib.sha256(raw).hexdigest()
-        crc = google_crc32c.value(jpeg)
-        packed.rows.append((start, len(jpeg), original.label, width, height, crc, original.key, digest))
-        offset += len(label) + len(image)
+        file.write(label)
+        offset += len(label)
+        image = member(f"{original.key}.jpg", found.jpeg)
+        file.write(image)
+        digest, crc = hashlib.sha256(raw).hexdigest(), google_crc32c.value(found.jpeg)
+        size = (len(found.jpeg), original.label, found.width, found.height)
+        packed.rows.append((offset + BLOCK, *size, crc, original.key, digest))
+        offset += len(image)
     file.write(bytes(2 * BLOCK + -(offset + 2 * BLOCK) % RECORD))
-    packed.histogram = histogram.tolist()
+    packed.sums = sums.tolist()
 
 
 def member(name: str, data: bytes) -> bytes:
@@ -217,37 +225,9 @@ def member(name: str, data: bytes) -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % BLOCK)
 
 
-def inspect(raw: bytes, max_pixels: int) -> tuple[bytes, int, int, np.ndarray, str | None]:
-    """Decode an image once, in full.
-
-    Returns its JPEG bytes, width, height, the histogram of its RGB values (768 counts), and, if it had to be re-coded
-    because it is no RGB or grey JPEG, the reason.  Raises BadImage.
-    """
-    image = open_checked(raw, max_pixels)
-    rgb = decode(raw, max_pixels)
-    amended = None
-    if image.format not in ("JPEG", "MPO"):  # MPO: a JPEG with further pictures behind it, as phones write
-        amended = f"{image.format} re-coded as JPEG"
-    elif image.mode not in ("RGB", "L"):
-        amended = f"{image.mode} JPEG re-coded as RGB"
-    if amended:
-        file = io.BytesIO()
-        rgb.save(file, "JPEG", quality=95, subsampling=0)
-        raw = file.getvalue()
-        rgb = decode(raw, max_pixels)
-    return raw, rgb.width, rgb.height, np.array(rgb.histogram(), np.int64), amended
-
-
-def _write_index(path: Path, results: list[Packed]) -> None:
-    key_bytes = max((len(row[6]) for result in results for row in result.rows), default=1)
-    rows = [(shard, *row[:6], row[6].encode()) for shard, result in enumerate(results) for row in result.rows]
-    array = np.array(rows, row_type(key_bytes))
-    manifest.write_atomically(path, lambda file: np.save(file, array, allow_pickle=False))
-
-
-def _judge(params: ShardParams, packed: dict[str, Packed]) -> None:
+def _judge(params: ShardParams, splits: tuple[str, ...], results: dict[str, Packed]) -> None:
     """Stop on unusable images unless the parameters let that many be left out; stop on a split without images."""
-    bad = [item for result in packed.values() for item in result.bad]
+    bad = [item for result in results.values() for item in result.bad]
     allowed = params.max_quarantined if params.on_bad_image == "quarantine" else 0
     listing = "\n".join(f"  {item['name']}: {item['reason']}" for item in bad)
     if len(bad) > allowed:
@@ -257,70 +237,65 @@ def _judge(params: ShardParams, packed: dict[str, Packed]) -> None:
         )
     if bad:
         log.warning("%d unusable images left out (listed in the manifest):\n%s", len(bad), listing)
-    for split in SPLITS:
-        if not any(result.rows for path, result in packed.items() if path.startswith(split)):
+    for split in splits:
+        if not any(result.rows for path, result in results.items() if path.startswith(split)):
             raise BadData(f"no usable image in split {split!r}")
 
 
-def _mean_and_std(results: list[Packed]) -> dict[str, list[float]]:
-    """Mean and deviation of R, G and B over all pixels, 0 to 255, from exact integer sums; 4 decimals."""
-    counts = np.sum([result.histogram for result in results], axis=0).reshape(3, 256).tolist()
-    mean, std = [], []
-    for channel in counts:
-        n = sum(channel)
-        total = sum(value * count for value, count in enumerate(channel))
-        squares = sum(value * value * count for value, count in enumerate(channel))
-        mean.append(round(total / n, 4))
-        # an image set of one flat colour has no deviation: divide by one grey level rather than by zero
-        std.append(round(max(1.0, ((squares * n - total * total) ** 0.5) / n), 4))
-    return {"mean": mean, "std": std}
+def _refuse_repeated_keys(splits: dict[str, list[Original]]) -> None:
+    for split, originals in splits.items():
+        names: dict[str, str] = {}
+        repeated = [(o.key, names[o.key], o.name) for o in originals if names.setdefault(o.key, o.name) != o.name]
+        if repeated:
+            listing = "\n".join(f"  {key}: {first} and {second}" for key, first, second in repeated[:10])
+            raise BadData(
+                f"split {split!r}: {len(repeated)} keys stand twice; remove or rename one of each:\n{listing}"
+            )
 
 
-def _samples(packed: dict[str, Packed]) -> Iterator[tuple[str, str, str]]:
-    """(split, key, sha256 of the original) of every image."""
-    for path, result in packed.items():
-        for row in result.rows:
-            yield path.split("-")[0], row[6], row[7]
+def _refuse_without_room(target: Target, tasks: list[Task]) -> None:
+    """Better before the work than after half of it.  Shards that an earlier run finished need no more room."""
+    there = set(target.names())
+    needed = sum(
+        sum(original.size + MEMBER_OVERHEAD for original in task.originals)
+        for task in tasks
+        if f"{task.path}.receipt" not in there
+    )
+    free = target.free_bytes()
+    if free is not None and needed > free:
+        raise StorageFailure(
+            f"{target.name}: the shards need about {needed:,} bytes, {free:,} are free. "
+            "Make room or choose another place, then run the same command again."
+        )
 
 
-def _source_digest(packed: dict[str, Packed]) -> str:
-    return manifest.digest_of(sorted(_samples(packed)))
+OURS = re.compile(
+    r"((train|val|test)(-\d{5,}\.(tar(\.receipt)?|idx)|\.index\.npy)|_info\.json|synsets\.json|cost_matrix\.npy"
+    r"|manifest\.json)(\.\d+\.tmp)?"
+)
 
 
-def _duplicates(packed: dict[str, Packed]) -> list[list[str]]:
-    """Groups of images with the same bytes, as 'split/key'; those that stand in both splits spoil a validation."""
-    groups: dict[str, list[str]] = {}
-    for split, key, digest in _samples(packed):
-        groups.setdefault(digest, []).append(f"{split}/{key}")
-    found = sorted(sorted(group) for group in groups.values() if len(group) > 1)
-    across = [group for group in found if group[0].startswith("train") and group[-1].startswith("val")]
-    if across:
-        log.warning("%d images stand in both train and val (see 'duplicates' in the manifest)", len(across))
-    return found
-
-
-OURS = re.compile(r"((train|val)(-\d{5,}\.tar(\.receipt)?|\.index\.npy)|manifest\.json)(\.\d+\.tmp)?")
-
-
-def _refuse_strangers(directory: Path) -> None:
-    """What this stage did not write, it must not clear away: the folder has to be its own."""
-    strangers = sorted(path.name for path in directory.iterdir() if not OURS.fullmatch(path.name))
-    if not strangers and (directory / manifest.NAME).exists():
+def _refuse_strangers(target: Target) -> None:
+    """What this stage did not write, it must not clear away: the place has to be its own."""
+    strangers = [name for name in target.names() if not OURS.fullmatch(name)]
+    earlier = target.read(manifest.NAME)
+    if not strangers and earlier is not None:
         try:
-            manifest.read(directory, SCHEMA)
+            manifest.parse(earlier, SCHEMA, f"{target.name}/{manifest.NAME}")
         except Refused as reason:
             if "is needed here" in str(reason):
                 strangers = [manifest.NAME]
     if strangers:
         raise WrongParameters(
-            f"{directory}: holds {', '.join(strangers[:5])}{' …' if len(strangers) > 5 else ''}, which is not of this "
-            "stage. Shards need a folder of their own."
+            f"{target.name}: holds {', '.join(strangers[:5])}{' …' if len(strangers) > 5 else ''}, which is not of "
+            "this stage. Shards need a place of their own."
         )
 
 
-def _sweep(directory: Path, keep: set[str], receipts: bool = False) -> None:
+def _sweep(target: Target, keep: set[str], receipts: bool = False) -> None:
     """Remove what earlier runs left that is not part of this one: other shards, temporary files, receipts."""
-    for path in directory.iterdir():
-        is_receipt = path.suffix == ".receipt" and not receipts and path.name.removesuffix(".receipt") in keep
-        if path.name not in keep and not is_receipt:
-            path.unlink()
+    for name in target.names():
+        of_shard = name.removesuffix(".receipt").removesuffix(".idx").removesuffix(".tar") + ".tar"
+        beside_it = name.endswith((".receipt", ".idx")) and not receipts and of_shard in keep
+        if name not in keep and not beside_it:
+            target.delete(name)

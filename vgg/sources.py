@@ -10,9 +10,11 @@ import io
 import os
 import re
 import stat
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,10 +22,10 @@ from PIL import Image
 from vgg.errors import BadData
 from vgg.images import BadImage
 
-SPLITS = ("train", "val")
+Report = Callable[[int, int], None]  # called with (done, in all)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageClass:
     """wnid: what images are keyed by; name: what people read."""
 
@@ -31,12 +33,13 @@ class ImageClass:
     name: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Original:
     """One image of a source.
 
     key: unique in its split, [A-Za-z0-9_-] only, no dots (WebDataset cuts a member's name at its first dot).
     label: class index.  name: where it stands in the source.  stamp: changes when the source file changes.
+    size: bytes.  offset: where they begin, for an image inside an archive.
     """
 
     split: str
@@ -44,6 +47,8 @@ class Original:
     label: int
     name: str
     stamp: str
+    size: int
+    offset: int = 0
 
     @property
     def renamed(self) -> bool:
@@ -51,24 +56,52 @@ class Original:
         return self.key.endswith("-" + _short_digest(self.name))
 
 
-class Source(Protocol):
-    """Sources are small and picklable; read() is called in worker processes."""
+class Source(ABC):
+    """Sources are small and picklable: read() is called in worker processes.
 
+    published: the bytes are known to be those that were published.  An image that a decoder only warns of is then kept
+    and listed; elsewhere a warning means damage, and it is refused.
+    """
+
+    splits: tuple[str, ...] = ("train", "val")
     classes: list[ImageClass]
+    published = False
 
+    @abstractmethod
     def originals(self, split: str) -> list[Original]:
         """All images of a split, in a fixed order."""
 
+    @abstractmethod
     def read(self, original: Original) -> bytes:
-        """The file's bytes as they are.  Raises BadImage if they cannot be had."""
+        """The image's bytes as they are.  Raises BadImage if they cannot be had."""
+
+    def verify(self, report: Report | None = None) -> None:  # noqa: B027  # most have nothing to compare with
+        """Compare whole files of the source with published checksums, where there are any.  Raises BadData.
+
+        report: called with (bytes done, bytes in all).
+        """
+
+    def about(self) -> dict[str, Any]:
+        """What a manifest says of the source: its files, JSON."""
+        return {}
+
+    def tables(self) -> dict[str, bytes]:
+        """Files that lie beside the shards: label tables of the source, by name."""
+        return {}
 
 
 def open_source(kind: str, images: Path) -> Source:
     """The source named by shard.source; `images` is the folder it reads (the digits need none)."""
-    return Digits() if kind == "digits" else Folder(images)
+    if kind == "digits":
+        return Digits()
+    if kind == "folder":
+        return Folder(images)
+    from vgg import ilsvrc  # here, because it imports this module
+
+    return ilsvrc.Archives(images, ilsvrc.EDITIONS[kind])
 
 
-class Digits:
+class Digits(Source):
     """The 1,797 handwritten digits inside scikit-learn (UCI, 8x8, 17 grey levels), as 32x32 JPEGs in ILSVRC fashion.
 
     Every sixth image of a class is validation: 1,501 for training, 296 to validate, the same on every machine.
@@ -92,7 +125,7 @@ class Digits:
             seen[label] += 1
             if is_val == (split == "val"):
                 key = f"{self.classes[label].wnid}_{seen[label]}" if split == "train" else f"digits_val_{number:08d}"
-                found.append(Original(split, key, label, str(number), "1"))
+                found.append(Original(split, key, label, str(number), "1", self.SIDE**2 * 3))
         return found
 
     def read(self, original: Original) -> bytes:
@@ -103,7 +136,7 @@ class Digits:
         return file.getvalue()
 
 
-class Folder:
+class Folder(Source):
     """<root>/{train,val}/<class>/<image>, what torchvision's ImageFolder reads.
 
     Every file counts, by content and not by its ending; only names that begin with a dot are passed over.
@@ -111,13 +144,13 @@ class Folder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for split in SPLITS:
+        for split in self.splits:
             if not (root / split).is_dir():
                 raise BadData(
                     f"{root / split}: no such folder. shard.source 'folder' reads {root}/train/<class>/<image> and "
                     f"{root}/val/<class>/<image>; put or link your images there."
                 )
-        names = {split: self._class_names(split) for split in SPLITS}
+        names = {split: self._class_names(split) for split in self.splits}
         for split, other in (("val", "train"), ("train", "val")):
             if missing := sorted(names[other] - names[split]):
                 raise BadData(
@@ -144,7 +177,7 @@ class Folder:
             for name in names:
                 status = os.lstat(self.root / name)
                 stamp = f"{status.st_size}:{status.st_mtime_ns}"
-                found.append(Original(split, _key(image_class.wnid, name), label, name, stamp))
+                found.append(Original(split, _key(image_class.wnid, name), label, name, stamp, status.st_size))
         if empty:
             raise BadData(f"{self.root / split}: no images in the classes {', '.join(empty)}")
         return _unique(found)
@@ -196,7 +229,4 @@ def _unique(originals: list[Original]) -> list[Original]:
     count: dict[str, int] = {}
     for original in originals:
         count[original.key] = count.get(original.key, 0) + 1
-    return [
-        o if count[o.key] == 1 else Original(o.split, f"{o.key}-{_short_digest(o.name)}", o.label, o.name, o.stamp)
-        for o in originals
-    ]
+    return [o if count[o.key] == 1 else replace(o, key=f"{o.key}-{_short_digest(o.name)}") for o in originals]

@@ -10,8 +10,12 @@ from vgg.params import Section
 
 
 class ShardParams(Section):
-    source: Literal["digits", "folder"] = Field(
-        description="where images come from: the digits inside scikit-learn, or <images>/{train,val}/<class>/*"
+    source: Literal["digits", "folder", "ilsvrc2012", "ilsvrc2010"] = Field(
+        description="where images come from: the digits inside scikit-learn, <images>/{train,val}/<class>/*, or the "
+        "official archives of a year as they lie in <images>"
+    )
+    check_md5: bool = Field(
+        description="compare archives with their published md5 first (minutes; false: you have done it yourself)"
     )
     seed: int = Field(ge=0, lt=2**32, description="of the global permutation before packing")
     samples_per_shard: int = Field(

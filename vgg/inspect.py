@@ -1,0 +1,100 @@
+"""One image at sharding: decoded once, in full, under a limit; kept as it is, re-coded, or refused with the reason.
+
+JPEGs go through libjpeg-turbo (simplejpeg), whose warnings are heard: a scan that ends early or does not decode is
+damage, though most decoders fill it with grey and say nothing.  Everything else goes through Pillow.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from vgg.images import BadImage, Pixels, decode, open_checked, too_large
+
+cv2.setNumThreads(1)  # a process per core is what packing has already
+
+KEPT = ("YCbCr", "RGB", "Gray")  # colour spaces that every reader decodes to the same RGB
+ORIENTATION = 0x0112  # EXIF tag
+
+
+class Inspected(NamedTuple):
+    """jpeg: the bytes to pack.  sums: int64 (7,): pixels, sums of R, G, B, sums of their squares.  amended: why the
+    bytes are not the original's, or None.  remarks: what is worth knowing of an image that was kept as it is."""
+
+    jpeg: bytes
+    width: int
+    height: int
+    sums: NDArray[np.int64]
+    amended: str | None
+    remarks: list[str]
+
+
+def inspect(raw: bytes, max_pixels: int, published: bool) -> Inspected:
+    """Check an image.  published: keep a JPEG that decodes with warnings (see sources.Source) and remark on them.
+
+    Raises BadImage.
+    """
+    if not raw:
+        raise BadImage("empty file")
+    if not raw.startswith(b"\xff\xd8"):
+        return _recoded(raw, max_pixels, f"{open_checked(raw, max_pixels).format} re-coded as JPEG")
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(raw, strict=False)
+    except ValueError as error:
+        raise BadImage(f"not a JPEG that can be decoded: {error}") from None
+    too_large(width, height, max_pixels)
+    if colours not in KEPT:
+        return _recoded(raw, max_pixels, f"{colours} JPEG re-coded as RGB")
+    remarks = []
+    try:
+        rgb = simplejpeg.decode_jpeg(raw, "RGB")
+    except ValueError as warning:
+        if not published:
+            raise BadImage(f"damaged: {warning}") from None
+        remarks.append(f"decodes with a warning: {warning}")
+        rgb = _leniently(raw)
+    except MemoryError:
+        raise BadImage("needs more memory than an image of its size should") from None
+    if (turned := _orientation(raw)) > 1:
+        remarks.append(f"EXIF orientation {turned}, not applied")
+    return Inspected(raw, width, height, _sums(rgb), None, remarks)
+
+
+def _leniently(raw: bytes) -> Pixels:
+    try:
+        rgb: Pixels = simplejpeg.decode_jpeg(raw, "RGB", strict=False)
+        return rgb
+    except ValueError as error:
+        raise BadImage(f"cannot be decoded: {error}") from None
+
+
+def _recoded(raw: bytes, max_pixels: int, reason: str) -> Inspected:
+    """As a baseline JPEG, quality 95, without chroma subsampling."""
+    file = io.BytesIO()
+    decode(raw, max_pixels).save(file, "JPEG", quality=95, subsampling=0)
+    again = inspect(file.getvalue(), max_pixels, published=False)
+    return again._replace(amended=reason)
+
+
+def _sums(rgb: Pixels) -> NDArray[np.int64]:
+    """Exact: OpenCV adds integers, and rounding undoes its division (the error is below 1e-4 for 100 megapixels)."""
+    num_pixels = rgb.shape[0] * rgb.shape[1]
+    mean, std = cv2.meanStdDev(rgb)
+    squares = (std * std + mean * mean) * num_pixels
+    sums: NDArray[np.float64] = np.rint(np.concatenate([[[num_pixels]], mean * num_pixels, squares]))
+    return sums.astype(np.int64).ravel()
+
+
+def _orientation(raw: bytes) -> int:
+    """The EXIF orientation, 1 if there is none that can be read."""
+    if raw.find(b"Exif\0\0", 0, 1 << 16) < 0:
+        return 1
+    try:
+        return int(open_checked(raw, 1 << 62).getexif().get(ORIENTATION, 1))
+    except Exception:  # damaged EXIF blocks raise almost anything, and say nothing of the pixels
+        return 1

@@ -1,0 +1,121 @@
+"""What packing found, shard by shard, and what becomes of it: indexes (ours, other readers'), the manifest's facts."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vgg import manifest
+from vgg.index import row_type
+
+log = logging.getLogger("vgg.shards")
+
+Row = tuple[int, int, int, int, int, int, str, str]
+
+
+@dataclass
+class Packed:
+    """What became of a shard.  rows: (offset, size, label, width, height, crc32c, key, sha256 of the original) of every
+    image.  sums: as in inspect.Inspected, over all images.  entry, dali_entry: of the manifest."""
+
+    path: str
+    rows: list[Row] = field(default_factory=list)
+    amended: list[dict[str, str]] = field(default_factory=list)
+    remarks: list[dict[str, str]] = field(default_factory=list)
+    bad: list[dict[str, str]] = field(default_factory=list)
+    sums: list[int] = field(default_factory=lambda: [0] * 7)
+    entry: dict[str, Any] = field(default_factory=dict)
+    dali_entry: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def dali_name(self) -> str:
+        return self.path.removesuffix(".tar") + ".idx"
+
+    def dali_index(self) -> bytes:
+        """For DALI's readers.webdataset (index_paths, v1.2 of its wds2idx): offset and size of every file."""
+        lines = [f"v1.2 {len(self.rows)}"]
+        for offset, size, label, *_, key, _ in self.rows:
+            of_label = offset - 1024  # a header and a block of data lie between
+            lines.append(f"cls {of_label} {len(str(label))} {key}.cls jpg {offset} {size} {key}.jpg")
+        return ("\n".join(lines) + "\n").encode()
+
+
+def index_bytes(shards: list[Packed]) -> bytes:
+    """A split's index, rows of index.row_type, as .npy."""
+    key_bytes = max((len(row[6]) for shard in shards for row in shard.rows), default=1)
+    rows = [(number, *row[:6], row[6].encode()) for number, shard in enumerate(shards) for row in shard.rows]
+    file = io.BytesIO()
+    np.save(file, np.array(rows, row_type(key_bytes)), allow_pickle=False)
+    return file.getvalue()
+
+
+def others_indexes(packed: dict[str, list[Packed]]) -> dict[str, bytes]:
+    """timm's _info.json: the shards of every split and how many images each holds."""
+    splits = {
+        split: {
+            "name": split,
+            "num_samples": sum(len(shard.rows) for shard in shards),
+            "filenames": [shard.path for shard in shards],
+            "shard_lengths": [len(shard.rows) for shard in shards],
+        }
+        for split, shards in packed.items()
+    }
+    return {"_info.json": (json.dumps({"splits": splits}, indent=1) + "\n").encode()}
+
+
+def describe(packed: dict[str, list[Packed]]) -> dict[str, Any]:
+    """The manifest's facts of what was packed."""
+    shards = [shard for of_split in packed.values() for shard in of_split]
+    return {
+        "splits": {
+            split: {
+                "index": f"{split}.index.npy",
+                "num_images": sum(len(shard.rows) for shard in of_split),
+                "shards": [{"path": shard.path, "num_images": len(shard.rows)} for shard in of_split],
+            }
+            for split, of_split in packed.items()
+        },
+        "pixels": _mean_and_std([shard.sums for shard in packed["train"]]),
+        "originals_sha256": manifest.digest_of(sorted(_samples(packed))),
+        "amended": [item for shard in shards for item in shard.amended],
+        "remarks": [item for shard in shards for item in shard.remarks],
+        "quarantined": [item for shard in shards for item in shard.bad],
+        "duplicates": _duplicates(packed),
+    }
+
+
+def _mean_and_std(sums: list[list[int]]) -> dict[str, list[float]]:
+    """Mean and deviation of R, G and B over all pixels, 0 to 255, from exact integer sums; 4 decimals."""
+    n, *channels = (sum(column) for column in zip(*sums, strict=True))
+    mean = [round(total / n, 4) for total in channels[:3]]
+    variances = [
+        (squares * n - total * total) / n**2 for total, squares in zip(channels[:3], channels[3:], strict=True)
+    ]
+    # an image set of one flat colour has no deviation: divide by one grey level rather than by zero
+    return {"mean": mean, "std": [round(max(1.0, variance**0.5), 4) for variance in variances]}
+
+
+def _samples(packed: dict[str, list[Packed]]) -> Iterator[tuple[str, str, str]]:
+    """(split, key, sha256 of the original) of every image."""
+    for split, shards in packed.items():
+        for shard in shards:
+            for row in shard.rows:
+                yield split, row[6], row[7]
+
+
+def _duplicates(packed: dict[str, list[Packed]]) -> list[list[str]]:
+    """Groups of images with the same bytes, as 'split/key'; those that stand in several splits spoil a validation."""
+    groups: dict[str, list[str]] = {}
+    for split, key, digest in _samples(packed):
+        groups.setdefault(digest, []).append(f"{split}/{key}")
+    found = sorted(sorted(group) for group in groups.values() if len(group) > 1)
+    across = [group for group in found if len({name.split("/")[0] for name in group}) > 1]
+    if across:
+        log.warning("%d images stand in more than one split (see 'duplicates' in the manifest)", len(across))
+    return found
