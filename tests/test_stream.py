@@ -18,9 +18,7 @@ STEPS = 9
 
 
 def stream(shards: ShardSet, rank: int = 0, world_size: int = 1, first: int = 0, workers: int = 0) -> list[Crops]:
-    return list(
-        training_batches(shards.split("train"), train_params(), 10**6, rank, world_size, first, STEPS, workers, False)
-    )
+    return list(training_batches(shards.split("train"), train_params(), rank, world_size, first, STEPS, workers, False))
 
 
 def test_epochs_are_permutations_and_differ(shards: ShardSet) -> None:
@@ -67,7 +65,7 @@ def test_resume_continues_with_the_very_next_batch(shards: ShardSet, first: int)
 def test_validation_sees_every_image_exactly_once(shards: ShardSet, world_size: int) -> None:
     seen = []
     for rank in range(world_size):
-        for crops in validation_batches(shards.split("val"), 36, 32, 10**6, 4, rank, world_size, 0, False):
+        for crops in validation_batches(shards.split("val"), 36, 32, 4, rank, world_size, 0, False):
             seen += crops.numbers.tolist()
     assert sorted(seen) == list(range(NUM_VAL))
 

@@ -18,7 +18,7 @@ from vgg import checkpoint, manifest
 from vgg.checkpoint import Trained
 from vgg.distributed import Group
 from vgg.errors import Preempted, Refused
-from vgg.index import ShardSet
+from vgg.index import SCHEMA, ShardSet
 from vgg.run import State, start
 from vgg.stream import training_batches
 from vgg.train import ends_epoch, train, update
@@ -216,7 +216,7 @@ def test_one_update_equals_sgd_written_out(narrow: None, shards: ShardSet) -> No
     ours = start(params, shards, Path("none"), ALONE, len(split))
     theirs = start(params, shards, Path("none"), ALONE, len(split)).model
     velocity = [torch.zeros_like(p) for p in theirs.parameters()]
-    for crops in training_batches(split, params, 10**6, 0, 1, 0, 2, 0, False):
+    for crops in training_batches(split, params, 0, 1, 0, 2, 0, False):
         theirs.zero_grad()
         scores = theirs(ours.prepare(crops.images, crops.flip, crops.colour))
         nn.functional.cross_entropy(scores, crops.labels).backward()
@@ -287,7 +287,7 @@ def test_a_damaged_image_in_a_worker_process_is_one_message(
     path.write_bytes(data)
     entries = [manifest.file_entry(shards.directory, entry["path"]) for entry in shards.manifest["files"]]
     body = {k: v for k, v in shards.manifest.items() if k not in ("schema", "files", "sha256", "dvc_digest")}
-    manifest.write(shards.directory, "vgg.shards/1", body, entries)
+    manifest.write(shards.directory, SCHEMA, body, entries)
     done = program("train", *flags("train", tmp_path, params_file), cwd=tmp_path, VGG_WORKERS="2")
     assert done.returncode == 78, done.stderr
     assert f"error: {path}: {shards.split('val').key(0)}: the image does not match its checksum" in done.stderr
@@ -309,7 +309,7 @@ def test_the_launcher_passes_exit_codes_on(shards: ShardSet, params_file: Path, 
 def test_no_update_is_made_with_a_gradient_that_is_not_finite(narrow: None, shards: ShardSet) -> None:
     split = shards.split("train")
     state = start(train_params(), shards, Path("none"), ALONE, len(split))
-    batches = training_batches(split, train_params(), 10**6, 0, 1, 0, 3, 0, False)
+    batches = training_batches(split, train_params(), 0, 1, 0, 3, 0, False)
     update(state, next(batches))
     before = [p.detach().clone() for p in state.model.parameters()]
     state.state.step = 1

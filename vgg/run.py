@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vgg import checkpoint
+from vgg import checkpoint, roi
 from vgg.augment import Prepare
 from vgg.checkpoint import Trained
 from vgg.distributed import Group
@@ -78,7 +78,7 @@ def describe(
         "network": network.as_dict(),
         "pixels": {"mean": shards.mean, "std": std},
         "classes": shards.manifest["classes"],
-        "versions": {"torch": torch.__version__},
+        "versions": {"torch": torch.__version__, "decoder": roi.decoder_name()},
     }
 
 

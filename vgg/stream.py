@@ -8,22 +8,28 @@ after any restart, sees the same global batches.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vgg import draws
-from vgg.errors import Problem, WrongParameters
-from vgg.images import Pixels, centre_window, crop, crop_window
-from vgg.index import Split
+from vgg import ahead, draws, roi
+from vgg.errors import Problem, Refused, StorageFailure, WrongParameters
+from vgg.images import Window, centre_window, crop_window
+from vgg.index import BLOCK_SHARDS, Split
 from vgg.params.train import TrainParams
 
-BLOCK_SHARDS = 64  # shards that are shuffled together: what a node must hold when shards come from afar
+log = logging.getLogger("vgg.stream")
+
+HUNG_SECONDS = 900  # without a batch; longer than a store is waited for
+MAX_DEATHS = 3  # of decoding processes, in one run of a program
 
 
 class Crops(NamedTuple):
@@ -46,11 +52,15 @@ class Order:
 
     def epoch(self, epoch: int) -> np.ndarray:
         """All image numbers, shuffled: shards first, then the images inside every block of BLOCK_SHARDS shards."""
-        num_shards = int(self.shards.max()) + 1
-        rank_of_shard = np.empty(num_shards, np.int64)
-        rank_of_shard[draws.permutation("order/shards", num_shards, self.seed, epoch)] = np.arange(num_shards)
+        shards = self.of_shards(epoch)
+        rank_of_shard = np.empty(len(shards), np.int64)
+        rank_of_shard[shards] = np.arange(len(shards))
         block = rank_of_shard[self.shards] // BLOCK_SHARDS
         return np.lexsort((draws.bits("order/images", self.seed, epoch, np.arange(len(self.shards))), block))
+
+    def of_shards(self, epoch: int) -> np.ndarray:
+        """All shard numbers, shuffled: the order in which an epoch comes to them, block by block."""
+        return draws.permutation("order/shards", int(self.shards.max()) + 1, self.seed, epoch)
 
     def batches(self, batch_size: int, first_step: int, num_steps: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(image numbers, their epochs) of every global batch from first_step on."""
@@ -68,8 +78,8 @@ class Order:
 class _TrainingCrops(Dataset[Crops | Problem]):
     """A batch's crops, by (image numbers, epochs)."""
 
-    def __init__(self, split: Split, params: TrainParams, max_pixels: int) -> None:
-        self.split, self.params, self.max_pixels = split, params, max_pixels
+    def __init__(self, split: Split, params: TrainParams) -> None:
+        self.split, self.params = split, params
 
     def __getitem__(self, wanted: tuple[np.ndarray, np.ndarray]) -> Crops | Problem:
         try:
@@ -84,19 +94,18 @@ class _TrainingCrops(Dataset[Crops | Problem]):
         flip = (draws.uniform("flip", seed, epochs, numbers) < 0.5) & self.params.flip
         colour = np.stack([draws.normal(f"colour/{i}", seed, epochs, numbers) for i in range(3)], -1)
         size = self.params.input_size
-        images = np.empty((len(numbers), size, size, 3), np.uint8)
-        for i, number in enumerate(numbers):
-            image = self.split.image(int(number), self.max_pixels)
-            window = crop_window(image.width, image.height, int(scale[i]), size, float(x[i]), float(y[i]))
-            images[i] = crop(image, window, size)
-        return _crops(self.split, images, numbers, flip, colour.astype(np.float32))
+        sides = zip(
+            self.split.rows["width"][numbers].tolist(), self.split.rows["height"][numbers].tolist(), strict=True
+        )
+        windows = [crop_window(w, h, int(scale[i]), size, float(x[i]), float(y[i])) for i, (w, h) in enumerate(sides)]
+        return _crops(self.split, numbers, windows, size, flip, colour.astype(np.float32))
 
 
 class _CentreCrops(Dataset[Crops | Problem]):
     """The central crops of some images at one scale, by image numbers."""
 
-    def __init__(self, split: Split, scale: int, size: int, max_pixels: int) -> None:
-        self.split, self.scale, self.size, self.max_pixels = split, scale, size, max_pixels
+    def __init__(self, split: Split, scale: int, size: int) -> None:
+        self.split, self.scale, self.size = split, scale, size
 
     def __getitem__(self, numbers: np.ndarray) -> Crops | Problem:
         try:
@@ -105,16 +114,22 @@ class _CentreCrops(Dataset[Crops | Problem]):
             return problem
 
     def crops(self, numbers: np.ndarray) -> Crops:
-        images = np.empty((len(numbers), self.size, self.size, 3), np.uint8)
-        for i, number in enumerate(numbers):
-            image = self.split.image(int(number), self.max_pixels)
-            images[i] = crop(image, centre_window(image.width, image.height, self.scale, self.size), self.size)
-        return _crops(
-            self.split, images, numbers, np.zeros(len(numbers), bool), np.zeros((len(numbers), 3), np.float32)
+        sides = zip(
+            self.split.rows["width"][numbers].tolist(), self.split.rows["height"][numbers].tolist(), strict=True
         )
+        windows = [centre_window(w, h, self.scale, self.size) for w, h in sides]
+        plain = np.zeros(len(numbers), bool), np.zeros((len(numbers), 3), np.float32)
+        return _crops(self.split, numbers, windows, self.size, *plain)
 
 
-def _crops(split: Split, images: Pixels, numbers: np.ndarray, flip: np.ndarray, colour: np.ndarray) -> Crops:
+def _crops(
+    split: Split, numbers: np.ndarray, windows: list[Window], size: int, flip: np.ndarray, colour: np.ndarray
+) -> Crops:
+    """Read, check and decode.  Raises Refused, naming shard and key, for an image that is not what the index says."""
+    images = np.empty((len(numbers), size, size, 3), np.uint8)
+    bad = roi.crops([split.read(int(number)) for number in numbers], windows, images)
+    for position, reason in bad.items():
+        raise Refused(f"{split.address}/{split.where(int(numbers[position]))}: {reason}. Shard again.")
     labels = split.rows["label"][numbers].astype(np.int64)
     return Crops(*(torch.from_numpy(a) for a in (images, labels, numbers, flip, colour)))
 
@@ -133,7 +148,6 @@ def num_workers(device: torch.device, local_world_size: int) -> int:
 def training_batches(
     split: Split,
     params: TrainParams,
-    max_pixels: int,
     rank: int,
     world_size: int,
     first_step: int,
@@ -144,19 +158,21 @@ def training_batches(
     """This rank's share of every global batch from first_step on: every world_size-th image, beginning with rank."""
     order = Order(np.asarray(split.rows["shard"]), params.seed)
 
-    class Wanted:
-        def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            for numbers, epochs in order.batches(params.batch_size, first_step, num_steps):
+    with ahead.fetching(split, order, params.batch_size, first_step, num_steps) as asked_for:
+
+        def wanted(delivered: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            first = first_step + delivered
+            for step, (numbers, epochs) in enumerate(order.batches(params.batch_size, first, num_steps), first):
+                asked_for(step)
                 yield numbers[rank::world_size], epochs[rank::world_size]
 
-    return _loaded(_TrainingCrops(split, params, max_pixels), Wanted(), workers, pin_memory)
+        yield from _loaded(_TrainingCrops(split, params), wanted, workers, pin_memory)
 
 
 def validation_batches(
     split: Split,
     scale: int,
     size: int,
-    max_pixels: int,
     batch_size: int,
     rank: int,
     world_size: int,
@@ -165,14 +181,80 @@ def validation_batches(
 ) -> Iterator[Crops]:
     """This rank's share of a split, each image exactly once over all ranks, as central crops."""
     mine = np.arange(rank, len(split), world_size)
-    wanted = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
-    return _loaded(_CentreCrops(split, scale, size, max_pixels), wanted, workers, pin_memory)
+
+    def wanted(delivered: int) -> Iterator[np.ndarray]:
+        for first in range(delivered * batch_size, len(mine), batch_size):
+            yield mine[first : first + batch_size]
+
+    return _loaded(_CentreCrops(split, scale, size), wanted, workers, pin_memory)
 
 
-def _loaded(dataset: Dataset[Crops | Problem], wanted: object, workers: int, pin_memory: bool) -> Iterator[Crops]:
-    # batch_size None: an element of `wanted` is already a batch, and no element is copied again
-    loader = DataLoader(dataset, batch_size=None, sampler=wanted, num_workers=workers, pin_memory=pin_memory)  # type: ignore[arg-type]
-    for item in loader:
-        if isinstance(item, Problem):
-            raise item
-        yield item
+@dataclass(frozen=True)
+class _Wanted:
+    """A sampler: what is still to be loaded after the batches already delivered."""
+
+    after: Callable[[int], Iterator[Any]]
+    delivered: int
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.after(self.delivered)
+
+
+def _loaded(
+    dataset: Dataset[Crops | Problem], wanted: Callable[[int], Iterator[Any]], workers: int, pin_memory: bool
+) -> Iterator[Crops]:
+    """Batches in the order of `wanted(batches already delivered)`, decoded ahead by worker processes.
+
+    A worker that dies is named with its cause, and loading goes on with the very next batch: nothing of it had a state.
+    Raises StorageFailure when that happens too often, or when no batch comes for HUNG_SECONDS.
+    """
+    delivered = deaths = 0
+    while True:
+        # batch_size None: an element of `wanted` is already a batch, and no element is copied again
+        loader = DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=_Wanted(wanted, delivered),
+            num_workers=workers,
+            pin_memory=pin_memory,
+            timeout=HUNG_SECONDS if workers else 0,
+        )
+        batches: Any = iter(loader)
+        if workers and threading.current_thread() is threading.main_thread():
+            # torch's handler would raise wherever the training loop happens to be; here the loss is noticed in order
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        try:
+            while True:
+                try:
+                    item = next(batches)
+                except StopIteration:
+                    return
+                if isinstance(item, Problem):
+                    raise item
+                delivered += 1
+                yield item
+        except RuntimeError as error:
+            if "timed out" in str(error):
+                raise StorageFailure(
+                    f"no batch came from the {workers} decoding processes for {HUNG_SECONDS} s: the storage they read "
+                    "from, or the machine, hangs. Training goes on from its last checkpoint when run again."
+                ) from None
+            if not (lost := _causes(batches)):
+                raise
+            deaths += 1
+            if deaths > MAX_DEATHS:
+                raise StorageFailure(
+                    f"decoding processes died {deaths} times, last of {lost}. Run again; if memory is short, lower "
+                    "VGG_WORKERS."
+                ) from None
+            log.warning("a decoding process died of %s; going on with the next batch", lost)
+        finally:
+            batches = None  # ends the workers
+
+
+def _causes(batches: Any) -> str:
+    """What the dead workers of a DataLoader's iterator died of; empty if none did."""
+    codes = [worker.exitcode for worker in getattr(batches, "_workers", [])]
+    names = [signal.Signals(-code).name if code < 0 else f"exit code {code}" for code in codes if code]
+    hint = " (as when memory runs out)" if "SIGKILL" in names else ""
+    return ", ".join(names) + hint

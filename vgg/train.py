@@ -70,18 +70,15 @@ def train(
         restore(run, earlier)
         log.info("continuing %s at step %d", directory, run.state.step)
 
-    max_pixels = shards.manifest["parameters"]["max_pixels"]
     num_steps = math.ceil(params.epochs * len(split) / params.batch_size)
     workers, pin = num_workers(group.device, group.local_world_size), group.device.type == "cuda"
     log.info("%s", arithmetic(params, group, len(split), num_steps, run.schedule, run.precision))
-    batches = training_batches(
-        split, params, max_pixels, group.rank, group.world_size, run.state.step, num_steps, workers, pin
-    )
+    batches = training_batches(split, params, group.rank, group.world_size, run.state.step, num_steps, workers, pin)
     state, saved_step = run.state, run.state.step if earlier else None
     while True:
         stopping = (group.world_size == 1 or state.step % STOP_STEPS == 0) and group.any(stop_requested())
         if ends_epoch(state.step, params.batch_size, len(split)) and state.validated_step < state.step and not stopping:
-            stopping = not validate(run, validation, max_pixels, workers, pin, watcher, stop_requested)
+            stopping = not validate(run, validation, workers, pin, watcher, stop_requested)
             saved_step = saved_step if stopping else None  # a checkpoint made before this validation does not know it
             warn_if_stuck(run, len(shards.wnids))
         is_last = (state.step >= num_steps and not stopping) or run.schedule.finished
@@ -164,7 +161,6 @@ def ends_epoch(step: int, batch_size: int, num_images: int) -> bool:
 def validate(
     run: Run,
     split: Split,
-    max_pixels: int,
     workers: int,
     pin: bool,
     watcher: Watcher,
@@ -180,7 +176,7 @@ def validate(
     run.model.eval()
     counts = Counts.zeros(group.device)
     batches = validation_batches(
-        split, params.validation_scale, params.input_size, max_pixels, params.batch_size,
+        split, params.validation_scale, params.input_size, params.batch_size,
         group.rank, group.world_size, workers, pin,
     )  # fmt: skip
     largest_share = -(-len(split) // group.world_size)
