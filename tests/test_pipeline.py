@@ -199,7 +199,7 @@ def test_paths_and_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert first != second
     assert locate("store:shards/x#" + "0" * 32 + ".dir") == tmp_path / "shards/x"
     assert locate("C# photos") == Path("C# photos")
-    with pytest.raises(WrongParameters, match="only local folders"):
+    with pytest.raises(WrongParameters, match="only shards can lie"):
         locate("s3://bucket/shards")
 
 

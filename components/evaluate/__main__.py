@@ -32,10 +32,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from vgg.checkpoint import Trained
     from vgg.distributed import joined
     from vgg.evaluate import evaluate
-    from vgg.index import ShardSet
 
     shards, trained = (
-        ShardSet(storage.locate(args.shards)),
+        storage.open_shards(args.shards),
         Trained.open(storage.locate(args.checkpoint), params.weights),
     )
     storage.expect(args.shards, shards.digest)

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     evaluation = read_evaluation(Path(args.evaluation))
     package = Package.open(
-        storage.locate(args.shards), storage.locate(args.checkpoint), storage.locate(args.predictions), evaluation
+        storage.open_shards(args.shards), storage.locate(args.checkpoint), storage.locate(args.predictions), evaluation
     )
     for argument, digest in (
         (args.shards, package.shards.digest),

@@ -42,9 +42,8 @@ class Package:
     evaluate_params: dict[str, Any]
 
     @classmethod
-    def open(cls, shards: Path, checkpoint: Path, predictions: Path, evaluation: dict[str, Any]) -> Package:
+    def open(cls, opened: ShardSet, checkpoint: Path, predictions: Path, evaluation: dict[str, Any]) -> Package:
         """Raises Refused if the evaluation is of other weights or other images."""
-        opened = ShardSet(shards)
         about = manifest.read(predictions, PREDICTIONS_SCHEMA)
         for entry in about["files"]:
             manifest.verify_file(predictions, entry)
@@ -52,7 +51,9 @@ class Package:
         if evaluation["weights_sha256"] != trained.weights_sha256:
             raise Refused(f"the evaluation is of other weights than {checkpoint} holds. Run the evaluate stage again.")
         if evaluation["data_digest"] != opened.digest:
-            raise Refused(f"the evaluation was made on other shards than {shards} holds. Run the evaluate stage again.")
+            raise Refused(
+                f"the evaluation was made on other shards than {opened.address} holds. Run the evaluate stage again."
+            )
         if {name: evaluation.get(name) for name in about["metrics"]} != about["metrics"]:
             raise Refused(f"the evaluation's numbers are not those of {predictions}. Run the evaluate stage again.")
         rows = np.load(predictions / "predictions.npy", allow_pickle=False)

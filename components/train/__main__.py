@@ -46,10 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from components import closure, storage
     from vgg.checkpoint import Trained
     from vgg.distributed import joined
-    from vgg.index import ShardSet
     from vgg.train import train
 
-    shards = ShardSet(storage.locate(args.shards))
+    shards = storage.open_shards(args.shards)
     storage.expect(args.shards, shards.digest)
     code = closure.fingerprints("train")
     initial = storage.locate(args.initial)
