@@ -77,6 +77,14 @@ def draw(path: Path, seed: int, size: tuple[int, int] = (48, 36)) -> None:
     Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(path)
 
 
+def photograph(size: tuple[int, int], seed: int = 1) -> Image.Image:
+    """A picture with edges and fine texture, as a camera makes them: smooth ones would hide a wrong resize."""
+    random = np.random.default_rng(seed)
+    coarse = Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    fine = random.integers(-40, 41, (size[1], size[0], 3))
+    return Image.fromarray(np.clip(np.asarray(coarse).astype(int) + fine, 0, 255).astype(np.uint8))
+
+
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """<tmp>/images/{train,val}/{cat,dog,emu}/*.jpg of several sizes."""
