@@ -2,24 +2,28 @@
 
 import io
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import webdataset
-from conftest import NUM_TRAIN, NUM_VAL, SHARD, draw, environment, flags, program
+from conftest import NUM_TRAIN, NUM_VAL, SHARD, draw, environment, flags, photograph, program
 from PIL import Image
 
 from vgg import manifest
-from vgg.errors import BadData, WrongParameters
+from vgg.errors import BadData, StorageFailure, WrongParameters
 from vgg.images import decode
 from vgg.index import ShardSet
+from vgg.inspect import inspect
 from vgg.params.shard import ShardParams
-from vgg.shards import pack
+from vgg.shards import member_head, pack, padding
 from vgg.sources import Digits, Folder
 from vgg.targets import Directory
 
@@ -236,3 +240,77 @@ def test_killed_at_any_moment_and_run_again(images: Path, params_file: Path, sha
     assert done.returncode == 0, done.stderr
     assert contents(target) == expected
     assert any((target / name).stat().st_mtime_ns == kept[name] for name in kept), "finished shards were made again"
+
+
+@pytest.mark.parametrize(("name", "size"), [("a.jpg", 0), ("n01440764_10026.jpg", 110_123), ("x" * 96 + ".cls", 512)])
+def test_members_are_those_of_tarfile(name: str, size: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, 0o444
+    expected = info.tobuf(tarfile.USTAR_FORMAT) + b"x" * size + bytes(-size % 512)
+    assert member_head(name, size) + b"x" * size + padding(size) == expected
+
+
+@pytest.mark.parametrize("size", [(1, 1), (33, 20), (1203, 799)])
+def test_sums_of_an_image_are_exact(size: tuple[int, int]) -> None:
+    file = io.BytesIO()
+    photograph(size).save(file, "JPEG", quality=95)
+    found = inspect(file.getvalue(), 10**6, published=False)
+    pixels = np.asarray(Image.open(file).convert("RGB")).reshape(-1, 3).astype(np.int64)
+    assert found.sums.tolist() == [len(pixels), *pixels.sum(0), *(pixels**2).sum(0)]
+
+
+@pytest.mark.parametrize("locale", ["C", "tr_TR.UTF-8"])
+def test_other_umask_locale_time_zone_and_hash_seed_give_the_same_bytes(
+    locale: str, images: Path, params_file: Path, shards: ShardSet, tmp_path: Path
+) -> None:
+    target = tmp_path / "a longer path" / "shards"
+    words = [str(target) if a == tmp_path / "shards" else str(a) for a in flags("shard", tmp_path, params_file)]
+    command = ["bash", "-c", 'umask 077; exec "$@"', "_", sys.executable, "-m", "components.shard", *words]
+    env = environment(LC_ALL=locale, TZ="Asia/Tokyo", PYTHONHASHSEED=str(len(locale)))
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert contents(target) == contents(shards.directory)
+
+
+def test_without_room_for_all_shards_nothing_is_begun(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = Directory(tmp_path / "shards")
+    monkeypatch.setattr(Directory, "free_bytes", lambda self: 12_345)
+    with pytest.raises(StorageFailure, match=r"the shards need about [\d,]+ bytes, 12,345 are free"):
+        pack(ShardParams(**SHARD), Folder(images), target, "c", num_workers=1)
+    assert contents(tmp_path / "shards") == {}
+
+
+def test_a_full_disk_is_exit_74_and_room_lets_it_go_on(
+    images: Path, params_file: Path, shards: ShardSet, tmp_path: Path
+) -> None:
+    """A file system that fills up while shards are written: what is visible then is whole."""
+    full = tmp_path / "full"
+    full.mkdir()
+    words = [str(full / "s") if a == tmp_path / "shards" else str(a) for a in flags("shard", tmp_path, params_file)]
+    program_line = shlex.join([sys.executable, "-m", "components.shard", *words])
+    images_bytes = sum(path.stat().st_size + 2048 for path in images.rglob("*.jpg"))  # what is asked for beforehand
+    script = f"""
+        mount -t tmpfs -o size=64m tmpfs {full} && mkdir {full}/s
+        head -c $((64 * 1048576 - {images_bytes} - 12288)) /dev/zero > {full}/ballast
+        {program_line}; echo "code $?"
+        shopt -s nullglob
+        ls {full}/s
+        for tar in {full}/s/*.tar; do cmp $tar {shards.directory}/$(basename $tar) || echo PARTIAL; done
+        rm {full}/ballast
+        {program_line}; echo "code $?"
+        diff -r {full}/s {shards.directory} && echo same
+    """
+    inside = ["unshare", "-rm", "bash", "-c", script]
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True, timeout=10).returncode:
+        pytest.skip("mount namespaces are not allowed here")
+    done = subprocess.run(inside, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
+    said = done.stdout + done.stderr
+    assert "code 74" in done.stdout, said
+    assert re.search(r"No space left on device \(\d[\d,]* bytes free\)", done.stderr), said
+    assert re.search(r"What is not finished needs about \d[\d,]* bytes", done.stderr), said
+    assert ".tar" in done.stdout, "it failed before the first shard"
+    assert "Traceback" not in done.stderr
+    assert "PARTIAL" not in done.stdout, said
+    assert done.stdout.rstrip().endswith("same"), said

@@ -82,12 +82,10 @@ def _recoded(raw: bytes, max_pixels: int, reason: str) -> Inspected:
 
 
 def _sums(rgb: Pixels) -> NDArray[np.int64]:
-    """Exact: OpenCV adds integers, and rounding undoes its division (the error is below 1e-4 for 100 megapixels)."""
-    num_pixels = rgb.shape[0] * rgb.shape[1]
-    mean, std = cv2.meanStdDev(rgb)
-    squares = (std * std + mean * mean) * num_pixels
-    sums: NDArray[np.float64] = np.rint(np.concatenate([[[num_pixels]], mean * num_pixels, squares]))
-    return sums.astype(np.int64).ravel()
+    """Exact: OpenCV adds integers, as doubles far below 2^53; what a norm loses in its square root is rounded back."""
+    squares = [cv2.norm(channel, cv2.NORM_L2SQR) for channel in cv2.split(rgb)]
+    sums = [rgb.shape[0] * rgb.shape[1], *cv2.sumElems(rgb)[:3], *squares]
+    return np.array([round(value) for value in sums], np.int64)
 
 
 def _orientation(raw: bytes) -> int:

@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import re
 import resource
-import tarfile
+import struct
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -76,7 +76,11 @@ def pack(
     all_tasks = [task for split in source.splits for task in tasks[split]]
     _sweep(target, {task.path for task in all_tasks})
     _refuse_without_room(target, all_tasks)
-    results = _pack_all(params, source, target, all_tasks, code_sha256, num_workers, report, check)
+    try:
+        results = _pack_all(params, source, target, all_tasks, code_sha256, num_workers, report, check)
+    except StorageFailure as failure:
+        needed = _bytes_needed(target, all_tasks)
+        raise StorageFailure(f"{failure}\nWhat is not finished needs about {needed:,} bytes.") from None
     _judge(params, source.splits, results)
 
     packed = {split: [results[task.path] for task in tasks[split]] for split in source.splits}
@@ -168,13 +172,13 @@ def _pack_one(task: Task) -> Packed:
     receipt = f"{task.path}.receipt"
     science = params.model_dump(exclude={"check_md5"})  # whether archives were verified changes no byte of a shard
     told = {"code": code_sha256, "params": science, "published": source.published}
-    identity = manifest.digest_of({**told, "originals": [asdict(o) for o in task.originals]})
+    identity = manifest.digest_of({**told, "originals": [o.identity() for o in task.originals]})
     if earlier := _earlier(target, receipt, identity):
         return earlier
     packed = Packed(task.path)
     packed.entry = target.write(task.path, lambda file: _write_tar(file, params, source, task, packed))
     packed.dali_entry = target.write(packed.dali_name, holding(packed.dali_index()))
-    target.write(receipt, holding(json.dumps({"identity": identity, "packed": asdict(packed)}).encode()))
+    target.write(receipt, holding(json.dumps({"identity": identity, "packed": vars(packed)}).encode()))
     return packed
 
 
@@ -205,24 +209,34 @@ def _write_tar(file: BinaryIO, params: ShardParams, source: Source, task: Task, 
             packed.amended.append({**about, "reason": found.amended})
         packed.remarks += [{**about, "remark": remark} for remark in found.remarks]
         sums += found.sums
-        label = member(f"{original.key}.cls", str(original.label).encode())
-        file.write(label)
-        offset += len(label)
-        image = member(f"{original.key}.jpg", found.jpeg)
-        file.write(image)
+        label = str(original.label).encode()
+        head = member_head(f"{original.key}.cls", len(label)) + label + padding(len(label))
+        head += member_head(f"{original.key}.jpg", len(found.jpeg))
+        offset += len(head)
         digest, crc = hashlib.sha256(raw).hexdigest(), google_crc32c.value(found.jpeg)
         size = (len(found.jpeg), original.label, found.width, found.height)
-        packed.rows.append((offset + BLOCK, *size, crc, original.key, digest))
-        offset += len(image)
+        packed.rows.append((offset, *size, crc, original.key, digest))
+        for part in (head, found.jpeg, padding(len(found.jpeg))):
+            file.write(part)
+        offset += len(found.jpeg) + len(padding(len(found.jpeg)))
     file.write(bytes(2 * BLOCK + -(offset + 2 * BLOCK) % RECORD))
     packed.sums = sums.tolist()
 
 
-def member(name: str, data: bytes) -> bytes:
-    """One tar member (POSIX ustar): header, data, padding.  No times, owners or modes of this machine."""
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = len(data), 0o444
-    return info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % BLOCK)
+def member_head(name: str, size: int) -> bytes:
+    """The header of a tar member (POSIX ustar).  No times, owners or modes of this machine.
+
+    name: ASCII, at most 100 bytes.
+    """
+    # what tarfile writes with mode 0444, in a tenth of its time: it makes two headers for every image
+    fields = name.encode("ascii"), b"0000444", b"0000000", b"0000000", b"%011o" % size, b"0" * 11
+    header = struct.pack("100s8s8s8s12s12s8sc100s6s2s247x", *fields, b" " * 8, b"0", b"", b"ustar", b"00")
+    return header[:148] + b"%06o\0 " % sum(header) + header[156:]
+
+
+def padding(size: int) -> bytes:
+    """What follows a member's data up to the next block."""
+    return bytes(-size % BLOCK)
 
 
 def _judge(params: ShardParams, splits: tuple[str, ...], results: dict[str, Packed]) -> None:
@@ -254,19 +268,20 @@ def _refuse_repeated_keys(splits: dict[str, list[Original]]) -> None:
 
 
 def _refuse_without_room(target: Target, tasks: list[Task]) -> None:
-    """Better before the work than after half of it.  Shards that an earlier run finished need no more room."""
-    there = set(target.names())
-    needed = sum(
-        sum(original.size + MEMBER_OVERHEAD for original in task.originals)
-        for task in tasks
-        if f"{task.path}.receipt" not in there
-    )
-    free = target.free_bytes()
+    """Better before the work than after half of it."""
+    needed, free = _bytes_needed(target, tasks), target.free_bytes()
     if free is not None and needed > free:
         raise StorageFailure(
             f"{target.name}: the shards need about {needed:,} bytes, {free:,} are free. "
             "Make room or choose another place, then run the same command again."
         )
+
+
+def _bytes_needed(target: Target, tasks: list[Task]) -> int:
+    """About what the shards will take that no earlier run has finished."""
+    there = set(target.names())
+    missing = [task for task in tasks if f"{task.path}.receipt" not in there]
+    return sum(original.size + MEMBER_OVERHEAD for task in missing for original in task.originals)
 
 
 OURS = re.compile(

@@ -50,6 +50,10 @@ class Original:
     size: int
     offset: int = 0
 
+    def identity(self) -> tuple[str | int, ...]:
+        """All that it is, for a digest."""
+        return self.split, self.key, self.label, self.name, self.stamp, self.size, self.offset
+
     @property
     def renamed(self) -> bool:
         """The key cannot be read back to the name: it carries a digest of it instead."""
@@ -198,15 +202,16 @@ class Folder(Source):
         return sorted(names)
 
     def read(self, original: Original) -> bytes:
-        path = self.root / original.name
+        path = os.path.join(self.root, original.name)
         try:
-            status = os.stat(path)
-            if not stat.S_ISREG(status.st_mode):  # before opening: a FIFO would hang
+            if stat.S_ISLNK(os.lstat(path).st_mode):
+                folder = self.root.joinpath(*Path(original.name).parts[:2])  # of the class; it may itself be a link
+                if not Path(path).resolve().is_relative_to(folder.resolve()) and os.stat(path):
+                    raise BadImage("a link that leads out of the folder")
+            if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: a FIFO would hang
                 raise BadImage("not a regular file")
-            folder = self.root.joinpath(*Path(original.name).parts[:2])  # of the class; it may itself be a link
-            if not path.resolve().is_relative_to(folder.resolve()):
-                raise BadImage("a link that leads out of the folder")
-            return path.read_bytes()
+            with open(path, "rb") as file:
+                return file.read()
         except OSError as error:
             raise BadImage(f"cannot be read: {error.strerror}") from None
 

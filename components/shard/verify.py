@@ -21,7 +21,7 @@ from components import program, progress, storage
 from vgg import manifest
 from vgg.errors import Refused
 from vgg.index import SCHEMA
-from vgg.shards import BLOCK, member
+from vgg.shards import member_head, padding
 
 NUM_READERS = 8
 CHUNK_BYTES = 1 << 20
@@ -171,10 +171,10 @@ def is_whole(data: bytes, row: Any) -> bool:
 
 def has_its_headers(data: bytes, row: Any) -> bool:
     """Whether the label's member and the image's header, just before the image, are those that packing wrote."""
-    label = member(f"{key(row)}.cls", str(row["label"]).encode())
-    header = member(f"{key(row)}.jpg", bytes(int(row["size"])))[:BLOCK]
-    end = int(row["offset"])
-    return data[end - len(label) - BLOCK : end] == label + header
+    label, end = str(row["label"]).encode(), int(row["offset"])
+    expected = member_head(f"{key(row)}.cls", len(label)) + label + padding(len(label))
+    expected += member_head(f"{key(row)}.jpg", int(row["size"]))
+    return data[end - len(expected) : end] == expected
 
 
 def some(keys: list[str]) -> str:

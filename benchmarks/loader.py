@@ -1,0 +1,226 @@
+"""The VGG crop on one core beside its peers, then the whole loader: python -m benchmarks.loader --images TAR_OR_FOLDER
+
+The crop: short side S from [256; 512], a random 224 x 224 window of the rescaled image.  Every competitor cuts the same
+windows of the same images; 'plain full decode' makes no crop at all.  Images per CPU-second, all on one pinned core.
+Exits with 1 if a crop is more than 2 grey levels, or 0.2 on average, away from Pillow's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image
+
+from benchmarks import machine, peers
+from vgg import draws, roi
+from vgg.images import Window, crop_window
+from vgg.index import ShardSet
+from vgg.params.shard import ShardParams
+from vgg.params.train import TrainParams
+from vgg.shards import pack
+from vgg.sources import Folder
+from vgg.stream import training_batches
+from vgg.targets import Directory
+
+SIZE = 224
+TARGETS = {"ratio_torchvision": 1.8, "ratio_full_decode": 1.1, "loader_efficiency": 0.85}
+SHARD = {
+    "source": "folder", "check_md5": True, "seed": 1, "samples_per_shard": 100, "max_pixels": 50_000_000,
+    "on_bad_image": "fail", "max_quarantined": 0,
+}  # fmt: skip
+TRAIN = {
+    "configuration": "D", "batch_norm": False, "classifier_width": 4096, "input_size": SIZE, "init": "glorot",
+    "train_scale": [256, 512], "flip": True, "colour_shift": 0.1, "standardise": False, "dropout": 0.5, "epochs": 1,
+    "batch_size": 64, "learning_rate": 0.01, "momentum": 0.9, "weight_decay": 0.0005,
+    "schedule": {"rule": "steps", "warmup_epochs": 0, "drop_factor": 10, "drop_epochs": []}, "precision": "auto",
+    "deterministic": False, "seed": 1, "checkpoint_steps": 1000, "keep_checkpoints": 2,
+}  # fmt: skip
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser("python -m benchmarks.loader", description=__doc__)
+    flags.add_argument("--images", type=Path, required=True, help="a tar or folder of JPEGs, <class>/<image>")
+    flags.add_argument("--json", action="store_true", help="print the figures as JSON")
+    flags.add_argument("--rounds", type=int, default=5, help="of the competitors' turns (default 5)")
+    flags.add_argument("--seconds", type=float, default=30, help="that the whole loader runs (default 30)")
+    flags.add_argument("--batches", type=int, default=0, help="load so many batches of 8 and watch the memory")
+    args = flags.parse_args()
+    images = machine.read_images(args.images)
+    data = list(images.values())
+    windows = windows_of(data)
+    largest, mean = differences(data, windows)
+    figures: dict[str, Any] = {"max_difference": largest, "mean_difference": round(mean, 4)}
+    with tempfile.TemporaryDirectory() as folder:
+        shards = shard(images, Path(folder))
+        figures |= one_core(data, windows, shards, Path(folder), args.rounds)
+        figures |= whole_loader(shards, figures["ours"], args.seconds)
+        if args.batches:
+            figures |= memory(shards, args.batches)
+    figures["ratio_torchvision"] = round(figures["ours"] / figures["torchvision"], 3)
+    figures["ratio_full_decode"] = round(figures["ours"] / figures["full_decode"], 3)
+    figures["machine"] = machine.describe()
+    print(json.dumps(figures) if args.json else report(figures, len(data)))
+    sys.exit(largest > 2 or mean >= 0.2)
+
+
+def windows_of(data: list[bytes]) -> list[Window]:
+    """A window of every image, drawn as training draws them."""
+    scale, x, y = (draws.uniform(f"benchmark/{name}", np.arange(len(data))) for name in ("scale", "x", "y"))
+    found = []
+    for i, jpeg in enumerate(data):
+        height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
+        found.append(crop_window(width, height, 256 + int(scale[i] * 257), SIZE, float(x[i]), float(y[i])))
+    return found
+
+
+def with_pillow(jpeg: bytes, window: Window) -> np.ndarray:
+    """Decode, crop, resize: what torchvision does with an image of ImageFolder."""
+    box = (window.left, window.top, window.left + window.side, window.top + window.side)
+    image = Image.open(io.BytesIO(jpeg)).convert("RGB").crop(box)
+    return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+
+
+def differences(data: list[bytes], windows: list[Window]) -> tuple[int, float]:
+    """Largest and mean distance of our crops from Pillow's, grey levels; the mean is the worst image's."""
+    crops = np.empty((len(data), SIZE, SIZE, 3), np.uint8)
+    assert not roi.crops(data, windows, crops)
+    apart = [np.abs(c.astype(int) - with_pillow(d, w)) for c, d, w in zip(crops, data, windows, strict=True)]
+    return int(max(a.max() for a in apart)), float(max(a.mean() for a in apart))
+
+
+def shard(images: dict[str, bytes], folder: Path) -> ShardSet:
+    """The images as shards, the same ones for training and validation."""
+    for split in ("train", "val"):
+        for name, jpeg in images.items():
+            path = folder / "images" / split / Path(name).parent.name / Path(name).name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(jpeg)
+    pack(ShardParams(**SHARD), Folder(folder / "images"), Directory(folder / "shards"), "benchmark")  # type: ignore[arg-type]
+    return ShardSet(folder / "shards")
+
+
+def one_core(data: list[bytes], windows: list[Window], shards: ShardSet, folder: Path, rounds: int) -> dict[str, Any]:
+    """Every competitor's images per CPU-second."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    torch.set_num_threads(1)
+    into = np.empty((len(data), SIZE, SIZE, 3), np.uint8)
+
+    def ours() -> int:
+        roi.crops(data, windows, into)
+        return len(data)
+
+    def full_decode() -> int:
+        for jpeg in data:
+            simplejpeg.decode_jpeg(jpeg, "RGB")
+        return len(data)
+
+    competitors: dict[str, Callable[[], int]] = {
+        "ours": ours,
+        "torchvision": peers.torchvision_folder(folder / "images" / "train", windows),
+        "full_decode": full_decode,
+        "webdataset": peers.webdataset_pillow(shards, windows),
+    }
+    optional = {"dali": peers.dali(data, windows), "streaming": peers.streaming(data, windows, folder / "mds")}
+    competitors |= {name: work for name, work in optional.items() if work}
+    found = machine.rates(competitors, rounds)
+    os.sched_setaffinity(0, allowed)
+    return {name: round(rate, 1) for name, rate in found.items()}
+
+
+def loop(shards: ShardSet, batch_size: int, num_steps: int, workers: int) -> Any:
+    params = TrainParams.model_validate_json(json.dumps({**TRAIN, "batch_size": batch_size}))
+    return training_batches(shards.split("train"), params, 0, 1, 0, num_steps, workers, False)
+
+
+def children() -> dict[int, dict[str, int]]:
+    """Resident memory of this process's children, kB: now and at most."""
+    found = {}
+    for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+        try:
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        except OSError:
+            continue
+        values = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith(("VmHWM", "VmRSS"))}
+        if values:
+            found[int(pid)] = values
+    return found
+
+
+def whole_loader(shards: ShardSet, rate: float, seconds: float) -> dict[str, Any]:
+    """Batches of 64 from as many workers as there are cores (two at most), beside what that many cores could decode."""
+    workers = min(2, len(os.sched_getaffinity(0)))
+    batches = loop(shards, 64, 10**6, workers)
+    for _ in range(2 * workers + 2):
+        next(batches)
+    began, count = time.monotonic(), 0
+    while time.monotonic() - began < seconds:
+        count += len(next(batches).images)
+    taken = time.monotonic() - began
+    peak = max(values["VmHWM"] for values in children().values()) / 1024
+    batches.close()
+    return {
+        "loader": round(count / taken, 1),
+        "loader_workers": workers,
+        "loader_efficiency": round(count / taken / (rate * workers), 3),
+        "peak_rss_mb": round(peak, 1),
+    }
+
+
+def memory(shards: ShardSet, num_batches: int) -> dict[str, Any]:
+    """Resident memory of the largest worker after a tenth, and after all, of many small batches."""
+    batches, found = loop(shards, 8, num_batches, 2), []
+    for number in range(num_batches):
+        next(batches)
+        if number in (num_batches // 10, num_batches - 10):
+            found.append(round(max(values["VmRSS"] for values in children().values()) / 1024, 1))
+    batches.close()
+    return {"memory_batches": num_batches, "memory_tenth_mb": found[0], "memory_end_mb": found[1]}
+
+
+def report(figures: dict[str, Any], num_images: int) -> str:
+    names = {
+        "ours": "ours: region of interest, antialiased resize",
+        "torchvision": "torchvision-style: ImageFolder, Pillow",
+        "full_decode": "plain full decode: simplejpeg, no crop",
+        "webdataset": "webdataset, Pillow",
+        "dali": "DALI on the CPU: image_slice, resize",
+        "streaming": "MosaicML streaming, Pillow",
+    }
+    rows = [("", "images per CPU-second", "ours is")]
+    for name, text in names.items():
+        rate = figures.get(name)
+        rows.append((text, f"{rate:,.0f}", f"{figures['ours'] / rate:.2f} x") if rate else (text, "not installed", ""))
+    exact = (
+        f"{num_images} images; crops at most {figures['max_difference']} grey levels from Pillow's, "
+        f"{figures['mean_difference']} on average in the worst image"
+    )
+    lines = [figures["machine"], exact, "", machine.table(rows), ""]
+    lines.append(
+        f"whole loader, {figures['loader_workers']} workers: {figures['loader']:,.0f} images/s, "
+        f"{100 * figures['loader_efficiency']:.0f} % of what the cores decode; {figures['peak_rss_mb']:.0f} MB a worker"
+    )
+    if "memory_batches" in figures:
+        lines.append(
+            f"memory of a worker after a tenth and all of {figures['memory_batches']:,} batches: "
+            f"{figures['memory_tenth_mb']} and {figures['memory_end_mb']} MB"
+        )
+    for name, goal in TARGETS.items():
+        lines.append(f"{name} {figures[name]} (at least {goal}: {'met' if figures[name] >= goal else 'NOT MET'})")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
