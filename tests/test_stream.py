@@ -1,5 +1,8 @@
 """From index to batches: the same global batches on any number of ranks, workers and restarts, in order."""
 
+import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +11,11 @@ import torch
 from conftest import NUM_TRAIN, NUM_VAL, train_params
 from PIL import Image
 
-from vgg import draws
+from vgg import draws, roi
 from vgg.augment import EIGENVALUES, EIGENVECTORS, Prepare
+from vgg.errors import StorageFailure
 from vgg.images import centre_window, crop, crop_window
-from vgg.index import ShardSet
+from vgg.index import LocalShards, ShardSet
 from vgg.stream import Crops, Order, training_batches, validation_batches
 
 STEPS = 9
@@ -45,29 +49,68 @@ def test_batches_run_on_across_epochs_and_drop_nothing(shards: ShardSet) -> None
     assert epochs.tolist() == [i // NUM_TRAIN for i in range(8 * STEPS)]
 
 
-@pytest.mark.parametrize(("world_size", "workers"), [(1, 1), (2, 0), (3, 0), (4, 2), (6, 0)])
-def test_any_world_sees_the_same_global_batches(shards: ShardSet, world_size: int, workers: int) -> None:
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_any_world_sees_the_same_global_batches_in_order(shards: ShardSet, workers: int) -> None:
     alone = stream(shards)
-    ranks = [stream(shards, rank, world_size, workers=workers) for rank in range(world_size)]
-    for step, whole in enumerate(alone):
-        for rank, share in enumerate(batches[step] for batches in ranks):
-            for ours, theirs in zip(share, whole, strict=True):
-                assert torch.equal(ours, theirs[rank::world_size])
+    # worker processes know nothing of ranks: the larger worlds need them once only
+    for world_size in (1, 2, 3, 4, 6) if workers == 0 else (1, 3):
+        ranks = [stream(shards, rank, world_size, workers=workers) for rank in range(world_size)]
+        for step, whole in enumerate(alone):
+            for rank, share in enumerate(batches[step] for batches in ranks):
+                for ours, theirs in zip(share, whole, strict=True):
+                    assert torch.equal(ours, theirs[rank::world_size])
 
 
-@pytest.mark.parametrize("first", [1, 4, 8])
-def test_resume_continues_with_the_very_next_batch(shards: ShardSet, first: int) -> None:
-    for resumed, straight in zip(stream(shards, first=first), stream(shards)[first:], strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(resumed, straight, strict=True))
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_at_any_step_gives_the_very_next_batch(shards: ShardSet, workers: int) -> None:
+    straight = stream(shards)
+    for first in range(STEPS) if workers == 0 else (3,):
+        for resumed, expected in zip(stream(shards, first=first, workers=workers), straight[first:], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(resumed, expected, strict=True))
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5, 6, 13])
 def test_validation_sees_every_image_exactly_once(shards: ShardSet, world_size: int) -> None:
     seen = []
     for rank in range(world_size):
         for crops in validation_batches(shards.split("val"), 36, 32, 4, rank, world_size, 0, False):
             seen += crops.numbers.tolist()
     assert sorted(seen) == list(range(NUM_VAL))
+
+
+def workers_of_this_process() -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+
+
+def test_a_killed_worker_is_named_and_no_batch_is_lost_or_repeated(
+    shards: ShardSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = workers_of_this_process()
+    batches = training_batches(shards.split("train"), train_params(), 0, 1, 0, STEPS, 2, False)
+    found = [next(batches)]
+    victim = next(pid for pid in workers_of_this_process() if pid not in before)
+    os.kill(victim, signal.SIGKILL)
+    found += batches
+    for ours, expected in zip(found, stream(shards), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+    assert "a decoding process died of SIGKILL (as when memory runs out)" in caplog.text
+
+
+def test_workers_that_always_die_end_the_run_with_the_cause(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vgg.stream.LOOK_SECONDS", 1)
+    monkeypatch.setattr(roi, "crops", lambda *_: os._exit(9))
+    with pytest.raises(StorageFailure, match="died 4 times, last of exit code 9"):
+        stream(shards, workers=1)
+
+
+def test_storage_that_hangs_does_not_hang_the_run(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vgg.stream.HUNG_SECONDS", 2)
+    monkeypatch.setattr("vgg.stream.LOOK_SECONDS", 1)
+    monkeypatch.setattr(LocalShards, "read", lambda *_: time.sleep(60))
+    began = time.monotonic()
+    with pytest.raises(StorageFailure, match="no batch came from the 1 decoding processes for 2 s"):
+        stream(shards, workers=1)
+    assert time.monotonic() - began < 30
 
 
 def test_draws_are_uniform_normal_and_independent() -> None:

@@ -20,7 +20,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit; ours is a parameter, and holds before decoding
 
 # EXIF blocks of some ILSVRC files are damaged; orientation is not applied (Caffe-era loaders did not), so they are moot
-warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")
+warnings.filterwarnings("ignore", module=r"PIL\.(Tiff|Jpeg)ImagePlugin")
 
 
 class BadImage(ValueError):

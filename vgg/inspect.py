@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
+from PIL import Image
 
 from vgg.images import BadImage, Pixels, decode, open_checked, too_large
 
@@ -42,25 +43,34 @@ def inspect(raw: bytes, max_pixels: int, published: bool) -> Inspected:
     if not raw:
         raise BadImage("empty file")
     if not raw.startswith(b"\xff\xd8"):
-        return _recoded(raw, max_pixels, f"{open_checked(raw, max_pixels).format} re-coded as JPEG")
+        return _encoded(decode(raw, max_pixels), f"{open_checked(raw, max_pixels).format} re-coded as JPEG")
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(raw, strict=False)
+    except KeyError:  # no such colour space: the data end before the frame header
+        raise BadImage("not a JPEG that can be decoded: it has no frame header") from None
     except ValueError as error:
         raise BadImage(f"not a JPEG that can be decoded: {error}") from None
     too_large(width, height, max_pixels)
+    opened = open_checked(raw, max_pixels)
+    if opened.size != (width, height):  # evaluation reads with Pillow
+        raise BadImage(f"readers disagree on its size: {width} x {height}, {opened.width} x {opened.height}")
     if colours not in KEPT:
-        return _recoded(raw, max_pixels, f"{colours} JPEG re-coded as RGB")
+        return _encoded(decode(raw, max_pixels), f"{colours} JPEG re-coded as RGB")
     remarks = []
     try:
         rgb = simplejpeg.decode_jpeg(raw, "RGB")
     except ValueError as warning:
         if not published:
             raise BadImage(f"damaged: {warning}") from None
-        remarks.append(f"decodes with a warning: {warning}")
         rgb = _leniently(raw)
+        try:
+            decode(raw, max_pixels)
+        except BadImage:
+            return _encoded(Image.fromarray(rgb), f"re-coded, since not every reader decodes it: {warning}")
+        remarks.append(f"decodes with a warning: {warning}")
     except MemoryError:
         raise BadImage("needs more memory than an image of its size should") from None
-    if (turned := _orientation(raw)) > 1:
+    if (turned := _orientation(opened)) > 1:
         remarks.append(f"EXIF orientation {turned}, not applied")
     return Inspected(raw, width, height, _sums(rgb), None, remarks)
 
@@ -73,11 +83,11 @@ def _leniently(raw: bytes) -> Pixels:
         raise BadImage(f"cannot be decoded: {error}") from None
 
 
-def _recoded(raw: bytes, max_pixels: int, reason: str) -> Inspected:
+def _encoded(image: Image.Image, reason: str) -> Inspected:
     """As a baseline JPEG, quality 95, without chroma subsampling."""
     file = io.BytesIO()
-    decode(raw, max_pixels).save(file, "JPEG", quality=95, subsampling=0)
-    again = inspect(file.getvalue(), max_pixels, published=False)
+    image.save(file, "JPEG", quality=95, subsampling=0)
+    again = inspect(file.getvalue(), image.width * image.height, published=False)
     return again._replace(amended=reason)
 
 
@@ -88,11 +98,11 @@ def _sums(rgb: Pixels) -> NDArray[np.int64]:
     return np.array([round(value) for value in sums], np.int64)
 
 
-def _orientation(raw: bytes) -> int:
+def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 if there is none that can be read."""
-    if raw.find(b"Exif\0\0", 0, 1 << 16) < 0:
+    if "exif" not in image.info:
         return 1
     try:
-        return int(open_checked(raw, 1 << 62).getexif().get(ORIENTATION, 1))
+        return int(image.getexif().get(ORIENTATION, 1))
     except Exception:  # damaged EXIF blocks raise almost anything, and say nothing of the pixels
         return 1

@@ -29,6 +29,7 @@ from vgg.params.train import TrainParams
 log = logging.getLogger("vgg.stream")
 
 HUNG_SECONDS = 900  # without a batch; longer than a store is waited for
+LOOK_SECONDS = 5  # between two looks after decoding processes that send nothing
 MAX_DEATHS = 3  # of decoding processes, in one run of a program
 
 
@@ -217,39 +218,43 @@ def _loaded(
             sampler=_Wanted(wanted, delivered),
             num_workers=workers,
             pin_memory=pin_memory,
-            timeout=HUNG_SECONDS if workers else 0,
+            timeout=LOOK_SECONDS if workers else 0,
         )
         batches: Any = iter(loader)
         if workers and threading.current_thread() is threading.main_thread():
             # torch's handler would raise wherever the training loop happens to be; here the loss is noticed in order
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        try:
-            while True:
-                try:
-                    item = next(batches)
-                except StopIteration:
-                    return
-                if isinstance(item, Problem):
-                    raise item
-                delivered += 1
-                yield item
-        except RuntimeError as error:
-            if "timed out" in str(error):
-                raise StorageFailure(
-                    f"no batch came from the {workers} decoding processes for {HUNG_SECONDS} s: the storage they read "
-                    "from, or the machine, hangs. Training goes on from its last checkpoint when run again."
-                ) from None
-            if not (lost := _causes(batches)):
-                raise
-            deaths += 1
-            if deaths > MAX_DEATHS:
-                raise StorageFailure(
-                    f"decoding processes died {deaths} times, last of {lost}. Run again; if memory is short, lower "
-                    "VGG_WORKERS."
-                ) from None
-            log.warning("a decoding process died of %s; going on with the next batch", lost)
-        finally:
-            batches = None  # ends the workers
+        waited = 0.0
+        while True:
+            try:
+                item = next(batches, None)
+            except RuntimeError as error:  # of a timeout, which tells nothing yet, or of workers that are gone
+                lost = _causes(batches)
+                if not lost and "timed out" not in str(error):
+                    raise
+                waited += LOOK_SECONDS
+                if lost or waited >= HUNG_SECONDS:
+                    break
+                continue
+            if item is None:
+                return
+            if isinstance(item, Problem):
+                raise item
+            delivered, waited = delivered + 1, 0.0
+            yield item
+        del batches  # ends the workers
+        if not lost:
+            raise StorageFailure(
+                f"no batch came from the {workers} decoding processes for {HUNG_SECONDS} s: the storage they read "
+                "from, or the machine, hangs. Training goes on from its last checkpoint when run again."
+            )
+        deaths += 1
+        if deaths > MAX_DEATHS:
+            raise StorageFailure(
+                f"decoding processes died {deaths} times, last of {lost}. Run again; if memory is short, lower "
+                "VGG_WORKERS."
+            )
+        log.warning("a decoding process died of %s; going on with the next batch", lost)
 
 
 def _causes(batches: Any) -> str:
