@@ -5,7 +5,7 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode every program would start seconds later
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run install test lint ui compile clean
+.PHONY: run install test faults lint ui compile clean
 
 run: install           ## the whole pipeline on params.yaml; re-runs only what changed
 	@dvc repro
@@ -22,6 +22,9 @@ $(BIN)/.installed: requirements.lock
 
 test: install          ## the whole suite, no network beyond loopback
 	@python -m pytest
+
+faults: install        ## the long suite: 10,000 mutated images instead of 300
+	@VGG_HOSTILE_CASES=10000 python -m pytest tests/test_hostile.py
 
 lint: install          ## formatting, lint, types; any finding fails
 	@ruff format --check .
