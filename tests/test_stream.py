@@ -3,7 +3,9 @@
 import os
 import signal
 import time
+from multiprocessing import resource_sharer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,6 +96,25 @@ def test_a_killed_worker_is_named_and_no_batch_is_lost_or_repeated(
     for ours, expected in zip(found, stream(shards), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
     assert "a decoding process died of SIGKILL (as when memory runs out)" in caplog.text
+
+
+def test_a_worker_that_dies_while_it_hands_a_batch_over_counts_as_dead(
+    shards: ShardSet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    serve = resource_sharer._ResourceSharer._serve  # type: ignore[attr-defined]
+
+    def once(self: Any) -> None:  # in the worker: the thread that sends the tensors' file descriptors
+        try:
+            (tmp_path / "died").touch(exist_ok=False)
+        except FileExistsError:
+            return serve(self)
+        self._listener.accept()
+        os._exit(9)
+
+    monkeypatch.setattr(resource_sharer._ResourceSharer, "_serve", once)  # type: ignore[attr-defined]
+    for ours, expected in zip(stream(shards, workers=1), stream(shards), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+    assert "a decoding process died of exit code 9; going on with the next batch" in caplog.text
 
 
 def test_workers_that_always_die_end_the_run_with_the_cause(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -228,9 +229,12 @@ def _loaded(
         while True:
             try:
                 item = next(batches, None)
-            except RuntimeError as error:  # of a timeout, which tells nothing yet, or of workers that are gone
-                lost = _causes(batches)
-                if not lost and "timed out" not in str(error):
+            except (RuntimeError, OSError, EOFError) as error:
+                # a timeout, which tells nothing yet; workers that are gone; the socket of one that died while it
+                # handed a batch over, a moment before it counts as dead; or an error of the data set
+                timed_out = "timed out" in str(error)
+                lost = _causes(batches, patience=0.0 if timed_out else 1.0)
+                if not lost and not timed_out:
                     raise
                 waited += LOOK_SECONDS
                 if lost or waited >= HUNG_SECONDS:
@@ -257,9 +261,13 @@ def _loaded(
         log.warning("a decoding process died of %s; going on with the next batch", lost)
 
 
-def _causes(batches: Any) -> str:
-    """What the dead workers of a DataLoader's iterator died of; empty if none did."""
-    codes = [worker.exitcode for worker in getattr(batches, "_workers", [])]
+def _causes(batches: Any, patience: float) -> str:
+    """What the dead workers of a DataLoader's iterator died of; empty if none did within `patience` seconds."""
+    workers = getattr(batches, "_workers", [])
+    until = time.monotonic() + patience
+    while not any(worker.exitcode for worker in workers) and time.monotonic() < until:
+        time.sleep(0.01)
+    codes = [worker.exitcode for worker in workers]
     names = [signal.Signals(-code).name if code < 0 else f"exit code {code}" for code in codes if code]
     hint = " (as when memory runs out)" if "SIGKILL" in names else ""
     return ", ".join(names) + hint
