@@ -11,7 +11,9 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-LIBRARIES = ("torch", "pillow", "simplejpeg", "nvidia-nvimgcodec-cu13", "webdataset")
+LIBRARIES = (
+    "torch", "pillow", "simplejpeg", "nvidia-nvimgcodec-cu13", "webdataset", "nvidia-dali-cuda130", "mosaicml-streaming",
+)  # fmt: skip
 
 
 def describe() -> str:

@@ -78,8 +78,8 @@ def dali(data: list[bytes], windows: list[Window]) -> Work | None:
     except ImportError:
         return None
     batch = 50
-    starts = [np.array([w.top, w.left], np.int64) for w in windows]
-    shapes = [np.array([w.side, w.side], np.int64) for w in windows]
+    starts = [np.array([w.left, w.top], np.int32) for w in windows]
+    shapes = [np.array([w.side, w.side], np.int32) for w in windows]
     raw = [np.frombuffer(jpeg, np.uint8) for jpeg in data]
     last = len(data) // batch
 

@@ -15,9 +15,10 @@ from s3servers import Server, address, moto, moto_server, rclone_server, use  # 
 from components import storage
 from components.s3 import Prefix
 from components.shard import verify
+from vgg.batches import Crops
 from vgg.errors import Refused
 from vgg.index import ShardSet
-from vgg.stream import Crops, training_batches, validation_batches
+from vgg.stream import training_batches, validation_batches
 
 STEPS = 9
 FAULTS = 0.3

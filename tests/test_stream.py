@@ -3,9 +3,7 @@
 import os
 import signal
 import time
-from multiprocessing import resource_sharer
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +13,11 @@ from PIL import Image
 
 from vgg import draws, roi
 from vgg.augment import EIGENVALUES, EIGENVECTORS, Prepare
+from vgg.batches import SLOTS, Crops
 from vgg.errors import StorageFailure
 from vgg.images import centre_window, crop, crop_window
 from vgg.index import LocalShards, ShardSet
-from vgg.stream import Crops, Order, training_batches, validation_batches
+from vgg.stream import Order, training_batches, validation_batches
 
 STEPS = 9
 
@@ -98,35 +97,33 @@ def test_a_killed_worker_is_named_and_no_batch_is_lost_or_repeated(
     assert "a decoding process died of SIGKILL (as when memory runs out)" in caplog.text
 
 
-def test_a_worker_that_dies_while_it_hands_a_batch_over_counts_as_dead(
-    shards: ShardSet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
-) -> None:
-    serve = resource_sharer._ResourceSharer._serve  # type: ignore[attr-defined]
+def test_batches_and_views_of_them_stay_what_they_were_while_loading_goes_on(shards: ShardSet) -> None:
+    expected = stream(shards)
+    for kept in (1, 2, 3, STEPS):  # a slot is used again only when no tensor uses it; who keeps many gets copies
+        held: list[torch.Tensor] = []
+        for step, crops in enumerate(
+            training_batches(shards.split("train"), train_params(), 0, 1, 0, STEPS, 2, False), start=1
+        ):
+            held = [*held, crops.images[2:5].permute(0, 3, 1, 2)][-kept:]  # of the batch itself nothing stays
+            del crops
+            for ours, theirs in zip(held, expected[step - len(held) : step], strict=True):
+                assert torch.equal(ours, theirs.images[2:5].permute(0, 3, 1, 2))
 
-    def once(self: Any) -> None:  # in the worker: the thread that sends the tensors' file descriptors
-        try:
-            (tmp_path / "died").touch(exist_ok=False)
-        except FileExistsError:
-            return serve(self)
-        self._listener.accept()
-        os._exit(9)
 
-    monkeypatch.setattr(resource_sharer._ResourceSharer, "_serve", once)  # type: ignore[attr-defined]
-    for ours, expected in zip(stream(shards, workers=1), stream(shards), strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
-    assert "a decoding process died of exit code 9; going on with the next batch" in caplog.text
+def test_memory_of_batches_is_used_again(shards: ShardSet) -> None:
+    split, params = shards.split("train"), train_params()
+    places = [crops.images.data_ptr() for crops in training_batches(split, params, 0, 1, 0, 40, 2, False)]
+    assert len(set(places)) <= 2 * SLOTS
 
 
 def test_workers_that_always_die_end_the_run_with_the_cause(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vgg.stream.LOOK_SECONDS", 1)
     monkeypatch.setattr(roi, "crops", lambda *_: os._exit(9))
     with pytest.raises(StorageFailure, match="died 4 times, last of exit code 9"):
         stream(shards, workers=1)
 
 
 def test_storage_that_hangs_does_not_hang_the_run(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vgg.stream.HUNG_SECONDS", 2)
-    monkeypatch.setattr("vgg.stream.LOOK_SECONDS", 1)
+    monkeypatch.setattr("vgg.workers.HUNG_SECONDS", 2)
     monkeypatch.setattr(LocalShards, "read", lambda *_: time.sleep(60))
     began = time.monotonic()
     with pytest.raises(StorageFailure, match="no batch came from the 1 decoding processes for 2 s"):

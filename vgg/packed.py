@@ -13,6 +13,7 @@ import numpy as np
 
 from vgg import manifest
 from vgg.index import row_type
+from vgg.inspect import NUM_SUMS
 
 log = logging.getLogger("vgg.shards")
 
@@ -29,7 +30,7 @@ class Packed:
     amended: list[dict[str, str]] = field(default_factory=list)
     remarks: list[dict[str, str]] = field(default_factory=list)
     bad: list[dict[str, str]] = field(default_factory=list)
-    sums: list[int] = field(default_factory=lambda: [0] * 7)
+    sums: list[int] = field(default_factory=lambda: [0] * NUM_SUMS)
     entry: dict[str, Any] = field(default_factory=dict)
     dali_entry: dict[str, Any] = field(default_factory=dict)
 
@@ -91,14 +92,18 @@ def describe(packed: dict[str, list[Packed]]) -> dict[str, Any]:
 
 
 def _mean_and_std(sums: list[list[int]]) -> dict[str, list[float]]:
-    """Mean and deviation of R, G and B over all pixels, 0 to 255, from exact integer sums; 4 decimals."""
-    n, *channels = (sum(column) for column in zip(*sums, strict=True))
-    mean = [round(total / n, 4) for total in channels[:3]]
-    variances = [
-        (squares * n - total * total) / n**2 for total, squares in zip(channels[:3], channels[3:], strict=True)
-    ]
-    # an image set of one flat colour has no deviation: divide by one grey level rather than by zero
-    return {"mean": mean, "std": [round(max(1.0, variance**0.5), 4) for variance in variances]}
+    """Mean of R, G and B over all pixels, deviation over those of every seventh row, 0 to 255; 4 decimals.
+
+    sums: as in inspect.Inspected, of every shard; exact integers, so no order of adding changes a digit.
+    """
+    n, *rest = (sum(column) for column in zip(*sums, strict=True))
+    totals, m, some, squares = rest[:3], rest[3], rest[4:7], rest[7:]
+    variances = [(square * m - total * total) / m**2 for total, square in zip(some, squares, strict=True)]
+    return {
+        "mean": [round(total / n, 4) for total in totals],
+        # an image set of one flat colour has no deviation: divide by one grey level rather than by zero
+        "std": [round(max(1.0, variance**0.5), 4) for variance in variances],
+    }
 
 
 def _samples(packed: dict[str, list[Packed]]) -> Iterator[tuple[str, str, str]]:

@@ -30,7 +30,7 @@ from vgg import draws, manifest
 from vgg.errors import BadData, Refused, StorageFailure, WrongParameters
 from vgg.images import BadImage
 from vgg.index import SCHEMA
-from vgg.inspect import inspect
+from vgg.inspect import NUM_SUMS, inspect
 from vgg.packed import Packed, describe, index_bytes, others_indexes
 from vgg.params.shard import ShardParams
 from vgg.sources import Original, Report, Source
@@ -195,7 +195,7 @@ def _earlier(target: Target, receipt: str, identity: str) -> Packed | None:
 
 
 def _write_tar(file: BinaryIO, params: ShardParams, source: Source, task: Task, packed: Packed) -> None:
-    sums = np.zeros(7, np.int64)
+    sums = np.zeros(NUM_SUMS, np.int64)
     offset = 0
     for original in task.originals:
         about = {"key": original.key, "split": original.split}

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from vgg import checkpoint, draws
+from vgg.batches import Crops
 from vgg.checkpoint import Trained
 from vgg.distributed import Group
 from vgg.errors import Preempted, Refused, WrongParameters
@@ -24,7 +25,8 @@ from vgg.metrics import Counts
 from vgg.params.train import TrainParams
 from vgg.run import Run, describe, find_run, restore, save, start
 from vgg.schedule import Schedule
-from vgg.stream import Crops, Order, num_workers, training_batches, validation_batches
+from vgg.stream import Order, training_batches, validation_batches
+from vgg.workers import num_workers
 
 log = logging.getLogger("vgg.train")
 
