@@ -12,7 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 LIBRARIES = (
-    "torch", "pillow", "simplejpeg", "nvidia-nvimgcodec-cu13", "webdataset", "nvidia-dali-cuda130", "mosaicml-streaming",
+    "torch", "pillow", "simplejpeg", "nvidia-nvimgcodec-cu13", "webdataset",
+    "nvidia-dali-cuda130", "mosaicml-streaming",
 )  # fmt: skip
 
 

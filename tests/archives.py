@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from vgg.ilsvrc import EDITIONS, Archive, Edition, Images
+from vgg.editions import EDITIONS, Archive, Edition, Images
 
 Pictures = dict[str, dict[str, bytes]]  # split -> key -> the bytes of the member
 

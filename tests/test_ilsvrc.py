@@ -39,8 +39,9 @@ from archives import (
 from PIL import Image
 
 from vgg import ilsvrc
+from vgg.editions import EDITIONS, Edition
 from vgg.errors import BadData
-from vgg.ilsvrc import EDITIONS, Archives
+from vgg.ilsvrc import Archives
 from vgg.images import BadImage
 from vgg.sources import Original, open_source
 
@@ -48,7 +49,7 @@ COUNTS_2012 = {wnid: len(numbers) for wnid, numbers in TRAIN_2012.items()}
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 
 
-def opened(root: Path, write: Callable[..., ilsvrc.Edition], *changes: object) -> Archives:
+def opened(root: Path, write: Callable[..., Edition], *changes: object) -> Archives:
     return Archives(root, write(root, *changes))
 
 
@@ -129,7 +130,7 @@ def test_other_ids_for_the_same_classes_give_the_same_labels(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("write", "pictures"), [(write_2012, pictures_2012), (write_2010, pictures_2010)])
 def test_read_gives_the_bytes_that_were_put_in(
-    write: Callable[..., ilsvrc.Edition], pictures: Callable[[], Pictures], tmp_path: Path
+    write: Callable[..., Edition], pictures: Callable[[], Pictures], tmp_path: Path
 ) -> None:
     source = pickle.loads(pickle.dumps(opened(tmp_path, write)))  # as a worker has it
     told, num_images = opened(tmp_path, write), 0
@@ -197,7 +198,7 @@ def test_the_test_set_needs_its_labels_and_its_archive(tmp_path: Path) -> None:
     labels = tmp_path / "ILSVRC2010_test_ground_truth.txt"
     kept = labels.read_bytes()
     labels.unlink()
-    said = message(lambda: Archives(tmp_path, edition))
+    said = message(lambda: Archives(tmp_path, edition).classes)
     assert "has ILSVRC2010_images_test.tar but lacks ILSVRC2010_test_ground_truth.txt" in said
     (tmp_path / "ILSVRC2010_images_test.tar").unlink()
     source = Archives(tmp_path, edition)
@@ -205,7 +206,7 @@ def test_the_test_set_needs_its_labels_and_its_archive(tmp_path: Path) -> None:
     assert not [file for file in source.about()["archives"] if "test" in file["name"]]
     assert len(source.originals("train")) == 20  # patches of test images are then of no use, and no fault
     labels.write_bytes(kept)
-    assert "but lacks ILSVRC2010_images_test.tar" in message(lambda: Archives(tmp_path, edition))
+    assert "but lacks ILSVRC2010_images_test.tar" in message(lambda: Archives(tmp_path, edition).classes)
 
 
 def without(key: str) -> Pictures:
@@ -340,16 +341,16 @@ GOOD_LABELS = lines(LABELS_2012)
 def test_a_devkit_of_another_year_or_a_damaged_one_is_refused(kit: bytes, said: str, tmp_path: Path) -> None:
     edition = write_2012(tmp_path)
     (tmp_path / edition.devkit.name).write_bytes(kit)
-    text = message(lambda: Archives(tmp_path, edition))
+    text = message(lambda: Archives(tmp_path, edition).classes)
     assert said in text
     assert str(tmp_path / edition.devkit.name) in text
 
 
 def test_a_devkit_that_unpacks_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     edition = write_2012(tmp_path)
-    monkeypatch.setattr(ilsvrc, "MAX_DEVKIT_BYTES", 10_000)
+    monkeypatch.setattr("vgg.devkit.MAX_DEVKIT_BYTES", 10_000)
     (tmp_path / edition.devkit.name).write_bytes(gzip.compress(bytes(20_000)))
-    assert "more than 10,000 bytes" in message(lambda: Archives(tmp_path, edition))
+    assert "more than 10,000 bytes" in message(lambda: Archives(tmp_path, edition).classes)
 
 
 def test_wrong_md5s_are_all_named_with_both_sums(tmp_path: Path) -> None:
@@ -434,7 +435,7 @@ def test_a_wrong_cost_matrix_is_refused(cost: np.ndarray | None, tmp_path: Path)
     meta = meta_mat("ILSVRC2010", SYNSETS_2010, counts, **variables)
     kit = devkit("devkit-1.0", "ILSVRC2010", meta, lines(LABELS_2010["val"]))
     (tmp_path / edition.devkit.name).write_bytes(kit)
-    assert "cost_matrix" in message(lambda: Archives(tmp_path, edition))
+    assert "cost_matrix" in message(lambda: Archives(tmp_path, edition).classes)
 
 
 def test_pickled_it_is_small_and_holds_no_descriptor(tmp_path: Path) -> None:

@@ -100,9 +100,9 @@ def open_source(kind: str, images: Path) -> Source:
         return Digits()
     if kind == "folder":
         return Folder(images)
-    from vgg import ilsvrc  # here, because it imports this module
+    from vgg import editions, ilsvrc  # here, because it imports this module
 
-    return ilsvrc.Archives(images, ilsvrc.EDITIONS[kind])
+    return ilsvrc.Archives(images, editions.EDITIONS[kind])
 
 
 class Digits(Source):
