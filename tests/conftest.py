@@ -24,7 +24,7 @@ from vgg.sources import Folder
 from vgg.targets import Directory
 
 ROOT = Path(__file__).resolve().parents[1]
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 SHARD = {
     "source": "folder",
@@ -143,7 +143,7 @@ def environment(**changes: str) -> dict[str, str]:
     """Of a program under test: this checkout, nothing of the caller's tracking or cluster."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "VGG_", "AWS_"))}
     # as many threads as this process has: another number adds in another order, and bits would differ
-    return {**kept, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "2", **changes}
+    return {**kept, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **changes}
 
 
 def program(

@@ -262,14 +262,13 @@ def test_sums_of_an_image_are_exact(size: tuple[int, int]) -> None:
     assert found.sums.tolist() == [len(pixels), *pixels.sum(0), len(some), *some.sum(0), *(some**2).sum(0)]
 
 
-@pytest.mark.parametrize("locale", ["C", "tr_TR.UTF-8"])
 def test_other_umask_locale_time_zone_and_hash_seed_give_the_same_bytes(
-    locale: str, images: Path, params_file: Path, shards: ShardSet, tmp_path: Path
+    images: Path, params_file: Path, shards: ShardSet, tmp_path: Path
 ) -> None:
     target = tmp_path / "a longer path" / "shards"
     words = [str(target) if a == tmp_path / "shards" else str(a) for a in flags("shard", tmp_path, params_file)]
     command = ["bash", "-c", 'umask 077; exec "$@"', "_", sys.executable, "-m", "components.shard", *words]
-    env = environment(LC_ALL=locale, TZ="Asia/Tokyo", PYTHONHASHSEED=str(len(locale)))
+    env = environment(LC_ALL="tr_TR.UTF-8", TZ="Asia/Tokyo", PYTHONHASHSEED="11")
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert contents(target) == contents(shards.directory)
