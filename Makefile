@@ -17,13 +17,14 @@ $(BIN)/.installed: requirements.lock
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is needed; name another CPython 3.11 with: make PYTHON=…"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check uv==0.13.9
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
 	@touch $@
 
 test: install          ## the whole suite, no network beyond loopback
 	@python -m pytest
 
-faults: install        ## the long suite: 10,000 mutated images instead of 300
+faults: install        ## the long suite: sharding killed at every call, 10,000 mutated images instead of 300
+	@python -m pytest -m faults
 	@VGG_HOSTILE_CASES=10000 python -m pytest tests/test_hostile.py
 
 lint: install          ## formatting, lint, types; any finding fails
