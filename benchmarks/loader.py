@@ -44,8 +44,8 @@ SHARD = {
 }  # fmt: skip
 TRAIN = {
     "configuration": "D", "batch_norm": False, "classifier_width": 4096, "input_size": SIZE, "init": "glorot",
-    "train_scale": [256, 512], "flip": True, "colour_shift": 0.1, "standardise": False, "dropout": 0.5, "epochs": 1,
-    "batch_size": 64, "learning_rate": 0.01, "momentum": 0.9, "weight_decay": 0.0005,
+    "train_scale": [256, 512], "decoder": "cpu", "flip": True, "colour_shift": 0.1, "standardise": False,
+    "dropout": 0.5, "epochs": 1, "batch_size": 64, "learning_rate": 0.01, "momentum": 0.9, "weight_decay": 0.0005,
     "schedule": {"rule": "steps", "warmup_epochs": 0, "drop_factor": 10, "drop_epochs": []}, "precision": "auto",
     "deterministic": False, "seed": 1, "checkpoint_steps": 1000, "keep_checkpoints": 2,
 }  # fmt: skip
@@ -67,6 +67,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         shards = shard(images, Path(folder))
         figures |= one_core(data, windows, shards, Path(folder), args.rounds)
+        figures |= on_gpu(data, windows) if torch.cuda.is_available() else {}
         # in a process that has imported no competitor: a worker's memory is also what its parent had
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
             figures |= fresh.submit(whole_loader, shards, figures["ours"], args.seconds).result()
@@ -146,6 +147,30 @@ def one_core(data: list[bytes], windows: list[Window], shards: ShardSet, folder:
     return {name: round(rate, 1) for name, rate in found.items()}
 
 
+def on_gpu(data: list[bytes], windows: list[Window]) -> dict[str, Any]:
+    """The GPU's own JPEG decoders: images per second of one process, and their distance from Pillow's crops."""
+    device = torch.device("cuda")
+    decoder = roi.DeviceDecoder(device)
+    into = torch.empty((len(data), SIZE, SIZE, 3), dtype=torch.uint8, device=device)
+    assert not decoder.crops(data, windows, into)  # the first call makes the decoders
+    apart = [
+        np.abs(c.astype(int) - with_pillow(d, w)) for c, d, w in zip(into.cpu().numpy(), data, windows, strict=True)
+    ]
+    began, count = time.monotonic(), 0
+    while time.monotonic() - began < 10:
+        for first in range(0, len(data), 64):
+            part = slice(first, first + 64)
+            decoder.crops(data[part], windows[part], into[part])
+        torch.cuda.synchronize()
+        count += len(data)
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "gpu_decode": round(count / (time.monotonic() - began), 1),
+        "gpu_max_difference": int(max(a.max() for a in apart)),
+        "gpu_mean_difference": round(float(max(a.mean() for a in apart)), 4),
+    }
+
+
 def loop(shards: ShardSet, batch_size: int, num_steps: int, workers: int) -> Any:
     params = TrainParams.model_validate_json(json.dumps({**TRAIN, "batch_size": batch_size}))
     return training_batches(shards.split("train"), params, 0, 1, 0, num_steps, workers, False)
@@ -222,6 +247,11 @@ def report(figures: dict[str, Any], num_images: int) -> str:
         lines.append(
             f"memory of a worker after a tenth and all of {figures['memory_batches']:,} batches: "
             f"{figures['memory_tenth_mb']} and {figures['memory_end_mb']} MB"
+        )
+    if "gpu" in figures:
+        lines.append(
+            f"decoded by the {figures['gpu']}: {figures['gpu_decode']:,.0f} images/s; at most "
+            f"{figures['gpu_max_difference']} grey levels from Pillow's, {figures['gpu_mean_difference']} on average"
         )
     for name, goal in TARGETS.items():
         lines.append(f"{name} {figures[name]} (at least {goal}: {'met' if figures[name] >= goal else 'NOT MET'})")

@@ -42,6 +42,7 @@ TRAIN = {
     "input_size": 32,
     "init": "kaiming",
     "train_scale": [32, 40],
+    "decoder": "cpu",
     "flip": True,
     "colour_shift": 0.1,
     "standardise": True,

@@ -1,17 +1,20 @@
 """A crop decoded alone is Pillow's decode, crop, resize, within two grey levels: any size, scale and kind of JPEG."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import sklearn.datasets
+import torch
 from conftest import photograph
 from PIL import Image
 
 from vgg import roi
-from vgg.images import BadImage, Pixels, Window, centre_window, crop_window
+from vgg.images import Pixels, Window, centre_window, crop_window
+from vgg.stream import Cut
 
 PHOTOGRAPHS = [  # real ones, 640 x 427, that come with scikit-learn
     (Path(sklearn.datasets.__file__).parent / "images" / name).read_bytes() for name in ("china.jpg", "flower.jpg")
@@ -32,10 +35,10 @@ def reference(data: bytes, window: Window, size: int) -> Pixels:
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
-def differences(data: bytes, window: Window, size: int = 224) -> np.ndarray:
-    into = np.full((size, size, 3), 77, np.uint8)
-    roi.crop(data, window, into)
-    return np.abs(into.astype(int) - reference(data, window, size))
+def differences(cut: Cut, data: bytes, window: Window, size: int = 224) -> np.ndarray:
+    into = np.full((1, size, size, 3), 77, np.uint8)
+    assert cut([data], [window], into) == {}
+    return np.abs(into[0].astype(int) - reference(data, window, size))
 
 
 def encoded(image: Image.Image, **options: Any) -> bytes:
@@ -44,73 +47,84 @@ def encoded(image: Image.Image, **options: Any) -> bytes:
     return file.getvalue()
 
 
-@pytest.fixture(params=["nvimgcodec", "pillow"])
-def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The decoder of this machine, and what stands in where it has no wheel."""
-    if request.param == "nvimgcodec":
-        assert roi.nvimgcodec is not None, "the lock has it: without it these tests prove nothing"
-    else:
+@pytest.fixture(params=["nvimgcodec", "pillow", "device cpu", "device cuda"])
+def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cut:
+    """What decodes on this machine, what stands in where it has no wheel, and what decodes where the network is."""
+    assert roi.nvimgcodec is not None, "the lock has it: without it these tests prove nothing"
+    if request.param == "pillow":
         monkeypatch.setattr(roi, "nvimgcodec", None)
-    return str(request.param)
+    if not request.param.startswith("device"):
+        return roi.crops
+    device = torch.device(request.param.split()[1])
+    if device.type == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU here: its decoders are not tested on this machine")
+    on_device = roi.DeviceDecoder(device)
+
+    def crops(images: Sequence[bytes], windows: Sequence[Window], into: Pixels) -> dict[int, str]:
+        there = torch.from_numpy(into).to(device)
+        bad = on_device.crops(images, windows, there)
+        into[:] = there.cpu().numpy()
+        return bad
+
+    return crops
 
 
 @pytest.mark.parametrize("scale", [224, 225, 256, 300, 384, 512])
-def test_photographs_at_every_scale_and_corner(decoder: str, scale: int) -> None:
+def test_photographs_at_every_scale_and_corner(cut: Cut, scale: int) -> None:
     found = []
     for data in PHOTOGRAPHS:
         for x, y in ((0.0, 0.0), (0.9999, 0.9999), (0.37, 0.61), (0.0, 0.9999)):
-            found.append(differences(data, crop_window(640, 427, scale, 224, x, y)))
+            found.append(differences(cut, data, crop_window(640, 427, scale, 224, x, y)))
     assert np.max(found) <= 2
     assert np.mean(found) < 0.05
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(501, 333), (97, 401), (224, 224), (33, 32), (1203, 799), (8, 300), (1, 1)])
-def test_any_size_and_kind(decoder: str, size: tuple[int, int], kind: str) -> None:
+def test_any_size_and_kind(cut: Cut, size: tuple[int, int], kind: str) -> None:
     data = encoded(photograph(size), **KINDS[kind])
     found = []
     for scale in (224, 256, 511):
         for x, y in ((0.0, 0.9999), (0.5, 0.5), (0.83, 0.17)):
-            found.append(differences(data, crop_window(*size, scale, 224, x, y)))
+            found.append(differences(cut, data, crop_window(*size, scale, 224, x, y)))
     assert np.max(found) <= 2
     assert np.mean(found) < 0.05
 
 
-def test_grey_images_are_three_equal_channels(decoder: str) -> None:
+def test_grey_images_are_three_equal_channels(cut: Cut) -> None:
     data = encoded(photograph((301, 203)).convert("L"))
-    assert differences(data, centre_window(301, 203, 256, 224)).max() <= 2
+    assert differences(cut, data, centre_window(301, 203, 256, 224)).max() <= 2
 
 
-def test_exif_orientation_is_not_applied(decoder: str) -> None:
+def test_exif_orientation_is_not_applied(cut: Cut) -> None:
     """The index has width and height as stored; a decoder that turned the image would cut elsewhere."""
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encoded(photograph((300, 200)), exif=exif)
-    assert differences(data, crop_window(300, 200, 256, 224, 0.9, 0.1)).max() <= 2
+    assert differences(cut, data, crop_window(300, 200, 256, 224, 0.9, 0.1)).max() <= 2
 
 
-def test_an_image_smaller_than_its_window_is_refused_not_padded(decoder: str) -> None:
+def test_an_image_smaller_than_its_window_is_refused_not_padded(cut: Cut) -> None:
     data = encoded(photograph((100, 80)))
-    into = np.full((224, 224, 3), 77, np.uint8)
-    with pytest.raises(BadImage, match="has 100 x 80 pixels, its crop reaches to 90 x 81"):
-        roi.crop(data, Window(10, 1, 80), into)
+    into = np.full((1, 224, 224, 3), 77, np.uint8)
+    assert cut([data], [Window(10, 1, 80)], into) == {0: "has 100 x 80 pixels, its crop reaches to 90 x 81"}
     assert (into == 77).all()
 
 
-def test_bad_images_are_told_by_position_and_the_others_are_right(decoder: str) -> None:
+def test_bad_images_are_told_by_position_and_the_others_are_right(cut: Cut) -> None:
     whole = PHOTOGRAPHS[0]
     images = [whole, b"", whole[: len(whole) // 3], b"no image at all", whole]
     windows = [crop_window(640, 427, 256, 224, 0.5, 0.99)] * 5
     into = np.zeros((5, 224, 224, 3), np.uint8)
-    assert sorted(roi.crops(images, windows, into)) == [1, 2, 3]
+    assert sorted(cut(images, windows, into)) == [1, 2, 3]
     for number in (0, 4):
         assert np.abs(into[number].astype(int) - reference(whole, windows[0], 224)).max() <= 2
 
 
-def test_more_images_than_a_call_takes_keep_their_order(decoder: str) -> None:
+def test_more_images_than_a_call_takes_keep_their_order(cut: Cut) -> None:
     images = [encoded(photograph((60 + i, 50), seed=i)) for i in range(2 * roi.BATCH + 3)]
     windows = [centre_window(60 + i, 50, 40, 32) for i in range(len(images))]
     into = np.zeros((len(images), 32, 32, 3), np.uint8)
-    assert roi.crops(images, windows, into) == {}
+    assert cut(images, windows, into) == {}
     for data, window, found in zip(images, windows, into, strict=True):
         assert np.abs(found.astype(int) - reference(data, window, 32)).max() <= 2

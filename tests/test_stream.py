@@ -79,6 +79,17 @@ def test_validation_sees_every_image_exactly_once(shards: ShardSet, world_size: 
     assert sorted(seen) == list(range(NUM_VAL))
 
 
+def test_decoding_on_the_device_changes_pixels_by_two_at_most_and_nothing_else(shards: ShardSet) -> None:
+    split, params = shards.split("train"), train_params()
+    on = roi.DeviceDecoder(torch.device("cpu"))  # the seam of the GPU's decoders; theirs are in test_roi
+    found = list(training_batches(split, params, 1, 2, 2, STEPS, 3, False, on))
+    for ours, theirs in zip(found, stream(shards, 1, 2, 2), strict=True):
+        assert (ours.images.int() - theirs.images.int()).abs().max() <= 2
+        assert all(torch.equal(a, b) for a, b in zip(ours[1:], theirs[1:], strict=True))
+    centres = list(validation_batches(shards.split("val"), 36, 32, 4, 0, 1, 0, False, on))
+    assert torch.cat([crops.numbers for crops in centres]).tolist() == list(range(NUM_VAL))
+
+
 def workers_of_this_process() -> list[int]:
     return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
 

@@ -58,17 +58,18 @@ def files(directory: Path) -> dict[str, bytes]:
     return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
 
 
-def test_resume_ends_with_the_same_bytes(narrow: None, shards: ShardSet, tmp_path: Path) -> None:
+@pytest.mark.parametrize("decoder", ["cpu", "device"])
+def test_resume_ends_with_the_same_bytes(decoder: str, narrow: None, shards: ShardSet, tmp_path: Path) -> None:
     """Stopped at every kind of moment: before a save, after one, across an epoch; weights, momentum, history, all."""
-    straight = run(shards, tmp_path / "straight").points
+    straight = run(shards, tmp_path / "straight", decoder=decoder).points
     resumed = []
     for stop_at in (1, 3, 1, 2):
         with pytest.raises(Preempted, match="the state is saved"):
-            run(shards, tmp_path / "stopped", stop_at)
-    resumed = run(shards, tmp_path / "stopped").points
+            run(shards, tmp_path / "stopped", stop_at, decoder=decoder)
+    resumed = run(shards, tmp_path / "stopped", decoder=decoder).points
     assert files(tmp_path / "stopped") == files(tmp_path / "straight")
     assert resumed == straight[-len(resumed) :]
-    again = run(shards, tmp_path / "straight").points
+    again = run(shards, tmp_path / "straight", decoder=decoder).points
     assert again == []  # a finished run is not trained again
 
 

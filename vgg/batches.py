@@ -28,10 +28,9 @@ class Crops(NamedTuple):
     colour: torch.Tensor
 
 
-def as_crops(images: Pixels, rows: NDArray[np.void]) -> Crops:
-    """images: (n, size, size, 3), not copied.  rows: (n,) of ROW, copied."""
-    fields = (rows[name].copy() for name in ROW.fields or ())
-    return Crops(*(torch.from_numpy(array) for array in (images, *fields)))
+def as_crops(images: torch.Tensor, rows: NDArray[np.void]) -> Crops:
+    """images: (n, size, size, 3) uint8.  rows: (n,) of ROW, copied."""
+    return Crops(images, *(torch.from_numpy(rows[name].copy()) for name in ROW.fields or ()))
 
 
 class Slots:
@@ -68,4 +67,4 @@ class Slots:
         else:
             # a tensor holds this very array until its storage goes, whatever views were made of it
             weakref.finalize(images, free.append, slot).atexit = False
-        return as_crops(images, rows[:num_images])
+        return as_crops(torch.from_numpy(images), rows[:num_images])

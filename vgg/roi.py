@@ -2,7 +2,8 @@
 
 nvImageCodec's CPU backend (libjpeg-turbo) decodes just the window, with the same upsampling as Pillow: its pixels are
 those of a full decode.  Where it has no wheel, Pillow decodes the whole image.  The resize is torch's antialiased
-bilinear; either way a crop is within two grey levels of Pillow's decode, crop, resize (tests/test_roi.py).
+bilinear; either way a crop is within two grey levels of Pillow's decode, crop, resize (tests/test_roi.py).  On a GPU
+DeviceDecoder does the same with the decoders of its own (train.decoder: device).
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
+from torch.utils.dlpack import from_dlpack
 
+from vgg.errors import WrongParameters
 from vgg.images import BadImage, Pixels, Window, decode
 
 
@@ -39,12 +43,14 @@ except ImportError:
     nvimgcodec = None
 
 CPU = -99999  # NVIMGCODEC_DEVICE_CPU_ONLY
+FANCY = ":fancy_upsampling=1"  # Pillow's pixels; the Python default is another's
 BATCH = 32  # images a decoder call: enough to hide its overhead, few enough to stay small
 
 
-def decoder_name() -> str:
-    """What decodes crops here; pixels may differ by two grey levels between any two of them."""
-    return f"nvimgcodec {nvimgcodec.__version__}" if nvimgcodec else "pillow"
+def decoder_name(device: torch.device | None = None) -> str:
+    """What decodes crops here, or on a device; pixels may differ by two grey levels between any two of them."""
+    where = f" on {device.type}" if device else ""
+    return f"nvimgcodec {nvimgcodec.__version__}{where}" if nvimgcodec else "pillow"
 
 
 def crops(images: Sequence[bytes], windows: Sequence[Window], into: Pixels) -> dict[int, str]:
@@ -76,15 +82,16 @@ def _cut(images: Sequence[bytes], windows: Sequence[Window]) -> Iterator[Pixels 
     if nvimgcodec is None:
         yield from map(_cut_with_pillow, images, windows)
         return
-    decoder, parameters = _decoder(os.getpid())
+    for found in _decoded(_decoder(os.getpid()), images, windows):
+        yield found if isinstance(found, str) else np.asarray(found)
+
+
+def _decoded(decoder: Any, images: Sequence[bytes], windows: Sequence[Window], **options: Any) -> Iterator[Any]:
+    """nvImageCodec's image of every window, or why there is none."""
     streams = [_open(data, window) for data, window in zip(images, windows, strict=True)]
-    found = iter(decoder.decode([s for s in streams if not isinstance(s, str)], params=parameters))
+    found = iter(decoder.decode([s for s in streams if not isinstance(s, str)], params=_parameters(), **options))
     for stream in streams:
-        if isinstance(stream, str):
-            yield stream
-        else:
-            pixels = next(found)
-            yield "cannot be decoded" if pixels is None else np.asarray(pixels)
+        yield stream if isinstance(stream, str) else next(found) or "cannot be decoded"
 
 
 def _open(data: bytes, window: Window) -> Any:
@@ -124,13 +131,52 @@ def _resize(pixels: Pixels, into: Pixels) -> None:
 
 
 @functools.cache
-def _decoder(_process: int) -> tuple[Any, Any]:
-    """A process's decoder and its parameters: one that came with a fork has lost its threads."""
-    decoder = nvimgcodec.Decoder(
+def _decoder(_process: int) -> Any:
+    """A process's decoder: one that came with a fork has lost its threads."""
+    return nvimgcodec.Decoder(
         device_id=CPU,
         max_num_cpu_threads=1,  # a process per core is what the loader has already
         backends=[nvimgcodec.Backend(nvimgcodec.BackendKind.CPU_ONLY)],
-        options=":fancy_upsampling=1",  # Pillow's pixels; the Python default is another's
+        options=FANCY,
     )
+
+
+def _parameters() -> Any:
     # EXIF orientation is on by default: it would turn the image under the window
-    return decoder, nvimgcodec.DecodeParams(apply_exif_orientation=False)
+    return nvimgcodec.DecodeParams(apply_exif_orientation=False)
+
+
+class DeviceDecoder:
+    """Crops decoded where the network is: on a GPU by its JPEG engines or kernels, whichever nvImageCodec has for an
+    image (on a CPU by the decoder of crops(), for tests)."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Raises WrongParameters if nvImageCodec is not installed."""
+        if nvimgcodec is None:
+            raise WrongParameters("train.decoder: 'device' needs nvidia-nvimgcodec, which has no wheel here; use 'cpu'")
+        self.device = device
+        if device.type == "cuda":
+            self._index = torch.cuda.current_device() if device.index is None else device.index
+            self._decoder = nvimgcodec.Decoder(device_id=self._index, options=FANCY)
+        else:
+            self._decoder = _decoder(os.getpid())
+
+    def crops(self, images: Sequence[bytes], windows: Sequence[Window], into: torch.Tensor) -> dict[int, str]:
+        """As the function crops(); into: (n, size, size, 3) uint8 RGB on the device, written in its current stream."""
+        bad: dict[int, str] = {}
+        on_gpu = self.device.type == "cuda"
+        options = {"cuda_stream": torch.cuda.current_stream(self.device).cuda_stream} if on_gpu else {}
+        for number, found in enumerate(_decoded(self._decoder, images, windows, **options)):
+            if isinstance(found, str):
+                bad[number] = found
+                continue
+            if on_gpu:  # cuda(): an image that none of the GPU's decoders takes was decoded on the CPU
+                pixels = from_dlpack(found.cuda(synchronize=False, device_id=self._index, **options))
+            else:
+                pixels = torch.from_numpy(np.asarray(found))
+            planes = pixels.permute(2, 0, 1)[None].float()
+            # rows first, then columns, whole grey levels in between: as Pillow does
+            for size in ((planes.shape[2], into.shape[2]), into.shape[1:3]):
+                planes = functional.interpolate(planes, size, mode="bilinear", antialias=True).round_()
+            into[number] = planes[0].permute(1, 2, 0)
+        return bad

@@ -73,12 +73,16 @@ def describe(
         "code": code,
     }
     std = shards.std if params.standardise else [1.0, 1.0, 1.0]
+    decoder = roi.decoder_name(device if params.decoder == "device" else None)
     return {
         "run": run,
         "network": network.as_dict(),
         "pixels": {"mean": shards.mean, "std": std},
         "classes": shards.manifest["classes"],
-        "versions": {"torch": torch.__version__, "decoder": roi.decoder_name()},
+        "versions": {
+            "torch": torch.__version__,
+            "decoder": decoder,
+        },
     }
 
 

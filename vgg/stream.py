@@ -8,8 +8,9 @@ after any restart, sees the same global batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +18,13 @@ from numpy.typing import NDArray
 from vgg import ahead, draws, roi
 from vgg.batches import ROW, Crops
 from vgg.errors import Refused
-from vgg.images import Pixels, Window, centre_window, crop_window
+from vgg.images import Window, centre_window, crop_window
 from vgg.index import BLOCK_SHARDS, Split
 from vgg.params.train import TrainParams
 from vgg.workers import Make, loaded
+
+# (JPEGs, windows, images to write into) -> reasons by position: roi.crops, or that of a roi.DeviceDecoder
+Cut = Callable[[Sequence[bytes], Sequence[Window], Any], dict[int, str]]
 
 
 @dataclass(frozen=True)
@@ -55,16 +59,16 @@ class Order:
             yield numbers, epochs
 
 
-def _training_crops(split: Split, params: TrainParams) -> Make:
+def _training_crops(split: Split, params: TrainParams, cut: Cut) -> Make:
     """Makes crops of (image numbers, epochs)."""
 
-    def make(wanted: tuple[np.ndarray, np.ndarray], into: Pixels) -> NDArray[np.void]:
+    def make(wanted: tuple[np.ndarray, np.ndarray], into: Any) -> NDArray[np.void]:
         numbers, epochs = wanted
         seed, (smallest, largest) = params.seed, params.scale_range
         scale = smallest + (draws.uniform("scale", seed, epochs, numbers) * (largest - smallest + 1)).astype(int)
         x, y = draws.uniform("crop/x", seed, epochs, numbers), draws.uniform("crop/y", seed, epochs, numbers)
         rows = _decode(
-            split, numbers, into, lambda w, h, i: crop_window(w, h, int(scale[i]), into.shape[1], x[i], y[i])
+            cut, split, numbers, into, lambda w, h, i: crop_window(w, h, int(scale[i]), into.shape[1], x[i], y[i])
         )
         rows["flip"] = (draws.uniform("flip", seed, epochs, numbers) < 0.5) & params.flip
         for i in range(3):
@@ -74,17 +78,17 @@ def _training_crops(split: Split, params: TrainParams) -> Make:
     return make
 
 
-def _centre_crops(split: Split, scale: int) -> Make:
+def _centre_crops(split: Split, scale: int, cut: Cut) -> Make:
     """Makes the central crops, at one scale, of image numbers."""
 
-    def make(numbers: np.ndarray, into: Pixels) -> NDArray[np.void]:
-        return _decode(split, numbers, into, lambda w, h, _: centre_window(w, h, scale, into.shape[1]))
+    def make(numbers: np.ndarray, into: Any) -> NDArray[np.void]:
+        return _decode(cut, split, numbers, into, lambda w, h, _: centre_window(w, h, scale, into.shape[1]))
 
     return make
 
 
 def _decode(
-    split: Split, numbers: np.ndarray, into: Pixels, window: Callable[[int, int, int], Window]
+    cut: Cut, split: Split, numbers: np.ndarray, into: Any, window: Callable[[int, int, int], Window]
 ) -> NDArray[np.void]:
     """Read, check and decode; returns rows of batches.ROW.  window: of (width, height, position).
 
@@ -93,7 +97,7 @@ def _decode(
     of_index = split.rows[numbers]
     sides = zip(of_index["width"].tolist(), of_index["height"].tolist(), strict=True)
     windows = [window(width, height, position) for position, (width, height) in enumerate(sides)]
-    bad = roi.crops([split.read(int(number)) for number in numbers], windows, into[: len(numbers)])
+    bad = cut([split.read(int(number)) for number in numbers], windows, into[: len(numbers)])
     for position, reason in bad.items():
         raise Refused(f"{split.address}/{split.where(int(numbers[position]))}: {reason}. Shard again.")
     rows = np.zeros(len(numbers), ROW)
@@ -110,8 +114,12 @@ def training_batches(
     num_steps: int,
     workers: int,
     pin_memory: bool,
+    on: roi.DeviceDecoder | None = None,
 ) -> Iterator[Crops]:
-    """This rank's share of every global batch from first_step on: every world_size-th image, beginning with rank."""
+    """This rank's share of every global batch from first_step on: every world_size-th image, beginning with rank.
+
+    on: what decodes, if not the CPU; images lie on its device then.
+    """
     order = Order(np.asarray(split.rows["shard"]), params.seed)
 
     with ahead.fetching(split, order, params.batch_size, first_step, num_steps) as asked_for:
@@ -123,7 +131,8 @@ def training_batches(
                 yield numbers[rank::world_size], epochs[rank::world_size]
 
         most = -(-params.batch_size // world_size)
-        yield from loaded(_training_crops(split, params), wanted, most, params.input_size, workers, pin_memory)
+        make, device = _training_crops(split, params, on.crops if on else roi.crops), on.device if on else None
+        yield from loaded(make, wanted, most, params.input_size, workers, pin_memory, device)
 
 
 def validation_batches(
@@ -135,6 +144,7 @@ def validation_batches(
     world_size: int,
     workers: int,
     pin_memory: bool,
+    on: roi.DeviceDecoder | None = None,
 ) -> Iterator[Crops]:
     """This rank's share of a split, each image exactly once over all ranks, as central crops."""
     mine = np.arange(rank, len(split), world_size)
@@ -143,4 +153,5 @@ def validation_batches(
         for first in range(delivered * batch_size, len(mine), batch_size):
             yield mine[first : first + batch_size]
 
-    return loaded(_centre_crops(split, scale), wanted, batch_size, size, workers, pin_memory)
+    make, device = _centre_crops(split, scale, on.crops if on else roi.crops), on.device if on else None
+    return loaded(make, wanted, batch_size, size, workers, pin_memory, device)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vgg import checkpoint, draws
+from vgg import checkpoint, draws, roi
 from vgg.batches import Crops
 from vgg.checkpoint import Trained
 from vgg.distributed import Group
@@ -75,12 +75,15 @@ def train(
     num_steps = math.ceil(params.epochs * len(split) / params.batch_size)
     workers, pin = num_workers(group.device, group.local_world_size), group.device.type == "cuda"
     log.info("%s", arithmetic(params, group, len(split), num_steps, run.schedule, run.precision))
-    batches = training_batches(split, params, group.rank, group.world_size, run.state.step, num_steps, workers, pin)
+    decoder = roi.DeviceDecoder(group.device) if params.decoder == "device" else None
+    batches = training_batches(
+        split, params, group.rank, group.world_size, run.state.step, num_steps, workers, pin, decoder
+    )
     state, saved_step = run.state, run.state.step if earlier else None
     while True:
         stopping = (group.world_size == 1 or state.step % STOP_STEPS == 0) and group.any(stop_requested())
         if ends_epoch(state.step, params.batch_size, len(split)) and state.validated_step < state.step and not stopping:
-            stopping = not validate(run, validation, workers, pin, watcher, stop_requested)
+            stopping = not validate(run, validation, workers, pin, decoder, watcher, stop_requested)
             saved_step = saved_step if stopping else None  # a checkpoint made before this validation does not know it
             warn_if_stuck(run, len(shards.wnids))
         is_last = (state.step >= num_steps and not stopping) or run.schedule.finished
@@ -165,6 +168,7 @@ def validate(
     split: Split,
     workers: int,
     pin: bool,
+    decoder: roi.DeviceDecoder | None,
     watcher: Watcher,
     stop_requested: Callable[[], bool],
 ) -> bool:
@@ -179,7 +183,7 @@ def validate(
     counts = Counts.zeros(group.device)
     batches = validation_batches(
         split, params.validation_scale, params.input_size, params.batch_size,
-        group.rank, group.world_size, workers, pin,
+        group.rank, group.world_size, workers, pin, decoder,
     )  # fmt: skip
     largest_share = -(-len(split) // group.world_size)
     for number in range(-(-largest_share // params.batch_size)):  # as many on every rank: they agree on stopping

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from vgg.batches import PREFETCH, Crops, Slots, as_crops
 from vgg.errors import Problem, StorageFailure, WrongParameters
-from vgg.images import Pixels
 
 log = logging.getLogger("vgg.workers")
 
@@ -25,8 +24,9 @@ HUNG_SECONDS = 900  # without a batch; longer than a store is waited for
 LOOK_SECONDS = 1  # between two looks after decoding processes that send nothing
 MAX_DEATHS = 3  # of decoding processes, in one run of a program
 
-# (what is wanted, images to write into) -> rows of batches.ROW, one for every image written
-Make = Callable[[Any, Pixels], NDArray[np.void]]
+# (what is wanted, uint8 (n, size, size, 3) to write into: an array, or a tensor of a device that decodes itself)
+# -> rows of batches.ROW, one for every image written
+Make = Callable[[Any, Any], NDArray[np.void]]
 
 
 def num_workers(device: torch.device, local_world_size: int) -> int:
@@ -47,24 +47,27 @@ def loaded(
     size: int,
     workers: int,
     pin_memory: bool,
+    device: torch.device | None = None,
 ) -> Iterator[Crops]:
     """What `make` makes of every element of `wanted(batches already delivered)`, in order.
 
     num_images: of a batch, at most.  size: of its images.  workers: decoding processes; 0: decode here, when asked.
+    device: where images are decoded, if not by the CPU: here then, whatever `workers` says.
     A worker that dies is named with its cause, and loading goes on with the very next batch: nothing of it had a state.
     Raises StorageFailure when that happens too often, or when no batch comes for HUNG_SECONDS.
     """
-    batches = (
-        _by_workers(make, wanted, num_images, size, workers) if workers else _here(make, wanted(0), num_images, size)
-    )
+    if workers and device is None:
+        batches = _by_workers(make, wanted, num_images, size, workers)
+    else:
+        batches = _here(make, wanted(0), (num_images, size, size, 3), device)
     for crops in batches:
-        yield Crops(*(tensor.pin_memory() for tensor in crops)) if pin_memory else crops
+        yield Crops(*(t.pin_memory() if t.device.type == "cpu" else t for t in crops)) if pin_memory else crops
 
 
-def _here(make: Make, wanted: Iterator[Any], num_images: int, size: int) -> Iterator[Crops]:
+def _here(make: Make, wanted: Iterator[Any], shape: tuple[int, ...], device: torch.device | None) -> Iterator[Crops]:
     for item in wanted:
-        images = np.empty((num_images, size, size, 3), np.uint8)
-        rows = make(item, images)
+        images = torch.empty(shape, dtype=torch.uint8, device=device)
+        rows = make(item, images if device else images.numpy())
         yield as_crops(images[: len(rows)], rows)
 
 

@@ -50,6 +50,9 @@ class TrainParams(Section):
     ) = Field(
         description="S, short side after rescaling, pixels: a number, or [Smin, Smax] drawn for each image (§3.1)"
     )
+    decoder: Literal["cpu", "device"] = Field(
+        description="of JPEGs: processes on the CPU, or the GPU that trains (its engines; pixels differ a little)"
+    )
     flip: bool = Field(description="mirror half of the crops; paper: true")
     colour_shift: float = Field(ge=0, le=1, description="deviation of the RGB shift's alpha (AlexNet §4.1); paper: 0.1")
     standardise: bool = Field(
