@@ -92,7 +92,7 @@ def describe(packed: dict[str, list[Packed]]) -> dict[str, Any]:
 
 
 def _mean_and_std(sums: list[list[int]]) -> dict[str, list[float]]:
-    """Mean of R, G and B over all pixels, deviation over those of every seventh row, 0 to 255; 4 decimals.
+    """Mean of R, G and B over all pixels, deviation over every seventh row of large images, 0 to 255; 4 decimals.
 
     sums: as in inspect.Inspected, of every shard; exact integers, so no order of adding changes a digit.
     """
