@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import NUM_TRAIN, NUM_VAL, train_params
-from PIL import Image
 
 from vgg import draws, roi
 from vgg.augment import EIGENVALUES, EIGENVECTORS, Prepare
 from vgg.batches import SLOTS, Crops
 from vgg.errors import StorageFailure
-from vgg.images import centre_window, crop, crop_window
+from vgg.images import centre_window, crop_window
 from vgg.index import LocalShards, ShardSet
 from vgg.stream import Order, training_batches, validation_batches
 
@@ -175,15 +174,6 @@ def test_the_crop_is_that_of_the_rescaled_image(width: int, height: int, scale: 
     assert (corners[0].left, corners[1].left) == (0, width - corners[1].side)
     centre = centre_window(width, height, scale, 224)
     assert abs(2 * centre.left + centre.side - width) <= 1
-
-
-def test_crop_equals_pillows_own_decode_crop_resize(images: Path) -> None:
-    picture = Image.open(images / "train" / "cat" / "0003.jpg").convert("RGB")  # 101 x 67
-    window = crop_window(picture.width, picture.height, 40, 32, 0.3, 0.8)
-    box = (window.left, window.top, window.left + window.side, window.top + window.side)
-    reference = np.asarray(picture.resize((32, 32), Image.Resampling.BILINEAR, box=box)).astype(int)
-    assert np.abs(crop(picture, window, 32) - reference).max() <= 8  # box resize sees beyond the window's edge
-    assert np.abs(crop(picture, window, 32) - reference)[2:-2, 2:-2].max() <= 1
 
 
 def test_prepare_flips_shifts_and_subtracts() -> None:

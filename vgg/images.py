@@ -80,12 +80,3 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
         raise BadImage(f"cannot be decoded: {error}") from None
     except MemoryError:
         raise BadImage("needs more memory than an image of its size should") from None
-
-
-def crop(image: Image.Image, window: Window, size: int) -> Pixels:
-    """Cut a window and resize it to (size, size, 3) uint8."""
-    box = (window.left, window.top, window.left + window.side, window.top + window.side)
-    cut = image.crop(box)
-    if window.side != size:
-        cut = cut.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(cut)

@@ -71,12 +71,6 @@ def crops(images: Sequence[bytes], windows: Sequence[Window], into: Pixels) -> d
     return bad
 
 
-def crop(data: bytes, window: Window, into: Pixels) -> None:
-    """One crop, into (size, size, 3) uint8.  Raises BadImage."""
-    if bad := crops([data], [window], into[None]):
-        raise BadImage(bad[0])
-
-
 def _cut(images: Sequence[bytes], windows: Sequence[Window]) -> Iterator[Pixels | str]:
     """The pixels of every window, (side, side, 3) uint8 RGB, or why there are none."""
     if nvimgcodec is None:
