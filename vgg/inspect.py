@@ -26,7 +26,7 @@ ORIENTATION = 0x0112  # EXIF tag
 
 
 class Inspected(NamedTuple):
-    """jpeg: the bytes to pack.  sums: int64 (11,): pixels and sums of R, G, B; then of every seventh row (of all, below
+    """jpeg: the bytes to pack.  sums: int64 (11,): pixels and sums of R, G, B; then of every 15th row (of all, below
     FEW_ROWS) its pixels, sums and sums of squares.  amended: why the bytes are not the original's, or None.  remarks:
     what is worth knowing of an image that was kept as it is."""
 
@@ -96,9 +96,9 @@ def _encoded(image: Image.Image, reason: str) -> Inspected:
 
 def _sums(rgb: Pixels) -> NDArray[np.int64]:
     """Exact: OpenCV adds integers, as doubles far below 2^53; what a norm loses in its square root is rounded back."""
-    # Squares of all rows would take a tenth of the decoding, and a deviation only sets a scale.  Seven meets every row
+    # Squares of all rows would take a tenth of the decoding, and a deviation only sets a scale.  15 meets every row
     # of the JPEG's blocks; a copy, since OpenCV splits one in half the time.
-    some = np.ascontiguousarray(rgb[::7]) if rgb.shape[0] >= FEW_ROWS else rgb
+    some = np.ascontiguousarray(rgb[::15]) if rgb.shape[0] >= FEW_ROWS else rgb
     squares = [cv2.norm(channel, cv2.NORM_L2SQR) for channel in cv2.split(some)]
     sums = [*_pixels_and_sums(rgb), *_pixels_and_sums(some), *squares]
     return np.array([round(value) for value in sums], np.int64)

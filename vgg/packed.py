@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,13 +18,13 @@ from vgg.inspect import NUM_SUMS
 
 log = logging.getLogger("vgg.shards")
 
-Row = tuple[int, int, int, int, int, int, str, str]
+Row = tuple[int, int, int, int, int, int, str]
 
 
 @dataclass
 class Packed:
-    """What became of a shard.  rows: (offset, size, label, width, height, crc32c, key, sha256 of the original) of every
-    image.  sums: as in inspect.Inspected, over all images.  entry, dali_entry: of the manifest."""
+    """What became of a shard.  rows: (offset, size, label, width, height, crc32c, key) of every image.  sums: as in
+    inspect.Inspected, over all images.  entry, dali_entry: of the manifest."""
 
     path: str
     rows: list[Row] = field(default_factory=list)
@@ -41,7 +42,7 @@ class Packed:
     def dali_index(self) -> bytes:
         """For DALI's readers.webdataset (index_paths, v1.2 of its wds2idx): offset and size of every file."""
         lines = [f"v1.2 {len(self.rows)}"]
-        for offset, size, label, *_, key, _ in self.rows:
+        for offset, size, label, *_, key in self.rows:
             of_label = offset - 1024  # a header and a block of data lie between
             lines.append(f"cls {of_label} {len(str(label))} {key}.cls jpg {offset} {size} {key}.jpg")
         return ("\n".join(lines) + "\n").encode()
@@ -70,8 +71,11 @@ def others_indexes(packed: dict[str, list[Packed]]) -> dict[str, bytes]:
     return {"_info.json": (json.dumps({"splits": splits}, indent=1) + "\n").encode()}
 
 
-def describe(packed: dict[str, list[Packed]]) -> dict[str, Any]:
-    """The manifest's facts of what was packed."""
+def describe(packed: dict[str, list[Packed]], duplicates: list[list[str]]) -> dict[str, Any]:
+    """The manifest's facts of what was packed.
+
+    images_sha256 is of all images, whatever their order in the shards; duplicates: as duplicates() finds them.
+    """
     shards = [shard for of_split in packed.values() for shard in of_split]
     return {
         "splits": {
@@ -83,16 +87,16 @@ def describe(packed: dict[str, list[Packed]]) -> dict[str, Any]:
             for split, of_split in packed.items()
         },
         "pixels": _mean_and_std([shard.sums for shard in packed["train"]]),
-        "originals_sha256": manifest.digest_of(sorted(_samples(packed))),
+        "images_sha256": manifest.digest_of(sorted(_samples(packed))),
         "amended": [item for shard in shards for item in shard.amended],
         "remarks": [item for shard in shards for item in shard.remarks],
         "quarantined": [item for shard in shards for item in shard.bad],
-        "duplicates": _duplicates(packed),
+        "duplicates": duplicates,
     }
 
 
 def _mean_and_std(sums: list[list[int]]) -> dict[str, list[float]]:
-    """Mean of R, G and B over all pixels, deviation over every seventh row of large images, 0 to 255; 4 decimals.
+    """Mean of R, G and B over all pixels, deviation over every 15th row of large images, 0 to 255; 4 decimals.
 
     sums: as in inspect.Inspected, of every shard; exact integers, so no order of adding changes a digit.
     """
@@ -106,19 +110,26 @@ def _mean_and_std(sums: list[list[int]]) -> dict[str, list[float]]:
     }
 
 
-def _samples(packed: dict[str, list[Packed]]) -> Iterator[tuple[str, str, str]]:
-    """(split, key, sha256 of the original) of every image."""
+def _samples(packed: dict[str, list[Packed]]) -> Iterator[tuple[str, str, int, int]]:
+    """(split, key, bytes, crc32c) of every image."""
     for split, shards in packed.items():
         for shard in shards:
             for row in shard.rows:
-                yield split, row[6], row[7]
+                yield split, row[6], row[1], row[5]
 
 
-def _duplicates(packed: dict[str, list[Packed]]) -> list[list[str]]:
-    """Groups of images with the same bytes, as 'split/key'; those that stand in several splits spoil a validation."""
+def duplicates(packed: dict[str, list[Packed]], read: Callable[[str, str], bytes]) -> list[list[str]]:
+    """Groups of images with the same bytes, as 'split/key'; those that stand in several splits spoil a validation.
+
+    read: the bytes of an image by (split, key); called for those alone that have size and checksum in common.
+    """
+    alike: dict[tuple[int, int], list[tuple[str, str]]] = {}
+    for split, key, size, crc in _samples(packed):
+        alike.setdefault((size, crc), []).append((split, key))
     groups: dict[str, list[str]] = {}
-    for split, key, digest in _samples(packed):
-        groups.setdefault(digest, []).append(f"{split}/{key}")
+    for suspects in alike.values():
+        for split, key in suspects if len(suspects) > 1 else ():
+            groups.setdefault(hashlib.sha256(read(split, key)).hexdigest(), []).append(f"{split}/{key}")
     found = sorted(sorted(group) for group in groups.values() if len(group) > 1)
     across = [group for group in found if len({name.split("/")[0] for name in group}) > 1]
     if across:

@@ -8,7 +8,7 @@ parameters give the same bytes on any machine with any number of workers.
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
 import logging
 import multiprocessing
@@ -31,7 +31,7 @@ from vgg.errors import BadData, Refused, StorageFailure, WrongParameters
 from vgg.images import BadImage
 from vgg.index import SCHEMA
 from vgg.inspect import NUM_SUMS, inspect
-from vgg.packed import Packed, describe, index_bytes, others_indexes
+from vgg.packed import Packed, describe, duplicates, index_bytes, others_indexes
 from vgg.params.shard import ShardParams
 from vgg.sources import Original, Report, Source
 from vgg.targets import Target, holding
@@ -98,7 +98,7 @@ def pack(
         "classes_sha256": manifest.digest_of([c.wnid for c in source.classes]),
         "source": source.about(),
         "renamed": {f"{split}/{o.key}": o.name for split, originals in splits.items() for o in originals if o.renamed},
-        **describe(packed),
+        **describe(packed, duplicates(packed, _reader(source, splits))),
     }
     finished = manifest.compose(SCHEMA, body, entries)
     check()
@@ -213,9 +213,8 @@ def _write_tar(file: BinaryIO, params: ShardParams, source: Source, task: Task, 
         head = member_head(f"{original.key}.cls", len(label)) + label + padding(len(label))
         head += member_head(f"{original.key}.jpg", len(found.jpeg))
         offset += len(head)
-        digest, crc = hashlib.sha256(raw).hexdigest(), google_crc32c.value(found.jpeg)
-        size = (len(found.jpeg), original.label, found.width, found.height)
-        packed.rows.append((offset, *size, crc, original.key, digest))
+        size, crc = len(found.jpeg), google_crc32c.value(found.jpeg)
+        packed.rows.append((offset, size, original.label, found.width, found.height, crc, original.key))
         for part in (head, found.jpeg, padding(len(found.jpeg))):
             file.write(part)
         offset += len(found.jpeg) + len(padding(len(found.jpeg)))
@@ -254,6 +253,23 @@ def _judge(params: ShardParams, splits: tuple[str, ...], results: dict[str, Pack
     for split in splits:
         if not any(result.rows for path, result in results.items() if path.startswith(split)):
             raise BadData(f"no usable image in split {split!r}")
+
+
+def _reader(source: Source, splits: dict[str, list[Original]]) -> Callable[[str, str], bytes]:
+    """The bytes of an original by (split, key)."""
+
+    @functools.cache
+    def by_key(split: str) -> dict[str, Original]:
+        return {original.key: original for original in splits[split]}
+
+    def read(split: str, key: str) -> bytes:
+        original = by_key(split)[key]
+        try:
+            return source.read(original)
+        except BadImage as reason:
+            raise BadData(f"{original.name}: {reason}; it was whole when it was packed. Run again.") from None
+
+    return read
 
 
 def _refuse_repeated_keys(splits: dict[str, list[Original]]) -> None:

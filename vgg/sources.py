@@ -208,9 +208,10 @@ class Folder(Source):
                 folder = self.root.joinpath(*Path(original.name).parts[:2])  # of the class; it may itself be a link
                 if not Path(path).resolve().is_relative_to(folder.resolve()) and os.stat(path):
                     raise BadImage("a link that leads out of the folder")
-            if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: a FIFO would hang
-                raise BadImage("not a regular file")
-            with open(path, "rb") as file:
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would hang
+            with open(fd, "rb", buffering=0) as file:
+                if not stat.S_ISREG(os.fstat(fd).st_mode):
+                    raise BadImage("not a regular file")
                 return file.read()
         except OSError as error:
             raise BadImage(f"cannot be read: {error.strerror}") from None
