@@ -256,6 +256,15 @@ def test_killed_at_any_moment_and_run_again(images: Path, params_file: Path, sha
     assert any((target / name).stat().st_mtime_ns == kept[name] for name in kept), "finished shards were made again"
 
 
+def test_shards_that_nobody_reads_any_more_are_closed(shards: ShardSet) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        split = ShardSet(shards.directory).split("train")
+        split.read(0), split.read(len(split) - 1)
+    del split
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 @pytest.mark.parametrize(("name", "size"), [("a.jpg", 0), ("n01440764_10026.jpg", 110_123), ("x" * 96 + ".cls", 512)])
 def test_members_are_those_of_tarfile(name: str, size: int) -> None:
     info = tarfile.TarInfo(name)

@@ -72,6 +72,10 @@ class LocalShards:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # a worker process opens its own
 
+    def __del__(self) -> None:
+        for fd in self._open.values():
+            os.close(fd)
+
     def read(self, entry: dict[str, Any], offset: int, size: int) -> bytes:
         name = entry["path"]
         if name not in self._open:
