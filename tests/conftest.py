@@ -49,6 +49,8 @@ TRAIN = {
     "dropout": 0.5,
     "epochs": 2,
     "batch_size": 8,
+    "micro_batch_size": "auto",
+    "gradient_compression": "none",
     "learning_rate": 0.01,
     "momentum": 0.9,
     "weight_decay": 0.0005,

@@ -63,6 +63,13 @@ class TrainParams(Section):
         description="passes over the training set at most; paper: 74"
     )
     batch_size: int = Field(ge=1, le=1_048_576, description="global batch, images a step over all ranks; paper: 256")
+    micro_batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=1_048_576)] = Field(
+        description="images that a rank computes at once, at most (memory; results change only in rounding, with batch "
+        "norm in its statistics too); auto: its whole share, halved until it fits into the device"
+    )
+    gradient_compression: Literal["none", "bf16"] = Field(
+        description="of what ranks send each other; bf16: half the bytes, for networks slower than NVLink"
+    )
     learning_rate: float = Field(gt=0, le=100, description="first rate of SGD; paper: 0.01")
     momentum: float = Field(ge=0, lt=1, description="of SGD; paper: 0.9")
     weight_decay: float = Field(ge=0, lt=1, description="L2 multiplier added to the gradient; paper: 0.0005")
