@@ -1,38 +1,184 @@
-"""One process a GPU, with the exit codes of the contract: python -m components.launch 8 components.train --params …
+"""One process a GPU, watched: python -m components.launch [--max-restarts N] PROCESSES MODULE ARGUMENTS…
 
-torchrun turns every failure into 1; an orchestrator that retries by exit code needs to hear what the program said.
+torchrun starts the ranks.  What it does not do is done here: a rank that hangs (VGG_HANG_SECONDS without a sign of
+life, 1200 by default) has its stacks and those of all others written down, then all are ended; the exit code is the one
+of the contract that the program gave, because an orchestrator retries by it; and after a crash or a hang (never after
+a refusal) all start again, at most N times, and go on from the last checkpoint.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import json
+import logging
 import os
 import signal
 import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
 
-from vgg.errors import Preempted, WrongParameters
+from components import program
+from components.watched import hang_seconds
+from vgg.errors import BadData, Preempted, Refused, WrongParameters
+
+log = logging.getLogger("vgg.launch")
+
+FINAL = {0, WrongParameters.exit_code, BadData.exit_code, Refused.exit_code}  # starting again would change nothing
+GRACE_SECONDS = 20  # for ranks to end by themselves once one has ended: they may be saving
+LOOK_SECONDS = 0.5  # between two looks at the ranks
+DUMP_SECONDS = 3  # for ranks to write down their stacks
 
 
-def main(argv: list[str]) -> int:
-    """Run a module's program in argv[0] processes; returns the exit code of the first that failed."""
-    if len(argv) < 2 or not argv[0].isdigit() or int(argv[0]) < 1:
-        print("usage: python -m components.launch PROCESSES MODULE ARGUMENTS…", file=sys.stderr)
-        return WrongParameters.exit_code
-    if int(argv[0]) == 1:
-        os.execv(sys.executable, [sys.executable, "-m", *argv[1:]])  # noqa: S606  # this very program, in place
+def parser() -> argparse.ArgumentParser:
+    flags = program.Parser("components.launch", __doc__)
+    flags.add_argument("--max-restarts", type=int, default=0, metavar="N", help="after crashes and hangs (default 0)")
+    flags.add_argument("processes", type=int, help="ranks on this machine: as many as it has GPUs")
+    flags.add_argument("module", help="whose program runs, for example components.train")
+    flags.add_argument("arguments", nargs=argparse.REMAINDER, help="of the program")
+    return flags
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a module's program in some processes; returns the exit code of the first that failed."""
+    args = parser().parse_args(argv)
+    if args.processes < 1 or args.max_restarts < 0:
+        parser().error("PROCESSES must be 1 or more, N 0 or more")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for left in range(args.max_restarts, -1, -1):
+        code, stopped = run_once(args.processes, args.module, args.arguments)
+        if stopped or code in FINAL or not left:
+            break
+        log.warning("ended with %d; all ranks start again (%d restarts left)", code, left - 1)
+    return code
+
+
+def run_once(processes: int, module: str, arguments: list[str]) -> tuple[int, bool]:
+    """Start the ranks, watch them, wait for them.  Returns the exit code and whether it was told to stop."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
+    with tempfile.TemporaryDirectory(prefix="vgg-ranks-") as folder, Watchdog(Path(folder)) as watchdog:
+        os.environ["VGG_RANKS"] = folder
+        try:
+            torchrun(["--standalone", f"--nproc-per-node={processes}", "-m", module, *arguments])
+        except ChildFailedError as failed:
+            if watchdog.found_hang:
+                return Preempted.exit_code, False
+            _, first = failed.get_first_failure()
+            # the launcher ends the others with SIGTERM, which they answer with 75: the first is the one that counts
+            return first.exitcode if first.exitcode > 0 else 128 - first.exitcode, False
+        except SignalException as stopped:
+            return Preempted.exit_code if stopped.sigval == signal.SIGTERM else 128 + stopped.sigval, True
+    return 0, False
+
+
+@dataclass
+class Rank:
+    """What is known of a rank by its file (components.watched)."""
+
+    number: str
+    pid: int
+    stacks: Path | None
+    touched: int  # the file's mtime, which only has to change
+    heard: float  # when it last did, by our own clock
+
+
+class Watchdog:
+    """A thread that looks after the ranks' signs of life.
+
+    A rank that gives none for VGG_HANG_SECONDS: stacks are saved, all ranks are killed.  A rank that was killed: the
+    others have GRACE_SECONDS to notice.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._ranks, self._patience = folder, dict[str, Rank](), hang_seconds()
+        self._crashed_at: float | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self.found_hang = False
+
+    def __enter__(self) -> Watchdog:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(LOOK_SECONDS):
+            self._look()
+            now = time.monotonic()
+            silent = [rank for rank in self._ranks.values() if now - rank.heard > self._patience]
+            if silent:
+                self.found_hang = True
+                names = ", ".join(f"{rank.number} (process {rank.pid})" for rank in silent)
+                log.error("no sign of life for %d s from rank %s; all ranks are ended", self._patience, names)
+                self._save_stacks()
+                self._kill()
+            elif any(not alive(rank.pid) for rank in self._ranks.values()):
+                self._crashed_at = self._crashed_at or now
+                if now - self._crashed_at > GRACE_SECONDS:
+                    self._kill()
+
+    def _look(self) -> None:
+        """Read the files; a rank that ended in order has taken its own away."""
+        found = {}
+        for path in self._folder.glob("*.json"):
+            with contextlib.suppress(OSError, ValueError):
+                touched, about = path.stat().st_mtime_ns, json.loads(path.read_text())
+                stacks = Path(about["stacks"]) if "stacks" in about else None
+                known = self._ranks.get(path.stem)
+                heard = known.heard if known and known.touched == touched else time.monotonic()
+                found[path.stem] = Rank(path.stem, about["pid"], stacks, touched, heard)
+        self._ranks = found
+
+    def _save_stacks(self) -> None:
+        """Where every thread of every rank is.  A stopped process writes it as soon as it is continued."""
+        for rank in self._ranks.values():
+            if rank.stacks:
+                send(rank.pid, signal.SIGUSR1)
+                send(rank.pid, signal.SIGCONT)
+        time.sleep(DUMP_SECONDS)
+        for rank in self._ranks.values():
+            if rank.stacks and rank.stacks.exists() and not rank.stacks.stat().st_size:
+                rank.stacks.write_text(f"no answer; the kernel says: {kernel_wait(rank.pid)}\n")
+            if rank.stacks and rank.stacks.exists():
+                log.error("rank %s hung; stacks in %s:\n%s", rank.number, rank.stacks, rank.stacks.read_text()[-4000:])
+
+    def _kill(self) -> None:
+        for rank in self._ranks.values():
+            send(rank.pid, signal.SIGKILL)
+            (self._folder / f"{rank.number}.json").unlink(missing_ok=True)
+        self._ranks, self._crashed_at = {}, None
+
+
+def send(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
     try:
-        torchrun(["--standalone", f"--nproc-per-node={argv[0]}", "-m", *argv[1:]])
-    except ChildFailedError as failed:
-        _, first = failed.get_first_failure()
-        # the launcher ends the others with SIGTERM, which they answer with 75: the first is the one that counts
-        return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
-    except SignalException as stopped:
-        return Preempted.exit_code if stopped.sigval == signal.SIGTERM else 128 + stopped.sigval
-    return 0
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def kernel_wait(pid: int) -> str:
+    """State and place in the kernel where a process waits, as far as the kernel tells."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        return f"state {state}, in {Path(f'/proc/{pid}/wchan').read_text() or 'user space'}"
+    except OSError as error:
+        return str(error)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

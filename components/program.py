@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from vgg.errors import Preempted, Problem, StorageFailure, WrongParameters
+from vgg.errors import Interrupted, Preempted, Problem, StorageFailure, WrongParameters
 
 log = logging.getLogger("vgg")
 
@@ -98,22 +98,40 @@ def only_writer(directory: Path) -> Iterator[None]:
 
 
 class StopSignal:
-    """Whether this process has been asked to stop (SIGTERM, Ctrl-C).  A second Ctrl-C stops at once."""
+    """Whether this process has been asked to stop (SIGTERM, Ctrl-C): a vgg.stopping.Stop.
 
-    def __init__(self) -> None:
-        self.received = False
+    A second Ctrl-C stops at once.
+    beat: called whenever somebody asks, as a sign of life.
+    """
+
+    def __init__(self, beat: Callable[[], None] = lambda: None) -> None:
+        self.received, self._interrupting, self._beat = False, False, beat
         signal.signal(signal.SIGTERM, self._receive)
         signal.signal(signal.SIGINT, self._receive)
 
     def _receive(self, _number: int, _frame: FrameType | None) -> None:
         self.received = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._interrupting:
+            self._interrupting = False  # once: whoever cleans up is not interrupted again
+            raise Interrupted
 
     def __call__(self) -> bool:
+        self._beat()
         return self.received
 
+    @contextlib.contextmanager
+    def interrupts(self) -> Iterator[None]:
+        self._interrupting = True
+        try:
+            if self.received:  # just before
+                raise Interrupted
+            yield
+        finally:
+            self._interrupting = False
+
     def raise_if_received(self) -> None:
-        if self.received:
+        if self():
             raise Preempted("stopped before training began; run again")
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,20 @@ from vgg.train import ends_epoch, train, update
 ALONE = Group(0, 1, 0, 1, torch.device("cpu"))
 
 
+class StopAt:
+    """A vgg.stopping.Stop that asks to stop when it has been asked so many times."""
+
+    def __init__(self, times: int | None) -> None:
+        self.times, self.asked = times, 0
+
+    def __call__(self) -> bool:
+        self.asked += 1
+        return self.times is not None and self.asked > self.times
+
+    def interrupts(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
 class Points:
     """A watcher that remembers."""
 
@@ -42,12 +57,7 @@ def run(
     shards: ShardSet, directory: Path, stop_at: int | None = None, initial: Path = Path("none"), **changes: object
 ) -> Points:
     """Train the tiny network; stop_at: ask it to stop before that step's update."""
-    watcher, asked = Points(), []
-
-    def stop() -> bool:
-        asked.append(1)
-        return stop_at is not None and len(asked) > stop_at
-
+    watcher, stop = Points(), StopAt(stop_at)
     code = {"vgg/train.py": str(changes.pop("code", "1"))}
     accept = bool(changes.pop("accept_code_change", False))
     train(train_params(**changes), shards, directory, initial, code, ALONE, watcher, stop, accept)

@@ -12,7 +12,7 @@ EIGENVALUES = (55.46, 4.794, 1.148)
 
 
 class Prepare(nn.Module):
-    """uint8 (n, h, w, 3) RGB crops to float32 (n, 3, h, w), channels last in memory.
+    """uint8 (n, h, w, 3) RGB crops to (n, 3, h, w) of a dtype, channels last in memory; computed in float32.
 
     mean, std: of R, G, B, 0-255.  The paper subtracts the mean and does not divide: std is then 1 (§2.1).
     colour_shift: deviation of alpha.
@@ -22,9 +22,11 @@ class Prepare(nn.Module):
     std: torch.Tensor
     components: torch.Tensor
 
-    def __init__(self, mean: list[float], std: list[float], colour_shift: float = 0.0) -> None:
+    def __init__(
+        self, mean: list[float], std: list[float], colour_shift: float = 0.0, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
-        self.colour_shift = colour_shift
+        self.colour_shift, self.dtype = colour_shift, dtype
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
         components = torch.tensor(EIGENVECTORS) * torch.tensor(EIGENVALUES)
@@ -42,4 +44,4 @@ class Prepare(nn.Module):
         if colour is not None and self.colour_shift:
             shift = shift + self.colour_shift * colour @ self.components.T
         prepared = (pixels + shift[:, :, None, None]) / self.std[None, :, None, None]
-        return prepared.contiguous(memory_format=torch.channels_last)
+        return prepared.to(self.dtype, memory_format=torch.channels_last)

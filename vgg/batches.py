@@ -12,20 +12,24 @@ from numpy.typing import NDArray
 
 from vgg.images import Pixels
 
-ROW = np.dtype([("label", "<i8"), ("number", "<i8"), ("flip", "?"), ("colour", "<f4", 3)])  # of an image, as in Crops
+ROW = np.dtype(  # of an image, as in Crops
+    [("label", "<i8"), ("number", "<i8"), ("flip", "?"), ("colour", "<f4", 3), ("dropout", "<i8")]
+)
 PREFETCH = 2  # batches that a decoding process works ahead
 SLOTS = PREFETCH + 3  # of a process: those ahead, one on its way, two that the consumer still looks at
 
 
 class Crops(NamedTuple):
     """Some images of a batch.  images: uint8 (n, size, size, 3) RGB.  labels: int64 (n,).  numbers: rows of the index,
-    int64 (n,).  flip: bool (n,).  colour: float32 (n, 3), standard normal, the three alphas of the RGB shift."""
+    int64 (n,).  flip: bool (n,).  colour: float32 (n, 3), standard normal, the three alphas of the RGB shift.  dropout:
+    int64 (n,), 64 random bits that decide which outputs of fc6 and fc7 this image goes without."""
 
     images: torch.Tensor
     labels: torch.Tensor
     numbers: torch.Tensor
     flip: torch.Tensor
     colour: torch.Tensor
+    dropout: torch.Tensor
 
 
 def as_crops(images: torch.Tensor, rows: NDArray[np.void]) -> Crops:

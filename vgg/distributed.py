@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from torch import distributed
 
-from vgg.errors import WrongParameters
-
-TIMEOUT = timedelta(minutes=10)  # of a collective: a rank that is gone for longer will not come back
+from vgg.errors import Preempted, WrongParameters
 
 
 @dataclass(frozen=True)
 class Group:
-    """This process among all of them.  device: where it computes."""
+    """This process among all of them.  device: where it computes.
+
+    Tensors of the device are reduced there, and nobody waits for them; what processes agree on (any, gather, barrier)
+    goes from host to host and never waits for a device.
+    """
 
     rank: int
     world_size: int
@@ -43,11 +45,25 @@ class Group:
             distributed.broadcast(tensor, 0)
         return tensor
 
+    def ask(self, flag: bool) -> Callable[[], bool]:
+        """Begin to find out whether the flag is set on some rank; the function returned waits for the answer.
+
+        All ranks get the same one.  It travels while they compute.
+        """
+        if self.world_size == 1:
+            return lambda: flag
+        flags = torch.tensor([flag], dtype=torch.int32)
+        sent = distributed.all_reduce(flags, distributed.ReduceOp.MAX, async_op=True)
+
+        def answer() -> bool:
+            sent.wait()
+            return bool(flags)
+
+        return answer
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on some rank: all ranks get the same answer."""
-        if self.world_size == 1:
-            return flag
-        return bool(self.sum_(torch.tensor(float(flag), device=self.device)).item())
+        return self.ask(flag)()
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks, on all ranks."""
@@ -58,13 +74,16 @@ class Group:
         return values
 
     def barrier(self) -> None:
-        if self.world_size > 1:
-            distributed.barrier()
+        self.any(False)
 
 
 @contextmanager
-def joined() -> Iterator[Group]:
-    """Join the group that torchrun describes in the environment (nccl on GPUs, gloo on CPUs); leave it at the end."""
+def joined(timeout_seconds: float = 600) -> Iterator[Group]:
+    """Join the group that torchrun describes in the environment (nccl on GPUs, gloo on CPUs); leave it at the end.
+
+    timeout_seconds: that ranks wait for each other; one that is later will not come.
+    Raises Preempted when another rank has gone: what was saved is good, and the ranks start again together.
+    """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
@@ -78,9 +97,23 @@ def joined() -> Iterator[Group]:
     else:
         device = torch.device("cpu")
     if world_size > 1:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
     try:
         yield Group(rank, world_size, local_rank, local_world_size, device)
-    finally:
-        if world_size > 1:
-            distributed.destroy_process_group()
+    except (RuntimeError, distributed.DistError) as error:
+        if not lost_a_rank(error):
+            raise
+        raise Preempted(
+            f"rank {rank}: another rank is gone ({str(error).splitlines()[0][:200]}). Run again to go on from the "
+            "last checkpoint; the rank that failed first says why."
+        ) from error
+    # after a failure the group is left to end with the process: leaving it could wait for a rank that is gone
+    if world_size > 1:
+        distributed.destroy_process_group()
+
+
+def lost_a_rank(error: BaseException) -> bool:
+    """Whether a collective failed because of another process, not of this one's own doing."""
+    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out", "NCCL", "Socket")
+    return isinstance(error, distributed.DistError) or any(sign in str(error) for sign in signs)

@@ -1,9 +1,9 @@
 """Stateless randomness: every random number is a pure function of what it is for.
 
-The order of an epoch, the crop of a sample and the dropout of a step are drawn from counters, never from a generator
-that has a state.  So nothing random has to be saved, and any number of workers, ranks and restarts draws the same.
-The mixing function is the finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), applied once per counter; plain
-64-bit integer arithmetic, so that no library version can change a run.
+The order of an epoch, the crop of a sample and what dropout takes from it are drawn from counters, never from a
+generator that has a state.  So nothing random has to be saved, and any number of workers, ranks and restarts draws the
+same.  The mixing function is the finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), applied once per counter;
+plain 64-bit integer arithmetic, so that no library version can change a run.
 """
 
 from __future__ import annotations

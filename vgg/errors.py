@@ -46,3 +46,7 @@ class Refused(Problem):
     """Artefacts do not belong together, or failed verification.  Do not retry."""
 
     exit_code = 78
+
+
+class Interrupted(BaseException):
+    """A stop was asked for inside Stop.interrupts() (vgg.stopping).  No Exception: nothing on its way may swallow it."""

@@ -39,8 +39,49 @@ class Architecture:
         return asdict(self)
 
 
+class Dropout(nn.Module):
+    """Zero each output of a layer with probability p, in training; scale the others by 1 / (1 - p).
+
+    What an image loses is a function of its key alone, not of a generator's state nor of who computes it beside which
+    others: the same for every world size, micro-batch and restart.  The bits are SplitMix64's, as in vgg.draws.
+    """
+
+    def __init__(self, p: float, layer: int) -> None:
+        super().__init__()
+        self.p, self.layer = p, layer
+
+    def forward(self, outputs: torch.Tensor, keys: torch.Tensor | None) -> torch.Tensor:
+        """outputs: float (n, width).  keys: int64 (n,), needed in training."""
+        if not self.training or not self.p:
+            return outputs
+        if keys is None:
+            raise ValueError("dropout: training needs the keys of the batch (Crops.dropout)")
+        columns = torch.arange(1, outputs.shape[1] + 1, device=outputs.device) + self.layer * 2**32
+        bits = _splitmix64(keys[:, None] + columns * -0x61C8864680B583EB)  # the golden ratio's, as a signed number
+        kept = (bits >> 40) & (2**24 - 1) >= round(self.p * 2**24)
+        return torch.where(kept, outputs * (1 / (1 - self.p)), 0)
+
+
+def _splitmix64(x: torch.Tensor) -> torch.Tensor:
+    """The finaliser of SplitMix64 in int64, whose products wrap as unsigned ones do and whose shifts keep the sign."""
+    x = (x ^ ((x >> 30) & (2**34 - 1))) * -0x40A7B892E31B1A47
+    x = (x ^ ((x >> 27) & (2**37 - 1))) * -0x6B2FB644ECCEEE15
+    return x ^ ((x >> 31) & (2**33 - 1))
+
+
+class Classifier(nn.Sequential):
+    """fc6, fc7, fc8; hands the keys of a batch to its dropout layers."""
+
+    def forward(self, outputs: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
+        for module in self:
+            outputs = module(outputs, keys) if isinstance(module, Dropout) else module(outputs)
+        return outputs
+
+
 class VGG(nn.Module):
     """float (n, 3, input_size, input_size), mean subtracted, to class scores (n, num_classes), not softmaxed.
+
+    dropout: its probability.  In training it needs the keys of the images, int64 (n,).
 
     torchvision pools the last map to 7x7 whatever the input; here another input size is an error, because averaging
     before fc6 is not what the paper does with larger images.  vgg.dense does that.
@@ -53,21 +94,21 @@ class VGG(nn.Module):
         channels = CONFIGURATIONS[architecture.configuration][-1][0]
         assert isinstance(channels, int)
         self.features = _features(architecture)
-        self.classifier = nn.Sequential(
+        self.classifier = Classifier(
             nn.Linear(channels * side * side, width),  # fc6
             nn.ReLU(inplace=True),
-            nn.Dropout(dropout),
+            Dropout(dropout, 6),
             nn.Linear(width, width),  # fc7
             nn.ReLU(inplace=True),
-            nn.Dropout(dropout),
+            Dropout(dropout, 7),
             nn.Linear(width, architecture.num_classes),  # fc8
         )
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
         size = self.architecture.input_size
         if images.shape[1:] != (3, size, size):
             raise ValueError(f"images: expected (n, 3, {size}, {size}), got {tuple(images.shape)}")
-        scores: torch.Tensor = self.classifier(torch.flatten(self.features(images), 1))
+        scores: torch.Tensor = self.classifier(torch.flatten(self.features(images), 1), keys)
         return scores
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
-from vgg import checkpoint, roi
+from vgg import checkpoint, draws, roi
 from vgg.augment import Prepare
+from vgg.batches import Crops
 from vgg.checkpoint import Trained
 from vgg.distributed import Group
 from vgg.errors import Preempted, Problem, Refused
@@ -20,6 +26,7 @@ from vgg.index import ShardSet
 from vgg.metrics import Counts
 from vgg.model import VGG, Architecture, blank, initialise, transplant
 from vgg.params.train import TrainParams
+from vgg.saver import Saver
 from vgg.schedule import Schedule
 
 log = logging.getLogger("vgg.train")
@@ -37,6 +44,8 @@ class State:
     epoch: list[float] = field(default_factory=lambda: [0.0] * 4)  # counts since the last validation
     history: list[dict[str, float]] = field(default_factory=list)  # a row an epoch
     schedule: dict[str, Any] = field(default_factory=dict)
+    samples: str = "0" * 16  # hex: the sum over all (step, position in the batch, image) trained on, see `seen`
+    micro_batch_size: int = 0  # what was found to fit; 0: not looked for yet
 
 
 @dataclass
@@ -55,7 +64,15 @@ class Run:
     window: Counts
     epoch: Counts
     trouble: torch.Tensor  # float32 (): 1 from the first non-finite loss or gradient on; updates are no-ops then
-    trouble_step: torch.Tensor  # int64 (): the step of it, or -1
+    trouble_step: torch.Tensor  # float64 (): the step of it, or -1
+    micro_batch_size: int  # images that this rank computes at once, at most
+    samples: int = 0  # this rank's part of State.samples, modulo 2^64
+
+    def parts(self, crops: Crops) -> list[Crops]:
+        """A share of a batch as micro-batches on the device."""
+        size, device = self.micro_batch_size, self.group.device
+        columns = [tensor.to(device, non_blocking=True).split(size) for tensor in crops]  # type: ignore[no-untyped-call]
+        return [Crops(*part) for part in zip(*columns, strict=True)]
 
 
 def describe(
@@ -86,11 +103,23 @@ def describe(
     }
 
 
+def expect_state(step: checkpoint.Step, accept_code_change: bool) -> None:
+    """Raises Refused unless state.json is a State.  What other code did not know yet may be missing, and is begun."""
+    path, known = step.path / "state.json", vars(State()).keys()
+    strange = (step.state.keys() - known) | (set() if accept_code_change else known - step.state.keys())
+    try:
+        TypeAdapter(State).validate_json(json.dumps(step.state), strict=True)
+    except ValidationError as error:
+        strange |= {".".join(map(str, problem["loc"])) for problem in error.errors()}
+    if strange:
+        raise Refused(f"{path}: not the state of a training: {', '.join(sorted(strange))}. No training wrote it.")
+
+
 def find_run(directory: Path, about: dict[str, Any], accept_code_change: bool, group: Group) -> checkpoint.Step | None:
     """The checkpoint to continue from, or None to begin, or (with the directory's manifest in place) None for finished.
 
     An unfinished run of other parameters, data or code is refused: nobody's work is thrown away.  A finished one is
-    moved to <directory>.previous.
+    moved to <directory>.previous; checkpoints that were passed over for an older one, to <directory>.refused.
     """
     if (directory / "manifest.json").exists():
         finished = Trained.open(directory)
@@ -101,27 +130,31 @@ def find_run(directory: Path, about: dict[str, Any], accept_code_change: bool, g
             log.warning(
                 "%s held a finished run with other inputs (%s); it lies in %s now", directory, changes[0], aside
             )
+        elif not changes:
+            expect_state(finished.step, accept_code_change=False)
         group.barrier()
         return None
     if group.is_first:
         checkpoint.recover(directory)
     group.barrier()
-    earlier = checkpoint.newest(directory)
+
+    def differs(step: checkpoint.Step) -> list[str]:
+        there, here = ({**a["run"], "network": a["network"]} for a in (step.about, about))
+        if accept_code_change:
+            there["code"] = here["code"]
+        changes = list(checkpoint.differences(there, here))
+        if not changes:
+            expect_state(step, accept_code_change)
+        return changes
+
+    earlier = checkpoint.newest(directory, differs)
+    group.barrier()  # all have read before one moves
     if earlier is None:
         return None
-    there, here = dict(earlier.about["run"]), dict(about["run"])
-    if accept_code_change:
-        for changed in checkpoint.differences(there.pop("code"), here.pop("code")):
-            log.warning("continuing with changed code: %s", changed)
-    if earlier.about["network"] != about["network"]:
-        there["network"], here["network"] = earlier.about["network"], about["network"]
-    if changes := list(checkpoint.differences(there, here)):
-        listing = "\n".join(f"  {change}" for change in changes)
-        raise Refused(
-            f"{directory}: holds an unfinished run (step {earlier.step}) that differs:\n{listing}\n"
-            "To continue it, restore these (for code alone: --accept-code-change). "
-            f"To start anew: rm -r {directory}"
-        )
+    if group.is_first:
+        checkpoint.set_later_aside(directory, earlier.step)
+    for changed in checkpoint.differences(earlier.about["run"].get("code"), about["run"]["code"]):
+        log.warning("continuing with changed code: %s", changed)
     if earlier.about["versions"] != about["versions"]:
         log.warning("versions differ from the checkpoint's (%s): results may too", earlier.about["versions"])
     return earlier
@@ -138,11 +171,12 @@ def precision_on(params: TrainParams, device: torch.device) -> torch.dtype:
 
 
 def start(params: TrainParams, shards: ShardSet, initial: Path, group: Group, num_images: int) -> Run:
-    """A run at step 0."""
+    """A run at step 0, of this rank alone; connect() joins it with the others."""
     if group.device.type == "cuda" and params.deterministic:  # what runs here on a CPU always is
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     about = describe(params, shards, initial, {}, group.device)
+    precision = precision_on(params, group.device)
     model = blank(Architecture(**about["network"]), params.dropout)
     if params.init == "checkpoint":
         model.load_state_dict(same_network(Trained.open(initial), model).step.weights())
@@ -151,27 +185,46 @@ def start(params: TrainParams, shards: ShardSet, initial: Path, group: Group, nu
         if params.init == "shallower":
             transplant(model, Trained.open(initial).network())
     model = model.to(group.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    pixels = about["pixels"]
+    prepare = Prepare(pixels["mean"], pixels["std"], params.colour_shift, precision).to(group.device)
     if group.device.type == "cuda":
         torch.backends.cudnn.benchmark = not params.deterministic
         # two regions, so that the classifier's gradients (89 % of the bytes) travel while the convolutions compute
         model.features.compile(dynamic=False)
         model.classifier.compile(dynamic=False)
-    replica: nn.Module = model
-    if group.world_size > 1:
-        devices = [group.device] if group.device.type == "cuda" else None
-        replica = nn.parallel.DistributedDataParallel(model, devices, gradient_as_bucket_view=True, static_graph=True)
+        prepare.compile(dynamic=False)
     optimiser = torch.optim.SGD(
         model.parameters(), params.learning_rate, params.momentum, weight_decay=params.weight_decay, fused=True
     )
-    prepare = Prepare(about["pixels"]["mean"], about["pixels"]["std"], params.colour_shift).to(group.device)
     schedule = Schedule(params.schedule, params.learning_rate, num_images / params.batch_size)
     trouble = torch.zeros((), device=group.device)
+    share = -(-params.batch_size // group.world_size)
     run = Run(
-        params, group, model, replica, optimiser, prepare, schedule, precision_on(params, group.device), State(),
-        Counts.zeros(group.device), Counts.zeros(group.device), trouble, torch.full((), -1, device=group.device),
+        params, group, model, model, optimiser, prepare, schedule, precision, State(),
+        Counts.zeros(group.device), Counts.zeros(group.device), trouble,
+        torch.full((), -1.0, dtype=torch.float64, device=group.device),
+        share if params.micro_batch_size == "auto" else min(share, params.micro_batch_size),
     )  # fmt: skip
     optimiser.found_inf = trouble  # type: ignore[attr-defined]  # fused SGD makes no update while this is 1
     return run
+
+
+def connect(run: Run) -> None:
+    """From here on the ranks average their gradients."""
+    group, params = run.group, run.params
+    if group.world_size == 1:
+        return
+    in_parts = any(group.gather(run.micro_batch_size < -(-params.batch_size // group.world_size)))
+    replica = nn.parallel.DistributedDataParallel(
+        run.model,
+        [group.device] if group.device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        broadcast_buffers=False,  # validate() does it, once an epoch
+        static_graph=not in_parts,  # it cannot be told of backward passes that send nothing
+    )
+    if params.gradient_compression == "bf16":
+        replica.register_comm_hook(None, bf16_compress_hook)
+    run.replica = replica
 
 
 def same_network(trained: Trained, model: VGG) -> Trained:
@@ -191,31 +244,42 @@ def restore(run: Run, earlier: checkpoint.Step) -> None:
         if name in momentum:
             buffer = torch.empty_like(parameter)  # keeps channels_last
             run.optimiser.state[parameter]["momentum_buffer"] = buffer.copy_(momentum[name])
+    run.micro_batch_size = min(run.micro_batch_size, run.state.micro_batch_size or run.micro_batch_size)
     if run.group.is_first:  # the sums are of all ranks; one of them carries them on
         run.window.total += torch.tensor(run.state.window, dtype=torch.float64, device=run.group.device)
         run.epoch.total += torch.tensor(run.state.epoch, dtype=torch.float64, device=run.group.device)
+        run.samples = int(run.state.samples, 16)
 
 
-def save(run: Run, directory: Path, about: dict[str, Any]) -> None:
-    """A checkpoint of this moment; rank 0 writes, the others wait."""
+def seen(step: int, positions: NDArray[np.int64], numbers: NDArray[np.int64]) -> int:
+    """What a step adds to State.samples: images `numbers`, that stood at `positions` of its global batch.
+
+    A sum modulo 2^64 of random bits, so any number of ranks add up to the same; an image that is lost, repeated or out
+    of its place changes it.
+    """
+    return int(draws.bits("samples", step, positions, numbers).sum(dtype=np.uint64))
+
+
+def save(run: Run, saver: Saver) -> None:
+    """Begin a checkpoint of this moment; rank 0 writes it while all go on."""
     state, group = run.state, run.group
     state.window = group.sum_(run.window.total.clone()).tolist()
     state.epoch = group.sum_(run.epoch.total.clone()).tolist()
     state.schedule = run.schedule.state()
-    failure: Problem | None = None
+    state.samples = f"{sum(group.gather(run.samples)) % 2**64:016x}"
     if group.is_first:
-        try:
-            named = dict(run.model.named_parameters())
-            momentum = {
-                name: run.optimiser.state[parameter]["momentum_buffer"].contiguous().cpu()
-                for name, parameter in named.items()
-                if run.optimiser.state[parameter].get("momentum_buffer") is not None
-            }
-            weights = {name: tensor.contiguous().cpu() for name, tensor in run.model.state_dict().items()}
-            checkpoint.save(directory, state.step, weights, momentum, vars(state), about)
-            until_now = [step for step in checkpoint.steps(directory) if step <= state.step]  # later ones are damaged
-            checkpoint.prune(directory, {*until_now[-run.params.keep_checkpoints :], state.best_step})
-        except Problem as problem:
-            failure = problem
-    if any(group.gather(failure is not None)):
+        named = dict(run.model.named_parameters())
+        buffers = {name: run.optimiser.state[parameter].get("momentum_buffer") for name, parameter in named.items()}
+        momentum = {name: buffer for name, buffer in buffers.items() if buffer is not None}
+        saver.save(run.model.state_dict(), momentum, vars(state))
+
+
+def settle(run: Run, saver: Saver) -> None:
+    """Wait until what was saved is on disk.  Raises StorageFailure on rank 0 if it is not, Preempted on the others."""
+    failure: Exception | None = None
+    try:
+        saver.wait()
+    except (Problem, OSError) as problem:
+        failure = problem
+    if run.group.any(failure is not None):
         raise failure or Preempted("rank 0 could not save its checkpoint")

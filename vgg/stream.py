@@ -1,9 +1,9 @@
 """From an index to batches: which images a step trains on, and their crops.
 
-The order of an epoch is a pure function of (seed, epoch); the scale, crop, flip and colour shift of an image are a pure
-function of (seed, epoch, image).  Batches run on across the border of an epoch, so every batch is full and no image is
-dropped.  A position in training is therefore one integer, the step, and any number of ranks and workers, before and
-after any restart, sees the same global batches.
+The order of an epoch is a pure function of (seed, epoch); scale, crop, flip, colour shift and dropout of an image are a
+pure function of (seed, epoch, image).  Batches run on across the border of an epoch, so every batch is full and no
+image is dropped.  A position in training is therefore one integer, the step, and any number of ranks and workers,
+before and after any restart, sees the same global batches.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 from vgg import ahead, draws, roi
 from vgg.batches import ROW, Crops
 from vgg.errors import Refused
-from vgg.images import Window, centre_window, crop_window
+from vgg.images import Window, area_window, centre_window, crop_window
 from vgg.index import BLOCK_SHARDS, Split
 from vgg.params.train import TrainParams
 from vgg.workers import Make, loaded
 
 # (JPEGs, windows, images to write into) -> reasons by position: roi.crops, or that of a roi.DeviceDecoder
 Cut = Callable[[Sequence[bytes], Sequence[Window], Any], dict[int, str]]
+Windows = Callable[[int, int, int], Window]  # of (width, height, position in the batch)
+ATTEMPTS = 10  # at a random area that fits, as torchvision's RandomResizedCrop makes
 
 
 @dataclass(frozen=True)
@@ -59,20 +61,30 @@ class Order:
             yield numbers, epochs
 
 
+def windows(params: TrainParams, size: int, numbers: np.ndarray, epochs: np.ndarray) -> Windows:
+    """The random windows of images in epochs, of (width, height, position in numbers).  size: side of a crop, pixels."""
+    counters = params.seed, epochs, numbers
+    x, y = draws.uniform("crop/x", *counters), draws.uniform("crop/y", *counters)
+    if params.crop == "area":
+        attempts = params.seed, epochs[:, None], numbers[:, None], np.arange(ATTEMPTS)
+        areas, ratios = (draws.uniform(f"crop/{what}", *attempts).tolist() for what in ("area", "ratio"))
+        return lambda width, height, i: area_window(width, height, areas[i], ratios[i], x[i], y[i])
+    smallest, largest = params.scale_range
+    scale = smallest + (draws.uniform("scale", *counters) * (largest - smallest + 1)).astype(int)
+    return lambda width, height, i: crop_window(width, height, int(scale[i]), size, x[i], y[i])
+
+
 def _training_crops(split: Split, params: TrainParams, cut: Cut) -> Make:
     """Makes crops of (image numbers, epochs)."""
 
     def make(wanted: tuple[np.ndarray, np.ndarray], into: Any) -> NDArray[np.void]:
         numbers, epochs = wanted
-        seed, (smallest, largest) = params.seed, params.scale_range
-        scale = smallest + (draws.uniform("scale", seed, epochs, numbers) * (largest - smallest + 1)).astype(int)
-        x, y = draws.uniform("crop/x", seed, epochs, numbers), draws.uniform("crop/y", seed, epochs, numbers)
-        rows = _decode(
-            cut, split, numbers, into, lambda w, h, i: crop_window(w, h, int(scale[i]), into.shape[1], x[i], y[i])
-        )
+        seed = params.seed
+        rows = _decode(cut, split, numbers, into, windows(params, into.shape[1], numbers, epochs))
         rows["flip"] = (draws.uniform("flip", seed, epochs, numbers) < 0.5) & params.flip
         for i in range(3):
             rows["colour"][:, i] = draws.normal(f"colour/{i}", seed, epochs, numbers)
+        rows["dropout"] = draws.bits("dropout", seed, epochs, numbers).view(np.int64)
         return rows
 
     return make
@@ -88,7 +100,7 @@ def _centre_crops(split: Split, scale: int, cut: Cut) -> Make:
 
 
 def _decode(
-    cut: Cut, split: Split, numbers: np.ndarray, into: Any, window: Callable[[int, int, int], Window]
+    cut: Cut, split: Split, numbers: np.ndarray, into: Any, window: Windows
 ) -> NDArray[np.void]:
     """Read, check and decode; returns rows of batches.ROW.  window: of (width, height, position).
 

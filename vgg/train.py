@@ -5,34 +5,41 @@ Read `train` from top to bottom: open or continue a run, then a loop of validate
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from vgg import checkpoint, draws, roi
+from vgg import checkpoint, roi
 from vgg.batches import Crops
 from vgg.checkpoint import Trained
 from vgg.distributed import Group
 from vgg.errors import Preempted, Refused, WrongParameters
+from vgg.feed import Feed
 from vgg.index import ShardSet, Split
 from vgg.metrics import Counts
 from vgg.params.train import TrainParams
-from vgg.run import Run, describe, find_run, restore, save, start
+from vgg.run import Run, connect, describe, find_run, restore, save, seen, settle, start
+from vgg.saver import Saver
 from vgg.schedule import Schedule
-from vgg.stream import Order, training_batches, validation_batches
+from vgg.stopping import Stop
+from vgg.stream import training_batches, validation_batches
+from vgg.trouble import keep_batch
+from vgg.warmup import warm_up
 from vgg.workers import num_workers
 
 log = logging.getLogger("vgg.train")
 
-STOP_STEPS = 10  # steps between two agreements of several ranks on stopping; alone, every step
+STOP_BATCHES = 10  # batches of a validation between two agreements on stopping
 LOG_STEPS = 20  # steps between two readings from the device, each a point of the curves
-STUCK = 0.99  # a first epoch that ends with a loss this near to ln(classes), as a share of it, has learnt nothing
+STUCK = 0.99  # a loss this near to ln(classes), as a share of it, has learnt nothing
 
 
 class Watcher(Protocol):
@@ -50,14 +57,14 @@ def train(
     code: dict[str, str],
     group: Group,
     watcher: Watcher,
-    stop_requested: Callable[[], bool],
+    stop: Stop,
     accept_code_change: bool = False,
 ) -> dict[str, Any]:
     """Train to the end, from the newest good checkpoint in `directory` if there is one, and return the final state.
 
     initial: a finished checkpoint, read for init 'shallower' and 'checkpoint'.
     code: sha256 of every source file that has a say in the result; a run is not continued with other code unless
-    accept_code_change.  stop_requested: polled every step; when true the state is saved and Preempted raised.
+    accept_code_change.  stop: asked every step; when it says so the state is saved and Preempted raised.
     Raises Refused when the directory holds another unfinished run, or a loss or gradient is not finite.
     """
     if params.batch_size < group.world_size:
@@ -71,6 +78,8 @@ def train(
     if earlier is not None:
         restore(run, earlier)
         log.info("continuing %s at step %d", directory, run.state.step)
+    warm_up(run, stop)
+    connect(run)
 
     num_steps = math.ceil(params.epochs * len(split) / params.batch_size)
     workers, pin = num_workers(group.device, group.local_world_size), group.device.type == "cuda"
@@ -79,28 +88,38 @@ def train(
     batches = training_batches(
         split, params, group.rank, group.world_size, run.state.step, num_steps, workers, pin, decoder
     )
+    feed, saver = Feed(batches, group.device, stop), Saver(directory, about, params.keep_checkpoints)
     state, saved_step = run.state, run.state.step if earlier else None
-    while True:
-        stopping = (group.world_size == 1 or state.step % STOP_STEPS == 0) and group.any(stop_requested())
-        if ends_epoch(state.step, params.batch_size, len(split)) and state.validated_step < state.step and not stopping:
-            stopping = not validate(run, validation, workers, pin, decoder, watcher, stop_requested)
-            saved_step = saved_step if stopping else None  # a checkpoint made before this validation does not know it
-            warn_if_stuck(run, len(shards.wnids))
-        is_last = (state.step >= num_steps and not stopping) or run.schedule.finished
-        due = state.step > 0 and (state.step % params.checkpoint_steps == 0 or state.best_step == state.step)
-        if saved_step != state.step and (due or is_last or stopping):
-            stop_if_not_finite(run, split)
-            save(run, directory, about)
-            saved_step = state.step
-        if is_last:
-            break
-        if stopping:
-            raise Preempted(f"stopped at step {state.step} of {num_steps}; the state is saved. Run again to go on.")
-        update(run, next(batches))
-        state.step += 1
-        if state.step % LOG_STEPS == 0:
-            read_window(run, split, watcher)
-        watcher.progress(state.step, num_steps)
+    stopping = group.any(stop() or (state.step < num_steps and not feed.fetch()))
+    with contextlib.closing(saver):
+        while True:
+            if ends_epoch(state.step, params.batch_size, len(split)) and state.validated_step < state.step:
+                stopping = stopping or not validate(run, validation, workers, pin, decoder, watcher, stop)
+                saved_step = saved_step if stopping else None  # a checkpoint of before this validation lacks it
+                if not stopping and len(state.history) == 1:
+                    row = state.history[0]
+                    warn_if_stuck(run, min(row["train_loss"], row["val_loss"]), "after the first epoch")
+            is_last = (state.step >= num_steps and not stopping) or run.schedule.finished
+            due = state.step > 0 and (state.step % params.checkpoint_steps == 0 or state.best_step == state.step)
+            if saved_step != state.step and (due or is_last or stopping):
+                stop_if_not_finite(run, split, directory)
+                save(run, saver)
+                saved_step = state.step
+            if is_last or stopping:
+                settle(run, saver)
+            if is_last:
+                break
+            if stopping:
+                raise Preempted(f"stopped at step {state.step} of {num_steps}; the state is saved. Run again to go on.")
+            crops = feed.take()
+            fetched = feed.fetch()  # while the device computes
+            asked = group.ask(stop() or saver.failed or (not fetched and state.step + 1 < num_steps))
+            update(run, crops)
+            state.step += 1
+            if state.step % LOG_STEPS == 0:
+                read_window(run, split, directory, feed, watcher)
+            watcher.progress(state.step, num_steps)
+            stopping = asked()
     if group.is_first:
         checkpoint.finish(directory, state.step, state.best_step, about)
     group.barrier()
@@ -110,50 +129,72 @@ def train(
 def update(run: Run, crops: Crops) -> None:
     """One step of SGD on this rank's share of the global batch.  The host never waits for the device here."""
     step, group = run.state.step, run.group
-    torch.manual_seed(int(draws.bits("dropout", run.params.seed, step, group.rank)))
+    numbers = crops.numbers.numpy()
+    run.samples = (run.samples + seen(step, group.rank + group.world_size * np.arange(len(numbers)), numbers)) % 2**64
     for settings in run.optimiser.param_groups:
         settings["lr"] = run.schedule.rate(step)
-    images, labels, flip, colour = (
-        t.to(group.device, non_blocking=True) for t in (crops.images, crops.labels, crops.flip, crops.colour)
-    )
-    with torch.autocast(group.device.type, run.precision, enabled=run.precision != torch.float32):
-        scores = run.replica(run.prepare(images, flip, colour))
+    run.optimiser.zero_grad(set_to_none=True)
+    parts = run.parts(crops)
+    for number, part in enumerate(parts, 1):  # their gradients add up, and travel with those of the last
+        alone = group.world_size == 1 or number == len(parts)
+        with contextlib.nullcontext() if alone else run.replica.no_sync():  # type: ignore[operator]
+            loss, scores = losses(run, part)
+            loss.backward()  # type: ignore[no-untyped-call]
+        run.window.add(scores, part.labels)
+        run.epoch.add(scores, part.labels)
+    gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
+    finite = torch.isfinite(nn.utils.get_total_norm(gradients, foreach=True))
+    run.trouble_step.copy_(torch.where((run.trouble == 0) & ~finite, step, run.trouble_step))
+    run.trouble.copy_(torch.maximum(run.trouble, (~finite).float()))
+    run.optimiser.step()
+
+
+def losses(run: Run, crops: Crops) -> tuple[torch.Tensor, torch.Tensor]:
+    """These images' part of the loss of the global batch, and their scores, float32 (n, classes), detached."""
+    device = run.group.device
+    with torch.autocast(device.type, run.precision, enabled=run.precision != torch.float32):
+        scores = run.replica(run.prepare(crops.images, crops.flip, crops.colour), crops.dropout)
     scores = scores.float()
     # the mean over the global batch: DDP averages over ranks, whose shares may differ by one image
-    loss = functional.cross_entropy(scores, labels, reduction="sum") * (group.world_size / run.params.batch_size)
-    run.optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
-    finite = torch.isfinite(nn.utils.get_total_norm(gradients, foreach=True)) & torch.isfinite(loss.detach())
-    run.trouble_step.copy_(torch.where((run.trouble == 0) & ~finite, step, run.trouble_step))
-    run.trouble.copy_(torch.maximum(run.trouble, group.sum_((~finite).float()).clamp(max=1)))
-    run.optimiser.step()
-    run.window.add(scores.detach(), labels)
-    run.epoch.add(scores.detach(), labels)
+    loss = functional.cross_entropy(scores, crops.labels, reduction="sum")
+    loss = loss * (run.group.world_size / run.params.batch_size)
+    # a loss that is not finite makes every gradient so, and by their exchange those of every rank
+    return loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan), scores.detach()
 
 
-def read_window(run: Run, split: Split, watcher: Watcher) -> None:
+def read_window(run: Run, split: Split, directory: Path, feed: Feed, watcher: Watcher) -> None:
     """Once in LOG_STEPS: read the counts from the device, check them, make a point of the curves."""
-    stop_if_not_finite(run, split)
+    stop_if_not_finite(run, split, directory)
     values = Counts(run.group.sum_(run.window.total)).values()
     run.window = Counts.zeros(run.group.device)
-    rate = run.schedule.rate(run.state.step - 1)
+    step, rate = run.state.step, run.schedule.rate(run.state.step - 1)
     watcher.point(
-        run.state.step, {"train/loss": values["loss"], "train/top1_error": values["top1_error"], "learning_rate": rate}
+        step,
+        {
+            "train/loss": values["loss"],
+            "train/top1_error": values["top1_error"],
+            "learning_rate": rate,
+            "perf/data_wait_seconds": feed.waited_seconds,
+        },
     )
+    feed.waited_seconds = 0.0
+    half_an_epoch = len(split) / run.params.batch_size / 2
+    if half_an_epoch <= step < half_an_epoch + LOG_STEPS:
+        warn_if_stuck(run, values["loss"], f"after half an epoch (step {step})")
 
 
-def stop_if_not_finite(run: Run, split: Split) -> None:
-    """Raises Refused if a loss or gradient was not finite, naming step, rate and images.  Its update was not made."""
-    steps = [step for step in run.group.gather(int(run.trouble_step)) if step >= 0]
-    if not steps:
+def stop_if_not_finite(run: Run, split: Split, directory: Path) -> None:
+    """Raises Refused if a loss or gradient was not finite, naming step, rate and images.  Its update was not made, on
+    any rank; what is needed to compute it again is kept beside the checkpoints."""
+    step = int(run.trouble_step)
+    if step < 0:
         return
-    step = min(steps)
-    numbers, _ = next(Order(split.rows["shard"], run.params.seed).batches(run.params.batch_size, step, step + 1))
-    images = "\n".join(f"  {split.where(int(number))}" for number in numbers)
+    kept = keep_batch(run, split, step, directory) if run.group.is_first else None
+    kept, listing = next(found for found in run.group.gather(kept) if found)
     raise Refused(
         f"step {step}: loss or gradient is not finite (learning rate {run.schedule.rate(step):g}). No update was made; "
-        f"the last checkpoint is good. Lower train.learning_rate or lengthen the warm-up; the batch was:\n{images}"
+        f"the last checkpoint is good. Lower train.learning_rate or lengthen the warm-up. {kept} holds the batch and "
+        f"the weights it met (python -m vgg.trouble {kept} computes it again); the batch was:\n{listing}"
     )
 
 
@@ -170,7 +211,7 @@ def validate(
     pin: bool,
     decoder: roi.DeviceDecoder | None,
     watcher: Watcher,
-    stop_requested: Callable[[], bool],
+    stop: Stop,
 ) -> bool:
     """The central crops of all validation images: a row of the history, the plateau rule's input, the best step.
 
@@ -185,18 +226,22 @@ def validate(
         split, params.validation_scale, params.input_size, params.batch_size,
         group.rank, group.world_size, workers, pin, decoder,
     )  # fmt: skip
-    largest_share = -(-len(split) // group.world_size)
-    for number in range(-(-largest_share // params.batch_size)):  # as many on every rank: they agree on stopping
-        if number % STOP_STEPS == 0 and group.any(stop_requested()):
-            run.model.train()
-            return False
-        crops = next(batches, None)
-        if crops is None:
-            continue
-        with torch.autocast(group.device.type, run.precision, enabled=run.precision != torch.float32):
-            scores = run.model(run.prepare(crops.images.to(group.device, non_blocking=True)))
-        counts.add(scores, crops.labels.to(group.device, non_blocking=True))
+    feed = Feed(batches, group.device, stop)
+    largest_share, stopped = -(-len(split) // group.world_size), False
+    num_batches = -(-largest_share // params.batch_size)
+    for number in range(num_batches):  # as many on every rank, also where one has no image left: they agree on stopping
+        there = not stopped and feed.fetch()
+        stopped = stopped or stop()
+        if number % STOP_BATCHES == 0 and group.any(stopped):
+            break
+        if there and not stopped:
+            crops = feed.take()
+            with torch.autocast(group.device.type, run.precision, enabled=run.precision != torch.float32):
+                scores = run.model(run.prepare(crops.images))
+            counts.add(scores, crops.labels)
     run.model.train()
+    if group.any(stopped):
+        return False
     values = Counts(group.sum_(counts.total)).values()
     if values["num_images"] != len(split):
         raise AssertionError(f"validated {values['num_images']} of {len(split)} images")
@@ -231,15 +276,14 @@ def validate(
     return True
 
 
-def warn_if_stuck(run: Run, num_classes: int) -> None:
-    """Deep nets with small first weights stay at ln(classes) for ever: say so after the first epoch."""
-    history = run.state.history
-    chance = math.log(num_classes)
-    if len(history) == 1 and STUCK < min(history[0]["train_loss"], history[0]["val_loss"]) / chance < 2 - STUCK:
+def warn_if_stuck(run: Run, loss: float, when: str) -> None:
+    """Deep nets with small first weights stay at ln(classes) for ever: say so, with what causes it."""
+    chance = math.log(run.model.architecture.num_classes)
+    if STUCK < loss / chance < 2 - STUCK:
         log.warning(
-            "the loss (%.4f) is stuck at ln(classes) = %.4f: with init %r and learning rate %g this network may never "
-            "start to learn. Init 'kaiming' or 'shallower', or a warm-up of one epoch, is the usual cure.",
-            history[0]["val_loss"], chance, run.params.init, run.params.learning_rate,
+            "the loss (%.4f) is stuck at ln(classes) = %.4f %s: with init %r and learning rate %g this network may "
+            "never start to learn. Init 'glorot', 'kaiming' or 'shallower', or a warm-up of one epoch, is the usual "
+            "cure.", loss, chance, when, run.params.init, run.params.learning_rate,
         )  # fmt: skip
 
 

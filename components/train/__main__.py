@@ -7,6 +7,7 @@ python -m components.launch 8 components.train …
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,8 +43,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     from vgg.params.train import TrainParams
 
     params = load(args.params, "train", TrainParams)
-    stop = program.StopSignal()
-    from components import closure, storage
+    from components import closure, storage, watched
+
+    stop = program.StopSignal(watched.sign_of_life())
+    # what a GPU's network was compiled to is found again after a restart, by a pod too if VGG_CACHE is a volume
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(storage.cache_folder() / "compiled"))
     from vgg.checkpoint import Trained
     from vgg.distributed import joined
     from vgg.train import train
@@ -55,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     first = Trained.open(initial).weights_sha256 if params.init in ("shallower", "checkpoint") else None
     identity = {"train": params.model_dump(), "shards": shards.digest, "initial": first, "code": code}
     directory = storage.locate(args.checkpoint, identity)
-    with joined() as group:
+    # whoever watches the ranks acts before the ranks give each other up
+    with watched.stacks_beside(directory), joined(watched.hang_seconds() + 60) as group:
         shards.verify(group.local_rank, group.local_world_size, lambda *_: stop.raise_if_received())
         if not group.is_first:
             program.log.setLevel("WARNING")  # what all know is said once
@@ -108,6 +113,7 @@ class Watching:
         if "train/loss" in values:
             now = time.monotonic()
             values["perf/images_per_s"] = self.steps * self.batch_size / (now - self.since)
+            values["perf/data_wait"] = values.pop("perf/data_wait_seconds") / (now - self.since)
             self.since, self.steps = now, 0
             self.bar.figures(loss=values["train/loss"], error=values["train/top1_error"])
         else:  # a validation: its time is not training's
@@ -130,6 +136,7 @@ def finish(args: argparse.Namespace, directory: Path, state: dict[str, Any], wat
         **last,
         "best_step": state["best_step"],
         "best_val_top1_error": state["best_error"],
+        "samples": state["samples"],
         "weights_sha256": trained.weights_sha256,
     }
     watching.tracker.metrics(

@@ -1,0 +1,28 @@
+"""Being asked to stop, and being watched: what the loop needs to know of the world outside."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+
+class Stop(Protocol):
+    """Whether this process has been asked to stop."""
+
+    def __call__(self) -> bool:
+        """Asked at every step and batch; being asked is also this process's sign of life to whoever watches it."""
+        ...
+
+    def interrupts(self) -> AbstractContextManager[None]:
+        """Inside, a request raises errors.Interrupted at once: for waits and for work of which nothing is kept."""
+        ...
+
+
+class Never:
+    """Nobody asks."""
+
+    def __call__(self) -> bool:
+        return False
+
+    def interrupts(self) -> AbstractContextManager[None]:
+        return nullcontext()

@@ -1,0 +1,115 @@
+"""A batch whose loss or gradient was not finite, kept with the weights it met: python -m vgg.trouble FOLDER
+
+Says which layer was the first to lose its numbers, in the precision of the run and in fp32.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional
+
+from vgg import manifest
+from vgg.augment import Prepare
+from vgg.batches import Crops
+from vgg.index import Split
+from vgg.model import Architecture, blank
+from vgg.run import Run
+from vgg.stream import training_batches
+
+SCHEMA = "vgg.trouble/1"
+LISTED = 1000  # image names of a message, at most
+
+
+def keep_batch(run: Run, split: Split, step: int, directory: Path) -> tuple[str, str]:
+    """Write <directory>.trouble/step-…: the whole global batch, weights and momentum before its update.
+
+    Reads the batch again: it is a function of (seed, step), whatever the number of ranks.
+    Returns the folder and the listing of the images.  A disk that is full changes only the first of them.
+    """
+    params = run.params
+    crops = next(training_batches(split, params, 0, 1, step, step + 1, 0, False))
+    images = [split.where(int(number)) for number in crops.numbers]
+    listing = "\n".join(f"  {image}" for image in images[:LISTED])
+    folder = directory.resolve().with_name(directory.resolve().name + ".trouble") / f"step-{step:08d}"
+    about = {
+        "step": step,
+        "learning_rate": run.schedule.rate(step),
+        "train": params.model_dump(mode="json"),
+        "network": run.model.architecture.as_dict(),
+        "pixels": {"mean": run.prepare.mean.tolist(), "std": run.prepare.std.tolist()},
+        "precision": str(run.precision).removeprefix("torch."),
+        "images": images,
+    }
+    momentum = {name: run.optimiser.state[p].get("momentum_buffer") for name, p in run.model.named_parameters()}
+    tensors = {
+        "batch": crops._asdict(),
+        "weights": dict(run.model.state_dict()),
+        "momentum": {name: tensor for name, tensor in momentum.items() if tensor is not None},
+    }
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for name, named in tensors.items():
+            save_file({key: t.detach().cpu().contiguous() for key, t in named.items()}, folder / f"{name}.safetensors")
+        entries = [manifest.file_entry(folder, f"{name}.safetensors", md5=False) for name in tensors]
+        manifest.write(folder, SCHEMA, about, entries)
+    except Exception as error:  # the message that follows matters more
+        return f"({folder} could not be written: {error})", listing
+    return str(folder), listing
+
+
+def replay(folder: Path) -> str:
+    """The forward and backward pass of a kept batch, on the CPU: loss, and the first layer that is not finite."""
+    about = manifest.read(folder, SCHEMA)
+    for entry in about["files"]:
+        manifest.verify_file(folder, entry)
+    crops = Crops(**load_file(folder / "batch.safetensors"))
+    precisions = dict.fromkeys((about["precision"], "float32"))
+    lines = [f"step {about['step']}, learning rate {about['learning_rate']:g}, {len(crops.images)} images"]
+    lines += [f"{name}: {_pass(folder, about, crops, getattr(torch, name))}" for name in precisions]
+    return "\n".join(lines)
+
+
+def _pass(folder: Path, about: dict[str, Any], crops: Crops, precision: torch.dtype) -> str:
+    model = blank(Architecture(**about["network"]), about["train"]["dropout"])
+    weights = load_file(folder / "weights.safetensors")
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            return f"the weights themselves are not finite, first {name}"
+    model.load_state_dict(weights)
+    found: list[str] = []
+    for name, module in model.named_modules():
+        if not list(module.children()):
+            module.register_forward_hook(_watch(name, found))
+    prepare = Prepare(about["pixels"]["mean"], about["pixels"]["std"], about["train"]["colour_shift"])
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        scores = model(prepare(crops.images, crops.flip, crops.colour), crops.dropout).float()
+    loss = functional.cross_entropy(scores, crops.labels)
+    loss.backward()  # type: ignore[no-untyped-call]
+    if found:
+        return f"loss {loss.item():g}; the first output that is not finite is that of {found[0]}"
+    parameters = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
+    bad = [name for name, gradient in reversed(parameters) if not torch.isfinite(gradient).all()]
+    return f"loss {loss.item():g}; " + (
+        f"all outputs are finite, the gradient of {bad[0]} is not" if bad else "every output and gradient is finite"
+    )
+
+
+def _watch(name: str, found: list[str]) -> Any:
+    def look(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
+        if not torch.isfinite(output).all():
+            found.append(name)
+
+    return look
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m vgg.trouble FOLDER")
+    print(replay(Path(sys.argv[1])))
