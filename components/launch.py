@@ -29,6 +29,7 @@ log = logging.getLogger("vgg.launch")
 
 FINAL = {0, WrongParameters.exit_code, BadData.exit_code, Refused.exit_code}  # starting again would change nothing
 GRACE_SECONDS = 20  # for ranks to end by themselves once one has ended: they may be saving
+START_PATIENCE = 5  # times longer until the first step: libraries load, shards are verified, the network is compiled
 LOOK_SECONDS = 0.5  # between two looks at the ranks
 DUMP_SECONDS = 3  # for ranks to write down their stacks
 
@@ -83,6 +84,7 @@ class Rank:
 
     number: str
     pid: int
+    trains: bool
     stacks: Path | None
     touched: int  # the file's mtime, which only has to change
     heard: float  # when it last did, by our own clock
@@ -114,17 +116,22 @@ class Watchdog:
         while not self._over.wait(LOOK_SECONDS):
             self._look()
             now = time.monotonic()
-            silent = [rank for rank in self._ranks.values() if now - rank.heard > self._patience]
+            living = [rank for rank in self._ranks.values() if alive(rank.pid)]
+            silent = [rank for rank in living if now - rank.heard > self._patience_with(rank)]
             if silent:
                 self.found_hang = True
                 names = ", ".join(f"{rank.number} (process {rank.pid})" for rank in silent)
-                log.error("no sign of life for %d s from rank %s; all ranks are ended", self._patience, names)
+                patience = self._patience_with(silent[0])
+                log.error("no sign of life for %d s from rank %s; all ranks are ended", patience, names)
                 self._save_stacks()
                 self._kill()
-            elif any(not alive(rank.pid) for rank in self._ranks.values()):
+            elif len(living) < len(self._ranks):
                 self._crashed_at = self._crashed_at or now
                 if now - self._crashed_at > GRACE_SECONDS:
                     self._kill()
+
+    def _patience_with(self, rank: Rank) -> float:
+        return self._patience if rank.trains else START_PATIENCE * self._patience
 
     def _look(self) -> None:
         """Read the files; a rank that ended in order has taken its own away."""
@@ -132,10 +139,10 @@ class Watchdog:
         for path in self._folder.glob("*.json"):
             with contextlib.suppress(OSError, ValueError):
                 touched, about = path.stat().st_mtime_ns, json.loads(path.read_text())
-                stacks = Path(about["stacks"]) if "stacks" in about else None
+                stacks = Path(about["stacks"]) if about["stacks"] else None
                 known = self._ranks.get(path.stem)
                 heard = known.heard if known and known.touched == touched else time.monotonic()
-                found[path.stem] = Rank(path.stem, about["pid"], stacks, touched, heard)
+                found[path.stem] = Rank(path.stem, about["pid"], about["trains"], stacks, touched, heard)
         self._ranks = found
 
     def _save_stacks(self) -> None:

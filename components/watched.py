@@ -7,18 +7,18 @@ again and again; the file says who it is and where its stacks go when SIGUSR1 co
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from vgg.errors import WrongParameters
+from vgg.stopping import die_with_parent
 
-PR_SET_PDEATHSIG = 1
 BEAT_SECONDS = 0.5  # between two touches, at least
 
 
@@ -30,55 +30,57 @@ def hang_seconds() -> int:
     return int(chosen)
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this process when the one that started it dies (Linux)."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+class Life:
+    """This rank, as the launcher that watches it shall see it; does nothing without one."""
 
+    def __init__(self) -> None:
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            die_with_parent()
+        self._rank, self._touched = os.environ.get("RANK", "0"), 0.0
+        folder = os.environ.get("VGG_RANKS")
+        self._file = Path(folder) / f"{self._rank}.json" if folder else None
+        self._about: dict[str, Any] = {"pid": os.getpid(), "trains": False, "stacks": None}
+        self._tell()
 
-def sign_of_life() -> Callable[[], None]:
-    """A function for the rank to call as it goes on; does nothing without a launcher that watches."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        die_with_parent()
-    if "VGG_RANKS" not in os.environ:
-        return lambda: None
-    path = Path(os.environ["VGG_RANKS"]) / f"{os.environ.get('RANK', '0')}.json"
-    path.write_text(json.dumps({"pid": os.getpid()}))
-    last = 0.0
+    def _tell(self) -> None:
+        if self._file:
+            self._file.write_text(json.dumps(self._about))
 
-    def beat() -> None:
-        nonlocal last
-        if time.monotonic() - last > BEAT_SECONDS:
-            last = time.monotonic()
+    def beat(self) -> None:
+        """Still there."""
+        if self._file and time.monotonic() - self._touched > BEAT_SECONDS:
+            self._touched = time.monotonic()
             with contextlib.suppress(OSError):
-                os.utime(path)
+                os.utime(self._file)
 
-    return beat
+    def trains(self) -> None:
+        """Past its first step: from here on signs of life come often."""
+        if not self._about["trains"]:
+            self._about["trains"] = True
+            self._tell()
 
+    @contextlib.contextmanager
+    def stacks_beside(self, directory: Path) -> Iterator[None]:
+        """While inside, SIGUSR1 writes the stacks of all threads to <directory>.stacks/rank-<n>.txt.
 
-@contextlib.contextmanager
-def stacks_beside(directory: Path) -> Iterator[None]:
-    """While inside, SIGUSR1 writes the stacks of all threads to <directory>.stacks/rank-<n>.txt.
-
-    Whoever leaves, by whatever exception, ends in order: the launcher need not look after it any more.
-    """
-    if "VGG_RANKS" not in os.environ:
-        yield
-        return
-    rank = os.environ.get("RANK", "0")
-    about = Path(os.environ["VGG_RANKS"]) / f"{rank}.json"
-    path = directory.resolve().with_name(directory.resolve().name + ".stacks") / f"rank-{rank}.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        faulthandler.register(signal.SIGUSR1, file, all_threads=True)
-        about.write_text(json.dumps({"pid": os.getpid(), "stacks": str(path)}))
-        try:
+        Whoever leaves, by whatever exception, ends in order: the launcher need not look after it any more.
+        """
+        if not self._file:
             yield
-        finally:
-            faulthandler.unregister(signal.SIGUSR1)
-            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-            about.unlink(missing_ok=True)
-    if not path.stat().st_size:  # nobody asked
-        path.unlink()
-        with contextlib.suppress(OSError):
-            path.parent.rmdir()
+            return
+        path = directory.resolve().with_name(directory.resolve().name + ".stacks") / f"rank-{self._rank}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "w") as file:
+            faulthandler.register(signal.SIGUSR1, file, all_threads=True)
+            self._about["stacks"] = str(path)
+            self._tell()
+            try:
+                yield
+            finally:
+                signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+                self._file.unlink(missing_ok=True)
+                self._file = None
+        if not path.stat().st_size:  # nobody asked
+            path.unlink()
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()

@@ -49,4 +49,4 @@ class Refused(Problem):
 
 
 class Interrupted(BaseException):
-    """A stop was asked for inside Stop.interrupts() (vgg.stopping).  No Exception: nothing on its way may swallow it."""
+    """A stop was asked for inside Stop.interrupts() (vgg.stopping).  No Exception: nobody on its way may swallow it."""

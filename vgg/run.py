@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import inspect
 import logging
 import os
 from dataclasses import dataclass, field
@@ -30,6 +31,10 @@ from vgg.saver import Saver
 from vgg.schedule import Schedule
 
 log = logging.getLogger("vgg.train")
+
+# torch 2.15 gave it a better name
+_DDP = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _DDP else "broadcast_buffers"
 
 
 @dataclass
@@ -215,13 +220,13 @@ def connect(run: Run) -> None:
     if group.world_size == 1:
         return
     in_parts = any(group.gather(run.micro_batch_size < -(-params.batch_size // group.world_size)))
-    replica = nn.parallel.DistributedDataParallel(
-        run.model,
-        [group.device] if group.device.type == "cuda" else None,
-        gradient_as_bucket_view=True,
-        broadcast_buffers=False,  # validate() does it, once an epoch
-        static_graph=not in_parts,  # it cannot be told of backward passes that send nothing
-    )
+    options: dict[str, Any] = {
+        "device_ids": [group.device] if group.device.type == "cuda" else None,
+        "gradient_as_bucket_view": True,
+        _SYNC_BUFFERS: False,  # validate() does it, once an epoch
+        "static_graph": not in_parts,  # it cannot be told of backward passes that send nothing
+    }
+    replica = nn.parallel.DistributedDataParallel(run.model, **options)
     if params.gradient_compression == "bf16":
         replica.register_comm_hook(None, bf16_compress_hook)
     run.replica = replica
@@ -278,7 +283,7 @@ def settle(run: Run, saver: Saver) -> None:
     """Wait until what was saved is on disk.  Raises StorageFailure on rank 0 if it is not, Preempted on the others."""
     failure: Exception | None = None
     try:
-        saver.wait()
+        saver.settle()
     except (Problem, OSError) as problem:
         failure = problem
     if run.group.any(failure is not None):

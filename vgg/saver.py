@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 
 from vgg import checkpoint
 from vgg.checkpoint import Tensors
-from vgg.errors import Problem
 
 
 class Saver:
@@ -24,52 +23,43 @@ class Saver:
     def __init__(self, directory: Path, about: dict[str, Any], keep: int) -> None:
         self._directory, self._about, self._keep = directory, about, keep
         self._copies: dict[str, Tensors] = {}
-        self._thread: threading.Thread | None = None
-        self._failure: BaseException | None = None
-        self.blocked_seconds = 0.0  # that training has waited in save() and wait()
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+        self.blocked_seconds = 0.0  # that training has waited for it
 
     def save(self, weights: Tensors, momentum: Tensors, state: dict[str, Any]) -> None:
         """Take a copy of the tensors as they are now and write it while training goes on.
 
-        state: JSON, with "step" and "best_step".  Raises the failure of an earlier checkpoint.
+        state: JSON, with "step" and "best_step".  Raises the failure of the checkpoint before.
         """
-        self.wait()
+        self.settle()
         began = time.monotonic()
-        snapshot = copy.deepcopy(state)
-        copied = [self._copy("weights", weights), self._copy("momentum", momentum)]
-        event = None
+        copies = self._copy("weights", weights), self._copy("momentum", momentum)
+        copied = None
         if any(tensor.is_cuda for tensor in weights.values()):
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record()
-        self._thread = threading.Thread(
-            target=self._write, args=(*copied, snapshot, event), name="checkpoint", daemon=True
-        )
-        self._thread.start()
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record()
+        self._writing = self._thread.submit(self._write, *copies, copy.deepcopy(state), copied)
         self.blocked_seconds += time.monotonic() - began
 
-    def wait(self) -> None:
-        """Until the last save() is on disk.  Raises what went wrong there: StorageFailure when the disk is full."""
+    def settle(self) -> None:
+        """Wait until the last checkpoint is on disk.  Raises what went wrong: StorageFailure when the disk is full."""
         began = time.monotonic()
-        if self._thread:
-            self._thread.join()
-            self._thread = None
-        self.blocked_seconds += time.monotonic() - began
-        self.check()
+        writing, self._writing = self._writing, None
+        try:
+            if writing:
+                writing.result()
+        finally:
+            self.blocked_seconds += time.monotonic() - began
 
-    def check(self) -> None:
-        """Raise what went wrong in the background, once it is known."""
-        failure, self._failure = self._failure, None
-        if failure:
-            raise failure
+    def failed(self) -> bool:
+        """Whether the last checkpoint is known not to have got to disk; settle() raises why."""
+        return bool(self._writing and self._writing.done() and self._writing.exception())
 
     def close(self) -> None:
         """Let the last checkpoint get to disk, whatever else has gone wrong."""
-        if self._thread:
-            self._thread.join()
-
-    @property
-    def failed(self) -> bool:
-        return self._failure is not None
+        wait([self._writing] if self._writing else [])
+        self._thread.shutdown()
 
     def _copy(self, kind: str, tensors: Tensors) -> Tensors:
         """Into memory that is used again: page-locked for a GPU, which then copies while the host goes on."""
@@ -83,15 +73,9 @@ class Saver:
         return self._copies[kind]
 
     def _write(self, weights: Tensors, momentum: Tensors, state: dict[str, Any], copied: Any) -> None:
-        try:
-            if copied is not None:
-                copied.synchronize()
-            step, directory = int(state["step"]), self._directory
-            checkpoint.save(directory, step, weights, momentum, state, self._about)
-            until_now = [older for older in checkpoint.steps(directory) if older <= step]  # later ones are damaged
-            checkpoint.prune(directory, {*until_now[-self._keep :], state["best_step"]})
-        except (Problem, OSError) as failure:
-            self._failure = failure
-        except BaseException as failure:
-            self._failure = RuntimeError(f"saving step {state['step']}: {failure!r}")
-            self._failure.__cause__ = failure
+        if copied is not None:
+            copied.synchronize()
+        step, directory = int(state["step"]), self._directory
+        checkpoint.save(directory, step, weights, momentum, state, self._about)
+        until_now = [older for older in checkpoint.steps(directory) if older <= step]  # later ones are damaged
+        checkpoint.prune(directory, {*until_now[-self._keep :], state["best_step"]})

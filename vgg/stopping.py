@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import ctypes
+import signal
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Protocol
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the one that started it dies; elsewhere than on Linux, nothing."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Stop(Protocol):

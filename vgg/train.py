@@ -113,7 +113,7 @@ def train(
                 raise Preempted(f"stopped at step {state.step} of {num_steps}; the state is saved. Run again to go on.")
             crops = feed.take()
             fetched = feed.fetch()  # while the device computes
-            asked = group.ask(stop() or saver.failed or (not fetched and state.step + 1 < num_steps))
+            asked = group.ask(stop() or saver.failed() or (not fetched and state.step + 1 < num_steps))
             update(run, crops)
             state.step += 1
             if state.step % LOG_STEPS == 0:

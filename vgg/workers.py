@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vgg.batches import PREFETCH, Crops, Slots, as_crops
 from vgg.errors import Problem, StorageFailure, WrongParameters
+from vgg.stopping import die_with_parent
 
 log = logging.getLogger("vgg.workers")
 
@@ -117,6 +118,7 @@ def _by_workers(
             prefetch_factor=PREFETCH,
             multiprocessing_context="fork",  # the slots are memory of this process
             timeout=LOOK_SECONDS,
+            worker_init_fn=lambda _: die_with_parent(),  # and let go of the locks and sockets that came with the fork
         )
         batches: Any = iter(loader)
         if threading.current_thread() is threading.main_thread():

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from components import program
+from components.train import plan
+from components.watched import Life, hang_seconds
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,18 +36,23 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--accept-code-change", action="store_true", help="continue an unfinished run though its code has changed since"
     )
+    plan.add_flags(flags)
     return flags
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
+    if plan.requested(args):
+        plan.show(args)
+        return
     from vgg.params import load
     from vgg.params.train import TrainParams
 
     params = load(args.params, "train", TrainParams)
-    from components import closure, storage, watched
+    from components import closure, storage
 
-    stop = program.StopSignal(watched.sign_of_life())
+    life = Life()
+    stop = program.StopSignal(life.beat)
     # what a GPU's network was compiled to is found again after a restart, by a pod too if VGG_CACHE is a volume
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(storage.cache_folder() / "compiled"))
     from vgg.checkpoint import Trained
@@ -60,13 +67,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     identity = {"train": params.model_dump(), "shards": shards.digest, "initial": first, "code": code}
     directory = storage.locate(args.checkpoint, identity)
     # whoever watches the ranks acts before the ranks give each other up
-    with watched.stacks_beside(directory), joined(watched.hang_seconds() + 60) as group:
+    with life.stacks_beside(directory), joined(hang_seconds() + 60) as group:
         shards.verify(group.local_rank, group.local_world_size, lambda *_: stop.raise_if_received())
         if not group.is_first:
             program.log.setLevel("WARNING")  # what all know is said once
-            train(params, shards, directory, initial, code, group, Silent(), stop, args.accept_code_change)
+            train(params, shards, directory, initial, code, group, Silent(life), stop, args.accept_code_change)
             return
-        with program.only_writer(directory), Watching(args, params, shards, identity) as watching:
+        with program.only_writer(directory), Watching(args, params, shards, identity, life) as watching:
             state = train(params, shards, directory, initial, code, group, watching, stop, args.accept_code_change)
             finish(args, directory, state, watching)
 
@@ -74,17 +81,23 @@ def main(argv: Sequence[str] | None = None) -> None:
 class Silent:
     """What the other ranks tell of their progress."""
 
-    def progress(self, step: int, num_steps: int) -> None: ...
+    def __init__(self, life: Life) -> None:
+        self.life = life
+
+    def progress(self, *_: int) -> None:
+        self.life.trains()
+
     def point(self, step: int, values: dict[str, float]) -> None: ...
 
 
 class Watching:
     """Rank 0: the bar, the curves in MLflow."""
 
-    def __init__(self, args: argparse.Namespace, params: Any, shards: Any, identity: Any) -> None:
+    def __init__(self, args: argparse.Namespace, params: Any, shards: Any, identity: Any, life: Life) -> None:
         from components import progress, provenance, tracking
         from vgg import manifest
 
+        self.life = life
         self.bar = progress.Progress("train", scale=params.batch_size, warm=True)
         self.tracker = tracking.Tracker("train", manifest.digest_of(identity), provenance.lineage(args.params))
         self.tracker.params({"train": params.model_dump(mode="json")})
@@ -106,6 +119,7 @@ class Watching:
         self.tracker.__exit__(*exception)
 
     def progress(self, step: int, num_steps: int) -> None:
+        self.life.trains()
         self.steps += 1
         self.bar(step, num_steps)
 

@@ -1,0 +1,230 @@
+"""Ranks that die: a program that imports everything once and forks the ranks of many short trainings.
+
+python tests/ranks.py SPEC: a JSON file with the parameters, shards, checkpoint directory, and `phases`, one training
+attempt each: {"world": ranks, ...} and what shall happen to them.  A line of JSON is printed for every phase.
+
+    "kill": [rank or -1 for all, seconds]   SIGKILL at that time after the first rank's first step (or start)
+    "stop": {"rank": -1, "at": "update", "call": 3}   SIGTERM to that rank (-1: to each) at the n-th call of a function,
+                                                      or at "batch": when the n-th batch does not come
+    "fresh": true       nothing is there when it begins;   "expect": a directory whose bytes shall be there after it
+    "trace": {"in": "save" or "finish", "inject": "rename:signal=KILL:when=2"}   strace on the thread that saves
+
+Every rank appends what it trains on to <directory>.journal/<rank>: rows of step and image numbers, as bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+import vgg.checkpoint  # noqa: E402
+import vgg.feed  # noqa: E402
+import vgg.run  # noqa: E402
+import vgg.saver  # noqa: E402
+import vgg.train  # noqa: E402
+from components.program import StopSignal  # noqa: E402
+from vgg.distributed import joined  # noqa: E402
+from vgg.errors import Problem  # noqa: E402
+from vgg.index import ShardSet  # noqa: E402
+from vgg.model import CONFIGURATIONS  # noqa: E402
+from vgg.params.train import TrainParams  # noqa: E402
+
+# where a signal can be raised: name -> (module or class, attribute)
+PLACES: dict[str, tuple[Any, str]] = {
+    "update": (vgg.train, "update"),
+    "validate": (vgg.train, "validate"),
+    "save": (vgg.train, "save"),
+    "write": (vgg.checkpoint, "save"),
+    "finish": (vgg.checkpoint, "finish"),
+}
+
+
+class Silent:
+    def progress(self, step: int, num_steps: int) -> None: ...
+    def point(self, step: int, values: dict[str, float]) -> None: ...
+
+
+def before(place: str, act: Callable[[int], None]) -> None:
+    """Have `act` called with the number of the call before every call of a function."""
+    owner, name = PLACES[place]
+    function, calls = getattr(owner, name), 0
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        act(calls)
+        return function(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
+
+
+def journal(directory: Path, rank: int) -> None:
+    """Append to the journal what every step of this rank trains on."""
+    update = vgg.train.update
+    path = directory.with_name(directory.name + ".journal") / str(rank)
+    path.parent.mkdir(exist_ok=True)
+
+    def wrapped(run: Any, crops: Any) -> None:
+        update(run, crops)
+        with open(path, "a") as file:
+            file.write(json.dumps([run.state.step, run.group.world_size, crops.numbers.tolist()]) + "\n")
+
+    vgg.train.update = wrapped
+
+
+def rank_main(spec: dict[str, Any], phase: dict[str, Any], rank: int, port: int, tell: int) -> int:
+    """What a rank does; returns its exit code."""
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(phase["world"]),
+        "LOCAL_WORLD_SIZE": str(phase["world"]), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "VGG_WORKERS": str(phase.get("workers", 0)),
+    }  # fmt: skip
+    directory = Path(spec["directory"])
+    stop = StopSignal()
+    journal(directory, rank)
+    before("update", lambda call: os.write(tell, b"u") if call == 1 else None)
+    if (wanted := phase.get("stop")) and wanted["rank"] in (rank, -1):
+        if wanted["at"] == "batch":
+            stall(wanted["call"])
+        else:
+            before(wanted["at"], lambda call: os.kill(os.getpid(), signal.SIGTERM) if call == wanted["call"] else None)
+    if (traced := phase.get("trace")) and rank == 0:
+        place = "write" if traced["in"] == "save" else "finish"
+        before(place, lambda call: trace(traced["inject"], tell) if call == 1 else None)
+    params = TrainParams.model_validate_json(json.dumps(spec["params"]))
+    try:
+        with joined(20) as group:
+            vgg.train.train(params, ShardSet(Path(spec["shards"])), directory, Path("none"), {}, group, Silent(), stop)
+    except Problem as problem:
+        print(f"rank {rank}: {problem}", file=sys.stderr)
+        return problem.exit_code
+    return 0
+
+
+def stall(call: int) -> None:
+    """The n-th batch never comes: only the signal, which comes then, ends the wait."""
+    begin = vgg.feed.Feed.__init__
+
+    def stalled(batches: Iterator[Any]) -> Iterator[Any]:
+        for number, crops in enumerate(batches, 1):
+            if number == call:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
+            yield crops
+
+    def wrapped(self: Any, batches: Iterator[Any], *others: Any) -> None:
+        begin(self, stalled(batches), *others)
+
+    vgg.feed.Feed.__init__ = wrapped  # type: ignore[method-assign]
+
+
+def trace(inject: str, tell: int) -> None:
+    """Have the parent attach strace to this thread, and wait until it has."""
+    os.write(tell, json.dumps([os.getpid(), threading.get_native_id(), inject]).encode() + b"\n")
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def attempt(spec: dict[str, Any], phase: dict[str, Any]) -> dict[str, Any]:
+    """Fork the ranks of a phase, do to them what it says, and tell how they ended."""
+    if phase.get("fresh"):
+        shutil.rmtree(spec["directory"], ignore_errors=True)
+    port, (ear, tell) = free_port(), os.pipe()
+    children = []
+    for rank in range(phase["world"]):
+        child = os.fork()
+        if not child:
+            os.close(ear)
+            code = 70
+            with contextlib.suppress(BaseException):
+                try:
+                    code = rank_main(spec, phase, rank, port, tell)
+                except BaseException:
+                    import traceback
+
+                    traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(code)
+        children.append(child)
+    os.close(tell)
+    tracer = None
+    if kill := phase.get("kill"):
+        os.read(ear, 1)  # somebody trains
+        time.sleep(kill[1])
+        for rank, child in enumerate(children):
+            if kill[0] in (rank, -1):
+                os.kill(child, signal.SIGKILL)
+    elif "trace" in phase:
+        tracer = attach(ear)
+    asked = time.monotonic()
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    seconds = time.monotonic() - asked
+    if tracer:
+        tracer.wait(20)
+    os.close(ear)
+    result: dict[str, Any] = {"codes": codes, "seconds": seconds}
+    if "expect" in phase:
+        result["same"] = content(Path(spec["directory"])) == content(Path(phase["expect"]))
+    return result
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+def attach(ear: int) -> subprocess.Popen[str] | None:
+    """strace the thread that stopped itself, then let it go on."""
+    heard = b""
+    while not heard.endswith(b"\n"):
+        piece = os.read(ear, 1000)
+        if not piece:  # it has ended without coming there
+            return None
+        heard += piece.lstrip(b"u")
+    process, thread, inject = json.loads(heard)
+    call = inject.split(":")[0]
+    tracer = subprocess.Popen(
+        ["strace", "-q", "-o", "/dev/null", "-p", str(thread), "-e", f"trace={call}", "-e", f"inject={inject}"],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        status = Path(f"/proc/{process}/task/{thread}/status").read_text()
+        if int(next(line for line in status.splitlines() if line.startswith("TracerPid")).split()[1]):
+            break
+        time.sleep(0.005)
+    os.kill(process, signal.SIGCONT)
+    return tracer
+
+
+def main() -> None:
+    spec = json.loads(Path(sys.argv[1]).read_text())
+    for name, stages in spec["configurations"].items():
+        CONFIGURATIONS[name] = tuple(tuple(stage) for stage in stages)
+    for phase in spec["phases"]:
+        print(json.dumps(attempt(spec, phase)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""The launcher: ranks that crash or hang are torn down and start again, and nothing outlives them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import environment, flags, program
+
+from vgg.checkpoint import Trained
+from vgg.index import ShardSet
+
+MARK = "VGG_TEST_RUN"  # in the environment of all that a launcher starts
+
+
+def launch(tmp_path: Path, params_file: Path, ranks: int, restarts: int, **env: str) -> subprocess.Popen[str]:
+    arguments = [*map(str, flags("train", tmp_path, params_file))]
+    command = [sys.executable, "-m", "components.launch", "--max-restarts", str(restarts), str(ranks)]
+    return subprocess.Popen(
+        [*command, "components.train", *arguments], cwd=tmp_path,
+        env=environment(**{MARK: str(tmp_path), "VGG_HANG_SECONDS": "4", "VGG_WORKERS": "1", **env}),
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def started(tmp_path: Path) -> dict[int, dict[str, str]]:
+    """Processes that a launcher of this test started, itself included: their environments."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            pairs = (folder / "environ").read_text().split("\0")
+            state = (folder / "stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            continue
+        values = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+        if values.get(MARK) == str(tmp_path) and state not in "ZX":
+            found[int(folder.name)] = values
+    return found
+
+
+def rank(tmp_path: Path, number: int) -> int:
+    """The process of a rank, once it trains: the eldest with that number; its decoding processes have it too."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        pids = [pid for pid, values in started(tmp_path).items() if values.get("RANK") == str(number)]
+        if pids and list(tmp_path.glob("model/step-*")):
+            return min(pids)
+        time.sleep(0.05)
+    raise TimeoutError("training did not begin")
+
+
+def none_left(tmp_path: Path) -> bool:
+    deadline = time.monotonic() + 5
+    while started(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not started(tmp_path)
+
+
+@pytest.fixture
+def expected(shards: ShardSet, params_file: Path, tmp_path: Path) -> str:
+    """Long enough to be caught in the act; the weights that two undisturbed ranks end with."""
+    text = params_file.read_text().replace('"epochs": 2', '"epochs": 8')
+    params_file.write_text(text.replace('"classifier_width": 16', '"classifier_width": 8'))
+    child = launch(tmp_path, params_file, 2, 0, VGG_HANG_SECONDS="100")
+    _, error = child.communicate(timeout=200)
+    assert child.returncode == 0, error
+    weights = Trained.open(tmp_path / "model").weights_sha256
+    (tmp_path / "model").rename(tmp_path / "undisturbed")
+    return weights
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_crashes_or_hangs_starts_again(blow: int, expected: str, params_file: Path, tmp_path: Path) -> None:
+    memory = set(os.listdir("/dev/shm"))
+    child = launch(tmp_path, params_file, 2, 1)
+    os.kill(rank(tmp_path, 1), blow)
+    began = time.monotonic()
+    assert child.stderr
+    said = []
+    for line in child.stderr:
+        said.append(line)
+        if "all ranks start again" in line:
+            break
+    seconds = time.monotonic() - began
+    _, rest = child.communicate(timeout=120)
+    error = "".join(said) + rest
+    assert child.returncode == 0, error
+    assert "all ranks start again (0 restarts left)" in error
+    assert seconds < (4 + 10 if blow == signal.SIGSTOP else 10), error
+    assert Trained.open(tmp_path / "model").weights_sha256 == expected
+    assert none_left(tmp_path)
+    assert set(os.listdir("/dev/shm")) <= memory
+    if blow == signal.SIGSTOP:
+        assert "no sign of life for 4 s" in error
+        for number in (0, 1):
+            assert "vgg/train.py" in error.split(f"rank {number} hung")[1].split("hung")[0], error
+            # the ranks that went on wrote over it; without restarts it stays: the test below
+
+
+def test_stacks_of_a_hang_are_saved_and_without_restarts_the_end_is_75(
+    shards: ShardSet, params_file: Path, tmp_path: Path
+) -> None:
+    params_file.write_text(params_file.read_text().replace('"epochs": 2', '"epochs": 500'))
+    child = launch(tmp_path, params_file, 2, 0)
+    os.kill(rank(tmp_path, 0), signal.SIGSTOP)
+    _, error = child.communicate(timeout=60)
+    assert child.returncode == 75, error
+    for number in (0, 1):
+        assert "most recent call first" in (tmp_path / f"model.stacks/rank-{number}.txt").read_text()
+    assert none_left(tmp_path)
+
+
+def test_a_killed_launcher_leaves_nobody_behind(expected: str, params_file: Path, tmp_path: Path) -> None:
+    child = launch(tmp_path, params_file, 2, 0)
+    rank(tmp_path, 1)
+    child.kill()
+    child.communicate(timeout=10)
+    assert none_left(tmp_path)
+    child = launch(tmp_path, params_file, 2, 0, VGG_HANG_SECONDS="100")
+    _, error = child.communicate(timeout=120)
+    assert child.returncode == 0, error
+    assert Trained.open(tmp_path / "model").weights_sha256 == expected
+
+
+def test_a_refusal_is_not_tried_again(shards: ShardSet, params_file: Path, tmp_path: Path) -> None:
+    (shards.directory / "val.index.npy").write_bytes(b"")
+    child = launch(tmp_path, params_file, 1, 3)
+    _, error = child.communicate(timeout=100)
+    assert child.returncode == 78, error
+    assert "start again" not in error
+
+
+def test_wrong_usage() -> None:
+    done = program("launch", "0", "components.train", cwd=Path.cwd())
+    assert done.returncode == 64
+    assert "PROCESSES must be 1 or more" in done.stderr

@@ -1,0 +1,204 @@
+"""Training survives: ranks killed at any time and at every system call of saving, stopped at any phase, other worlds.
+
+`make faults` sets VGG_KILLS and runs the tests marked faults; the quick part runs with every suite.
+"""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import NARROW, ROOT, environment, train_params
+
+from vgg import checkpoint
+from vgg.checkpoint import Trained
+from vgg.index import ShardSet
+from vgg.run import seen
+from vgg.stream import Order
+
+KILLS = int(os.environ.get("VGG_KILLS", "20"))
+PARAMS = {"epochs": 3, "precision": "fp32", "checkpoint_steps": 2}
+Attempts = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def attempts(shards: ShardSet, tmp_path: Path) -> Attempts:
+    """A function (directory, phases, **parameters) that runs tests/ranks.py and returns a result for every phase."""
+
+    def run(directory: Path, phases: list[dict[str, Any]], **changes: Any) -> list[dict[str, Any]]:
+        params = train_params(**{**PARAMS, **changes})
+        spec = {
+            "configurations": NARROW, "params": params.model_dump(mode="json"), "shards": str(shards.directory),
+            "directory": str(directory), "phases": phases,
+        }  # fmt: skip
+        path = tmp_path / f"{directory.name}.spec.json"
+        path.write_text(json.dumps(spec))
+        command = [sys.executable, str(ROOT / "tests/ranks.py"), str(path)]
+        timeout = 60 + 25 * len(phases)
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=timeout)
+        assert done.returncode == 0, done.stderr
+        results = [json.loads(line) for line in done.stdout.splitlines()]
+        assert len(results) == len(phases), done.stderr
+        for result in results:
+            result["stderr"] = done.stderr
+        return results
+
+    return run
+
+
+def trained(directory: Path) -> dict[str, bytes]:
+    """All a finished training left, as bytes: weights, momentum, state."""
+    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+def journal(directory: Path) -> list[list[int]]:
+    """Image numbers of every global batch in order, put together from what the ranks noted; the last note counts."""
+    notes: dict[int, dict[int, list[int]]] = {}
+    folder = directory.with_name(directory.name + ".journal")
+    lines = []
+    for path in folder.iterdir():
+        for line in path.read_text().splitlines():
+            step, world, numbers = json.loads(line)
+            lines.append((path.stat().st_mtime_ns, step, world, int(path.name), numbers))
+    for _, step, world, rank, numbers in lines:
+        notes.setdefault(step, {})[(world, rank)] = numbers  # type: ignore[index]
+    batches = []
+    for step in sorted(notes):
+        worlds = {world for world, _ in notes[step]}  # type: ignore[misc]
+        found = []
+        for world in worlds:
+            shares = [notes[step].get((world, rank)) for rank in range(world)]  # type: ignore[call-overload]
+            if all(share is not None for share in shares):
+                batch = [0] * sum(map(len, shares))
+                for rank, share in enumerate(shares):
+                    batch[rank::world] = share
+                found.append(batch)
+        assert found, f"step {step}: no world trained on the whole batch"
+        assert all(batch == found[0] for batch in found), f"step {step}: two worlds had other images"
+        batches.append(found[0])
+    return batches
+
+
+def planned(shards: ShardSet, num_steps: int) -> list[list[int]]:
+    params = train_params(**PARAMS)
+    order = Order(shards.split("train").rows["shard"], params.seed)
+    return [numbers.tolist() for numbers, _ in order.batches(params.batch_size, 0, num_steps)]
+
+
+def digest(batches: list[list[int]]) -> str:
+    total = sum(seen(step, np.arange(len(batch)), np.array(batch)) for step, batch in enumerate(batches))
+    return f"{total % 2**64:016x}"
+
+
+def test_killed_at_random_times(shards: ShardSet, attempts: Attempts, tmp_path: Path) -> None:
+    """kill -9 of one of two ranks, or of both, until it is through: the bytes of the undisturbed run."""
+    straight, random_ = tmp_path / "straight", random.Random(4)
+    assert attempts(straight, [{"world": 2}])[0]["codes"] == [0, 0]
+    kills = 0
+    while kills < KILLS:
+        rounds = []
+        for _ in range(-(-min(100, KILLS - kills) // 4)):
+            some = [{"world": 2, "kill": [random_.choice([-1, 0, 1]), random_.uniform(0, 0.35)]} for _ in range(4)]
+            rounds += [{**some[0], "fresh": True}, *some[1:], {"world": 2, "expect": str(straight)}]
+        shutil.rmtree(tmp_path / "killed.journal", ignore_errors=True)
+        results = attempts(tmp_path / "killed", rounds)
+        killed = sum(-9 in result["codes"] for result in results)
+        assert killed, "none was in time"
+        kills += killed
+        for number, result in enumerate(results):
+            assert set(result["codes"]) <= {0, -9, 75}, result["stderr"]
+            if "same" in result:
+                assert result["codes"] == [0, 0], result["stderr"]
+                assert result["same"], f"attempt {number}: other bytes than the undisturbed run"
+        batches = journal(tmp_path / "killed")
+        assert batches == planned(shards, len(batches))
+
+
+def test_another_world_at_every_restart(narrow: None, shards: ShardSet, attempts: Attempts, tmp_path: Path) -> None:
+    """4 ranks, then 2, 1 and 3: every image in its place, and the network of one process to float tolerance."""
+    stop = {"rank": 1, "at": "update", "call": 3}
+    phases = [
+        {"world": 4, "stop": stop}, {"world": 2, "stop": stop}, {"world": 1, "stop": {**stop, "rank": 0}}, {"world": 3},
+    ]  # fmt: skip
+    results = attempts(tmp_path / "elastic", phases)
+    assert [result["codes"] for result in results] == [[75] * 4, [75] * 2, [75], [0] * 3], results[0]["stderr"]
+    attempts(tmp_path / "alone", [{"world": 1}])
+    ours, alone = Trained.open(tmp_path / "elastic").step, Trained.open(tmp_path / "alone").step
+    plan = planned(shards, ours.step)
+    assert journal(tmp_path / "elastic") == plan
+    assert ours.state["samples"] == alone.state["samples"] == digest(plan)
+    for name, tensor in ours.weights().items():
+        torch.testing.assert_close(tensor, alone.weights()[name], atol=2e-5, rtol=1e-4)
+
+
+def test_a_lost_repeated_or_moved_image_is_noticed() -> None:
+    plan = [[3, 1, 2], [0, 5, 4]]
+    others = [[[3, 1], [0, 5, 4]], [[3, 1, 1], [0, 5, 4]], [[1, 3, 2], [0, 5, 4]], [[0, 5, 4], [3, 1, 2]]]
+    assert len({digest(batches) for batches in [plan, *others]}) == 5
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize(
+    ("at", "call"), [("update", 1), ("update", 5), ("batch", 3), ("save", 1), ("write", 2), ("validate", 1)]
+)
+def test_sigterm_at_any_phase(world: int, at: str, call: int, attempts: Attempts, tmp_path: Path) -> None:
+    """All ranks agree, a verified checkpoint, 75, in time; then the undisturbed run's bytes."""
+    rank = 0 if at == "write" else world - 1  # the last rank alone is told; only the first one writes
+    stop = {"rank": rank, "at": at, "call": call}
+    straight = tmp_path / "straight"
+    phases = [{"world": world, "stop": stop, "workers": 1}, {"world": world}]
+    attempts(straight, [{"world": world}])
+    stopped, finished = attempts(tmp_path / "stopped", phases)
+    assert stopped["codes"] == [75] * world, stopped["stderr"]
+    assert stopped["seconds"] < 20
+    assert finished["codes"] == [0] * world, finished["stderr"]
+    assert trained(tmp_path / "stopped") == trained(straight)
+
+
+def every_call(attempts: Attempts, where: Path, inject: str, seam: str, expected: dict[str, bytes], most: int) -> int:
+    """Inject a fault at the first, second, … call in the thread that saves, until none is reached; returns how many.
+
+    After every one: what is visible verifies, and the next start ends with the expected bytes.
+    """
+    number = 0
+    while number < most:
+        block = range(number + 1, min(number + 12, most) + 1)
+        phases = []
+        for when in block:
+            phases.append({"world": 1, "fresh": True, "trace": {"in": seam, "inject": inject.format(when=when)}})
+            phases.append({"world": 1, "expect": str(where.parent / "straight")})
+        results = attempts(where, phases)
+        for when, faulty, finished in zip(block, results[::2], results[1::2], strict=True):
+            assert finished["codes"] == [0], f"{inject} {when}: {finished['stderr']}"
+            assert finished["same"], f"{inject} {when}: other bytes than the undisturbed run"
+            if faulty["codes"] == [0]:
+                return when - 1
+            assert faulty["codes"] == [-9 if "KILL" in inject else 74], f"{inject} {when}: {faulty}"
+        number = block[-1]
+    return number
+
+
+QUICK = [("rename", "save"), ("rename", "finish")]
+FULL = [
+    (call, seam)
+    for call in ("openat", "write", "fsync", "unlink", "unlinkat", "rmdir", "mkdir")
+    for seam in ("save", "finish")
+]
+
+
+@pytest.mark.parametrize(("call", "seam"), [*QUICK, *(pytest.param(*c, marks=pytest.mark.faults) for c in FULL)])
+def test_killed_at_every_system_call_of_saving(call: str, seam: str, attempts: Attempts, tmp_path: Path) -> None:
+    attempts(tmp_path / "straight", [{"world": 1}])
+    inject = call + ":signal=KILL:when={when}"
+    calls = every_call(attempts, tmp_path / "model", inject, seam, trained(tmp_path / "straight"), 1000)
+    print(f"{call} in {seam}: {calls}")
+    if call in ("rename", "openat", "write", "fsync"):
+        assert calls >= 1
