@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.nn import functional
 
 from vgg import manifest
 from vgg.augment import Prepare
 from vgg.batches import Crops
+from vgg.errors import Problem, Refused
 from vgg.index import Split
 from vgg.model import Architecture, blank
 from vgg.run import Run
@@ -82,7 +84,10 @@ def _pass(folder: Path, about: dict[str, Any], crops: Crops, precision: torch.dt
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
             return f"the weights themselves are not finite, first {name}"
-    model.load_state_dict(weights)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise Refused(f"{folder}: weights of another network: {str(error).splitlines()[-1].strip()}") from None
     found: list[str] = []
     for name, module in model.named_modules():
         if not list(module.children()):
@@ -94,11 +99,16 @@ def _pass(folder: Path, about: dict[str, Any], crops: Crops, precision: torch.dt
     loss.backward()  # type: ignore[no-untyped-call]
     if found:
         return f"loss {loss.item():g}; the first output that is not finite is that of {found[0]}"
-    parameters = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
-    bad = [name for name, gradient in reversed(parameters) if not torch.isfinite(gradient).all()]
-    return f"loss {loss.item():g}; " + (
-        f"all outputs are finite, the gradient of {bad[0]} is not" if bad else "every output and gradient is finite"
-    )
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    bad = [name for name, gradient in reversed(gradients.items()) if not torch.isfinite(gradient).all()]
+    largest = max(gradients, key=lambda name: float(gradients[name].abs().nan_to_num(torch.inf).max()))
+    if bad:
+        what = f"all outputs are finite, the gradient of {bad[0]} is not"
+    elif not torch.isfinite(nn.utils.get_total_norm(list(gradients.values()))):
+        what = f"all numbers are finite, the norm of the gradient is not; its largest numbers are those of {largest}"
+    else:
+        what = "every output and gradient is finite"
+    return f"loss {loss.item():g}; {what}"
 
 
 def _watch(name: str, found: list[str]) -> Any:
@@ -112,4 +122,8 @@ def _watch(name: str, found: list[str]) -> Any:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m vgg.trouble FOLDER")
-    print(replay(Path(sys.argv[1])))
+    try:
+        print(replay(Path(sys.argv[1])))
+    except Problem as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(problem.exit_code)
