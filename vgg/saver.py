@@ -52,6 +52,10 @@ class Saver:
         finally:
             self.blocked_seconds += time.monotonic() - began
 
+    def idle(self) -> bool:
+        """Whether nothing is being written."""
+        return self._writing is None or self._writing.done()
+
     def failed(self) -> bool:
         """Whether the last checkpoint is known not to have got to disk; settle() raises why."""
         return bool(self._writing and self._writing.done() and self._writing.exception())
@@ -77,5 +81,5 @@ class Saver:
             copied.synchronize()
         step, directory = int(state["step"]), self._directory
         checkpoint.save(directory, step, weights, momentum, state, self._about)
-        until_now = [older for older in checkpoint.steps(directory) if older <= step]  # later ones are damaged
+        until_now = [older for older in checkpoint.steps(directory) if older <= step]  # later ones are another run's
         checkpoint.prune(directory, {*until_now[-self._keep :], state["best_step"]})
