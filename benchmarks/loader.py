@@ -44,8 +44,8 @@ SHARD = {
 }  # fmt: skip
 TRAIN = {
     "configuration": "D", "batch_norm": False, "classifier_width": 4096, "input_size": SIZE, "init": "glorot",
-    "train_scale": [256, 512], "decoder": "cpu", "flip": True, "colour_shift": 0.1, "standardise": False,
-    "dropout": 0.5, "epochs": 1, "batch_size": 64, "micro_batch_size": "auto",
+    "crop": "scale", "train_scale": [256, 512], "decoder": "cpu", "flip": True, "colour_shift": 0.1,
+    "standardise": False, "dropout": 0.5, "epochs": 1, "batch_size": 64, "micro_batch_size": "auto",
     "gradient_compression": "none", "learning_rate": 0.01, "momentum": 0.9, "weight_decay": 0.0005,
     "schedule": {"rule": "steps", "warmup_epochs": 0, "drop_factor": 10, "drop_epochs": []}, "precision": "auto",
     "deterministic": False, "seed": 1, "checkpoint_steps": 1000, "keep_checkpoints": 2,
@@ -95,8 +95,7 @@ def windows_of(data: list[bytes]) -> list[Window]:
 
 def with_pillow(jpeg: bytes, window: Window) -> np.ndarray:
     """Decode, crop, resize: what torchvision does with an image of ImageFolder."""
-    box = (window.left, window.top, window.left + window.side, window.top + window.side)
-    image = Image.open(io.BytesIO(jpeg)).convert("RGB").crop(box)
+    image = Image.open(io.BytesIO(jpeg)).convert("RGB").crop(window.box)
     return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
 
 

@@ -19,8 +19,7 @@ Work = Callable[[], int]
 
 
 def _crop(image: Image.Image, window: Window) -> np.ndarray:
-    box = (window.left, window.top, window.left + window.side, window.top + window.side)
-    return np.asarray(image.crop(box).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+    return np.asarray(image.crop(window.box).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
 
 
 def torchvision_folder(root: Path, windows: list[Window]) -> Work:
@@ -44,8 +43,8 @@ def webdataset_pillow(shards: ShardSet, windows: list[Window]) -> Work:
         count = 0
         for number, sample in enumerate(webdataset.WebDataset(urls, shardshuffle=False)):
             image = Image.open(io.BytesIO(sample["jpg"])).convert("RGB")
-            side = min(windows[number].side, *image.size)
-            _crop(image, Window((image.width - side) // 2, (image.height - side) // 2, side))
+            side = min(windows[number].width, *image.size)
+            _crop(image, Window((image.width - side) // 2, (image.height - side) // 2, side, side))
             count += 1
         return count
 
@@ -79,7 +78,7 @@ def dali(data: list[bytes], windows: list[Window]) -> Work | None:
         return None
     batch = 50
     starts = [np.array([w.left, w.top], np.int32) for w in windows]
-    shapes = [np.array([w.side, w.side], np.int32) for w in windows]
+    shapes = [np.array([w.width, w.height], np.int32) for w in windows]
     raw = [np.frombuffer(jpeg, np.uint8) for jpeg in data]
     last = len(data) // batch
 

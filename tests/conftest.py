@@ -41,6 +41,7 @@ TRAIN = {
     "classifier_width": 16,
     "input_size": 32,
     "init": "kaiming",
+    "crop": "scale",
     "train_scale": [32, 40],
     "decoder": "cpu",
     "flip": True,

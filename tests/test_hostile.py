@@ -445,16 +445,16 @@ def decoding(folder: Path, seed: int, cases: int) -> dict[str, Any]:
             faults.append(f"case {case} ({make(seed, case).kind}): {image.size} instead of {width, height}")
             continue
         windows = squares(width, height)
-        into = np.full((len(windows), windows[0].side, windows[0].side, 3), 77, np.uint8)
+        into = np.full((len(windows), windows[0].height, windows[0].width, 3), 77, np.uint8)
         if bad := roi.crops([data] * len(windows), windows, into):
             faults.append(f"case {case} ({make(seed, case).kind}): accepted, but crops: {bad}")
             continue
         for window, pixels in zip(windows, into, strict=True):
-            box = (window.left, window.top, window.left + window.side, window.top + window.side)
-            difference = int(np.abs(pixels.astype(np.int16) - np.asarray(image.crop(box))).max())
+            difference = int(np.abs(pixels.astype(np.int16) - np.asarray(image.crop(window.box))).max())
             largest = max(largest, difference)
             if difference > 2:
-                faults.append(f"case {case} ({make(seed, case).kind}): crop {box} differs by {difference} of Pillow's")
+                kind = make(seed, case).kind
+                faults.append(f"case {case} ({kind}): crop {window.box} differs by {difference} of Pillow's")
                 break
     return {"faults": faults, "largest": largest, "decoded": len(files)}
 
@@ -464,7 +464,8 @@ def squares(width: int, height: int, most: int = 8) -> list[Window]:
     side, extra = min(width, height), abs(width - height)
     steps = sorted({*range(0, extra + 1, side), extra})
     steps = steps if len(steps) <= most else [*steps[: most // 2], *steps[-most // 2 :]]
-    return [Window(step, 0, side) if width > height else Window(0, step, side) for step in steps]
+    edges = [(step, 0) if width > height else (0, step) for step in steps]
+    return [Window(*edge, side, side) for edge in edges]
 
 
 def packing(folder: Path, seed: int, cases: int) -> dict[str, Any]:

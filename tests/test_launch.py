@@ -1,5 +1,6 @@
 """The launcher: ranks that crash or hang are torn down and start again, and nothing outlives them."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import pytest
 from conftest import environment, flags, program
+from test_survival import Attempts, attempts  # noqa: F401  # a fixture
 
 from vgg.checkpoint import Trained
 from vgg.index import ShardSet
 
+HANG_SECONDS = 4
 MARK = "VGG_TEST_RUN"  # in the environment of all that a launcher starts
 
 
@@ -21,7 +24,7 @@ def launch(tmp_path: Path, params_file: Path, ranks: int, restarts: int, **env: 
     command = [sys.executable, "-m", "components.launch", "--max-restarts", str(restarts), str(ranks)]
     return subprocess.Popen(
         [*command, "components.train", *arguments], cwd=tmp_path,
-        env=environment(**{MARK: str(tmp_path), "VGG_HANG_SECONDS": "4", "VGG_WORKERS": "1", **env}),
+        env=environment(**{MARK: str(tmp_path), "VGG_HANG_SECONDS": str(HANG_SECONDS), "VGG_WORKERS": "1", **env}),
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -41,12 +44,23 @@ def started(tmp_path: Path) -> dict[int, dict[str, str]]:
     return found
 
 
+def trains(pid: int) -> bool:
+    """Whether a rank has told its launcher that it is past its first step."""
+    values = dict(pair.split("=", 1) for pair in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in pair)
+    try:
+        about = json.loads((Path(values["VGG_RANKS"]) / f"{values['RANK']}.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(about["trains"]) and about["pid"] == pid
+
+
 def rank(tmp_path: Path, number: int) -> int:
     """The process of a rank, once it trains: the eldest with that number; its decoding processes have it too."""
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         pids = [pid for pid, values in started(tmp_path).items() if values.get("RANK") == str(number)]
-        if pids and list(tmp_path.glob("model/step-*")):
+        stacks = tmp_path / f"model.stacks/rank-{number}.txt"
+        if pids and stacks.exists() and list(tmp_path.glob("model/step-*")) and trains(min(pids)):
             return min(pids)
         time.sleep(0.05)
     raise TimeoutError("training did not begin")
@@ -60,46 +74,48 @@ def none_left(tmp_path: Path) -> bool:
 
 
 @pytest.fixture
-def expected(shards: ShardSet, params_file: Path, tmp_path: Path) -> str:
-    """Long enough to be caught in the act; the weights that two undisturbed ranks end with."""
-    text = params_file.read_text().replace('"epochs": 2', '"epochs": 8')
-    params_file.write_text(text.replace('"classifier_width": 16', '"classifier_width": 8'))
-    child = launch(tmp_path, params_file, 2, 0, VGG_HANG_SECONDS="100")
-    _, error = child.communicate(timeout=200)
-    assert child.returncode == 0, error
-    weights = Trained.open(tmp_path / "model").weights_sha256
-    (tmp_path / "model").rename(tmp_path / "undisturbed")
-    return weights
+def expected(attempts: Attempts, params_file: Path, tmp_path: Path) -> str:
+    """Parameters long enough to be caught in the act; the weights that two undisturbed ranks end with."""
+    text = json.loads(params_file.read_text())
+    text["train"] |= {"epochs": 8}
+    params_file.write_text(json.dumps(text))
+    assert attempts(tmp_path / "undisturbed", [{"world": 2}], narrow=False, **text["train"])[0]["codes"] == [0, 0]
+    return Trained.open(tmp_path / "undisturbed").weights_sha256
 
 
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_rank_that_crashes_or_hangs_starts_again(blow: int, expected: str, params_file: Path, tmp_path: Path) -> None:
-    memory = set(os.listdir("/dev/shm"))
-    child = launch(tmp_path, params_file, 2, 1)
-    os.kill(rank(tmp_path, 1), blow)
-    began = time.monotonic()
+def heard(child: subprocess.Popen[str], words: str) -> str:
+    """What a launcher says until it has said these words."""
     assert child.stderr
-    said = []
+    said = ""
     for line in child.stderr:
-        said.append(line)
-        if "all ranks start again" in line:
-            break
-    seconds = time.monotonic() - began
-    _, rest = child.communicate(timeout=120)
-    error = "".join(said) + rest
+        said += line
+        if words in line:
+            return said
+    raise AssertionError(f"never heard {words!r} in:\n{said}")
+
+
+def test_ranks_that_crash_and_hang_start_again(expected: str, params_file: Path, tmp_path: Path) -> None:
+    memory = set(os.listdir("/dev/shm"))
+    child = launch(tmp_path, params_file, 2, 2)
+    os.kill(rank(tmp_path, 1), signal.SIGKILL)
+    began = time.monotonic()
+    heard(child, "ended with 137; all ranks start again (1 restarts left)")
+    assert time.monotonic() - began < 10
+    os.kill(rank(tmp_path, 0), signal.SIGSTOP)
+    began = time.monotonic()
+    error = heard(child, "ended with 75; all ranks start again (0 restarts left)")
+    assert time.monotonic() - began < HANG_SECONDS + 10, error
+    assert f"no sign of life for {HANG_SECONDS} s from rank " in error
+    for number in (0, 1):
+        assert "vgg/train.py" in error.split(f"rank {number} hung; stacks in ")[1].split(" hung;")[0], error
+    _, error = child.communicate(timeout=120)
     assert child.returncode == 0, error
-    assert "all ranks start again (0 restarts left)" in error
-    assert seconds < (4 + 10 if blow == signal.SIGSTOP else 10), error
     assert Trained.open(tmp_path / "model").weights_sha256 == expected
     assert none_left(tmp_path)
     assert set(os.listdir("/dev/shm")) <= memory
-    if blow == signal.SIGSTOP:
-        assert "no sign of life for 4 s" in error
-        for number in (0, 1):
-            assert "vgg/train.py" in error.split(f"rank {number} hung")[1].split("hung")[0], error
-            # the ranks that went on wrote over it; without restarts it stays: the test below
 
 
+@pytest.mark.faults
 def test_stacks_of_a_hang_are_saved_and_without_restarts_the_end_is_75(
     shards: ShardSet, params_file: Path, tmp_path: Path
 ) -> None:
@@ -113,6 +129,7 @@ def test_stacks_of_a_hang_are_saved_and_without_restarts_the_end_is_75(
     assert none_left(tmp_path)
 
 
+@pytest.mark.faults
 def test_a_killed_launcher_leaves_nobody_behind(expected: str, params_file: Path, tmp_path: Path) -> None:
     child = launch(tmp_path, params_file, 2, 0)
     rank(tmp_path, 1)

@@ -1,13 +1,17 @@
 """Parameters: every mistake named at once, both roads equal, and the shipped files are valid."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, TRAIN, program
 
 from vgg.errors import WrongParameters
 from vgg.params import STAGES, load, section_model
+from vgg.params.evaluate import EvaluateParams
+from vgg.params.register import RegisterParams
 from vgg.params.train import TrainParams
 
 SHIPPED = [ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
@@ -21,6 +25,103 @@ def test_shipped_files_are_valid_and_survive_the_kubeflow_road(path: Path, stage
     as_kubeflow = json.dumps(by_file.model_dump(), default=str).replace("null", "null")
     floats = json.loads(as_kubeflow, parse_int=float)  # Kubeflow turns 74 into 74.0
     assert load(json.dumps(floats), stage, model) == by_file
+
+
+SCRATCH, LATER = ("glorot", 0.01, 74), ("checkpoint", 0.001, 70)  # first weights, first rate, epochs at most
+FROM_A, JITTER = ("shallower", 0.01, 74), ("checkpoint", 0.001, 30)
+LOW, HIGH, BOTH = [224, 256, 288], [352, 384, 416], [256, 512]
+PAPER = {  # recipe: configuration, S, Q, start, the recipe before, top-1 and top-5 error % (Table 4; of A Table 3)
+    "a-256": ("A", 256, [256], SCRATCH, None, 29.6, 10.4),
+    "a-lrn-256": ("A-LRN", 256, [256], SCRATCH, None, 29.7, 10.5),
+    "b-256": ("B", 256, LOW, FROM_A, "a-256", 28.2, 9.6),
+    "c-256": ("C", 256, LOW, FROM_A, "a-256", 27.7, 9.2),
+    "c-384": ("C", 384, HIGH, LATER, "c-256", 27.8, 9.2),
+    "c-jitter": ("C", BOTH, [256, 384, 512], JITTER, "c-384", 26.3, 8.2),
+    "d-256": ("D", 256, LOW, FROM_A, "a-256", 26.6, 8.6),
+    "d-384": ("D", 384, HIGH, LATER, "d-256", 26.5, 8.6),
+    "d-jitter": ("D", BOTH, [256, 384, 512], JITTER, "d-384", 24.8, 7.5),
+    "e-256": ("E", 256, LOW, FROM_A, "a-256", 26.9, 8.7),
+    "e-384": ("E", 384, HIGH, LATER, "e-256", 26.7, 8.6),
+    "e-jitter": ("E", BOTH, [256, 384, 512], JITTER, "e-384", 24.8, 7.5),
+}
+TORCHVISION = {  # recipe: batch norm, first rate, top-1 and top-5 accuracy % of one centre crop (torchvision's vgg.py)
+    "d-torchvision": (False, 0.01, 71.592, 90.382),
+    "d-bn": (True, 0.1, 73.360, 91.516),
+}
+
+
+def recipe(name: str) -> tuple[str, TrainParams, EvaluateParams, RegisterParams]:
+    """Header and sections of an ImageNet recipe."""
+    path = ROOT / f"recipes/imagenet-{name}.yaml"
+    models: list[Any] = [TrainParams, EvaluateParams, RegisterParams]
+    sections = [load(str(path), stage, model) for stage, model in zip(STAGES[1:], models, strict=True)]
+    return path.read_text().split("\nshard:")[0], *sections
+
+
+def test_every_imagenet_recipe_is_one_of_the_paper_or_of_torchvision() -> None:
+    found = {path.stem.removeprefix("imagenet-") for path in SHIPPED if path.stem.startswith("imagenet-")}
+    assert found == {*PAPER, *TORCHVISION}
+
+
+@pytest.mark.parametrize("name", [*PAPER, *TORCHVISION])
+def test_what_all_imagenet_recipes_have_in_common(name: str) -> None:
+    header, train, evaluate, register = recipe(name)
+    assert (train.batch_size, train.momentum, train.dropout) == (256, 0.9, 0.5)
+    assert (train.input_size, train.classifier_width, train.flip, train.seed) == (224, 4096, True, 1)
+    assert evaluate.weights == "last"
+    assert load(str(ROOT / f"recipes/imagenet-{name}.yaml"), "shard", section_model("shard")).source == "ilsvrc2012"  # type: ignore[attr-defined]
+    lines = re.findall(r"^#   (\w+) +(.+)", header, re.M)
+    words = ["before", "command", "hardware", "time", "expected", "differs"]
+    assert [word for word, _ in lines] == (words if train.init in ("shallower", "checkpoint") else words[1:])
+    assert dict(lines)["command"] == f"cp recipes/imagenet-{name}.yaml params.yaml && make run"
+    assert dict(lines)["time"] == "not measured yet"
+    assert max(map(len, header.splitlines())) <= 120
+    assert register.gate.max_regression == 0.005
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_recipes_of_the_paper_have_its_numbers(name: str) -> None:
+    configuration, scale, test_scales, start, before, top1, top5 = PAPER[name]
+    header, train, evaluate, register = recipe(name)
+    assert (train.configuration, train.train_scale, evaluate.test_scales) == (configuration, scale, test_scales)
+    assert (train.init, train.learning_rate, train.epochs) == start
+    assert f": {top1} / {top5} % top-1 / top-5 error" in header
+    assert ("Table 3" if configuration.startswith("A") else "Table 4") in header
+    if before:
+        assert f"recipes/imagenet-{before}.yaml: cp -r models/vgg/. data/initial/" in header
+    assert (train.weight_decay, train.colour_shift, train.crop) == (0.0005, 0.1, "scale")
+    assert not train.standardise
+    assert not train.batch_norm
+    assert (evaluate.flip, evaluate.softmax, evaluate.ceil_pooling) == (True, "after_mean", False)
+    unstated = {"warmup_epochs": 0, "patience": 5, "min_improvement": 1e-4}
+    assert train.schedule.model_dump() == {"rule": "plateau", "drop_factor": 10, "max_drops": 3, **unstated}
+    for gate, expected in ((register.gate.max_top1_error, top1), (register.gate.max_top5_error, top5)):
+        assert 0.005 < gate - expected / 100 < 0.0101
+
+
+def test_a_network_has_one_name_in_the_registry() -> None:
+    """Its scales are versions of one model; other networks never compete with it."""
+    names: dict[str, set[str]] = {}
+    for name, row in [*PAPER.items(), *((name, (name,)) for name in TORCHVISION)]:
+        names.setdefault(row[0], set()).add(recipe(name)[3].model_name)
+    assert all(len(of_one) == 1 for of_one in names.values())
+    assert len(set.union(*names.values())) == len(names)
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_recipes_after_torchvision_have_its_numbers(name: str) -> None:
+    batch_norm, rate, top1, top5 = TORCHVISION[name]
+    header, train, evaluate, register = recipe(name)
+    assert (train.configuration, train.batch_norm, train.learning_rate) == ("D", batch_norm, rate)
+    assert (train.epochs, train.weight_decay, train.init, train.crop) == (90, 1e-4, "kaiming", "area")
+    assert (train.standardise, train.colour_shift, train.train_scale) == (True, 0.0, 256)
+    steps = {"rule": "steps", "drop_factor": 10, "drop_epochs": [30, 60]}
+    assert train.schedule.model_dump() == {**steps, "warmup_epochs": 1}
+    assert (evaluate.test_scales, evaluate.flip) == ([256], False)  # centre_Q256 is the centre crop of the reference
+    said = re.sub(r"\n#\s+", " ", header)
+    assert f"{top1:.3f} / {top5:.3f} % top-1 / top-5 accuracy ({100 - top1:.3f} / {100 - top5:.3f} % error)" in said
+    for gate, accuracy in ((register.gate.max_top1_error, top1), (register.gate.max_top5_error, top5)):
+        assert 0.005 < gate - (100 - accuracy) / 100 < 0.0101
 
 
 def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
@@ -80,6 +181,7 @@ def test_mutants_of_the_default_file_are_refused(stage: str, tmp_path: Path) -> 
         ({"train_scale": [64, 32]}, "Smin 64 is above Smax 32"),
         ({"train_scale": 32, "input_size": 64}, "32 is below input_size 64"),
         ({"input_size": 33}, "multiple of 32"),
+        ({"crop": "area"}, "scale of validation alone: one number"),
         ({"schedule": {**TRAIN["schedule"], "drop_epochs": [3, 2]}}, "must rise"),
         ({"schedule": {"rule": "plateau"}}, "patience"),
     ],

@@ -30,8 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def reference(data: bytes, window: Window, size: int) -> Pixels:
     """Pillow's decode, crop, resize."""
-    box = (window.left, window.top, window.left + window.side, window.top + window.side)
-    image = Image.open(io.BytesIO(data)).convert("RGB").crop(box)
+    image = Image.open(io.BytesIO(data)).convert("RGB").crop(window.box)
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
@@ -91,6 +90,32 @@ def test_any_size_and_kind(cut: Cut, size: tuple[int, int], kind: str) -> None:
     assert np.mean(found) < 0.05
 
 
+OBLONG = [  # shares of an image: left, top, width, height
+    (0.0, 0.0, 1.0, 1.0),
+    (0.1, 0.3, 0.8, 0.6),
+    (0.5, 0.0, 0.3, 0.9),
+    (0.7, 0.6, 0.3, 0.4),
+    (0.2, 0.2, 0.05, 0.7),
+]
+
+
+@pytest.mark.parametrize("size", [224, 32])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sides", [(501, 333), (97, 401), (1203, 799), (33, 32), (3, 300)])
+def test_windows_of_any_ratio_become_squares(cut: Cut, sides: tuple[int, int], kind: str, size: int) -> None:
+    """Shrunk along one side and enlarged along the other, too."""
+    width, height = sides
+    data = encoded(photograph(sides), **KINDS[kind])
+    found = []
+    for left, top, w, h in OBLONG:
+        corner = int(left * width), int(top * height)
+        window = Window(*corner, max(1, int(w * (width - corner[0]))), max(1, int(h * (height - corner[1]))))
+        found.append(differences(cut, data, window, size).ravel())
+    together = np.concatenate(found)
+    assert together.max() <= 2
+    assert together.mean() < 0.2  # of few pixels, rounded twice, on steep slopes
+
+
 def test_grey_images_are_three_equal_channels(cut: Cut) -> None:
     data = encoded(photograph((301, 203)).convert("L"))
     assert differences(cut, data, centre_window(301, 203, 256, 224)).max() <= 2
@@ -107,8 +132,11 @@ def test_exif_orientation_is_not_applied(cut: Cut) -> None:
 def test_an_image_smaller_than_its_window_is_refused_not_padded(cut: Cut) -> None:
     data = encoded(photograph((100, 80)))
     into = np.full((1, 224, 224, 3), 77, np.uint8)
-    assert cut([data], [Window(10, 1, 80)], into) == {0: "has 100 x 80 pixels, its crop reaches to 90 x 81"}
+    assert cut([data], [Window(10, 1, 80, 80)], into) == {0: "has 100 x 80 pixels, its crop reaches to 90 x 81"}
     assert (into == 77).all()
+    for window, end in ((Window(0, 1, 100, 80), "100 x 81"), (Window(61, 0, 40, 80), "101 x 80")):
+        assert cut([data], [window], into) == {0: f"has 100 x 80 pixels, its crop reaches to {end}"}
+    assert differences(cut, data, Window(0, 0, 100, 80)).max() <= 2
 
 
 def test_bad_images_are_told_by_position_and_the_others_are_right(cut: Cut) -> None:

@@ -1,5 +1,7 @@
 """From index to batches: the same global batches on any number of ranks, workers and restarts, in order."""
 
+import hashlib
+import json
 import os
 import signal
 import time
@@ -9,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import NUM_TRAIN, NUM_VAL, train_params
+from PIL import Image
+from torchvision.transforms import RandomResizedCrop
 
 from vgg import draws, roi
 from vgg.augment import EIGENVALUES, EIGENVECTORS, Prepare
 from vgg.batches import SLOTS, Crops
 from vgg.errors import StorageFailure
-from vgg.images import centre_window, crop_window
+from vgg.images import AREAS, RATIOS, Window, area_window, centre_window, crop_window
 from vgg.index import LocalShards, ShardSet
-from vgg.stream import Order, training_batches, validation_batches
+from vgg.stream import Order, random_windows, training_batches, validation_batches
 
 STEPS = 9
 
@@ -167,13 +171,98 @@ def test_the_crop_is_that_of_the_rescaled_image(width: int, height: int, scale: 
     short = min(width, height)
     for x, y in ((0.0, 0.0), (0.5, 0.5), (0.999, 0.999)):
         window = crop_window(width, height, scale, 224, x, y)
-        assert window.side == max(1, round(224 * short / scale))
-        assert 0 <= window.left <= width - window.side
-        assert 0 <= window.top <= height - window.side
+        assert window.width == window.height == max(1, round(224 * short / scale))
+        assert 0 <= window.left <= window.right <= width
+        assert 0 <= window.top <= window.bottom <= height
     corners = [crop_window(width, height, scale, 224, x, x) for x in (0.0, 0.9999999)]
-    assert (corners[0].left, corners[1].left) == (0, width - corners[1].side)
+    assert (corners[0].left, corners[1].left) == (0, width - corners[1].width)
     centre = centre_window(width, height, scale, 224)
-    assert abs(2 * centre.left + centre.side - width) <= 1
+    assert abs(centre.left + centre.right - width) <= 1
+
+
+def windows(crop: str, sides: list[tuple[int, int]], epoch: int = 0) -> list[Window]:
+    """The windows of images of some sizes, numbered in order, in an epoch."""
+    params = train_params(crop=crop, train_scale=300 if crop == "area" else [256, 512])
+    window = random_windows(params, 224, np.arange(len(sides)), np.full(len(sides), epoch))
+    return [window(width, height, number) for number, (width, height) in enumerate(sides)]
+
+
+@pytest.mark.parametrize("crop", ["scale", "area"])
+def test_windows_are_pinned_and_every_image_and_epoch_has_its_own(crop: str) -> None:
+    """A change of these digests changes every run that is resumed: it needs a reason and a new format."""
+    sides = [(500, 375), (375, 500), (333, 333), (90, 1200), (33, 32)] * 20
+    epochs = [windows(crop, sides, epoch) for epoch in range(3)]
+    assert hashlib.sha256(json.dumps(epochs).encode()).hexdigest()[:16] == PINNED_WINDOWS[crop]
+    assert len({w for epoch in epochs for w in epoch[::5]}) == 60
+
+
+PINNED_WINDOWS = {"scale": "275738cdf2a08595", "area": "6c47c2e7bf28aff9"}
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (640, 640), (100, 76), (9, 7)])
+def test_area_windows_have_the_areas_and_ratios_they_should_and_lie_inside(width: int, height: int) -> None:
+    for window in windows("area", [(width, height)] * 3000):
+        assert 0 <= window.left < window.right <= width
+        assert 0 <= window.top < window.bottom <= height
+        # sides are rounded to whole pixels, by half a one at most
+        low, high = ((window.width + d) * (window.height + d) / (width * height) for d in (-0.5, 0.5))
+        assert low <= AREAS[1]
+        assert high >= AREAS[0]
+        assert (window.width + 0.5) / (window.height - 0.5) >= RATIOS[0]
+        assert (window.width - 0.5) / (window.height + 0.5) <= RATIOS[1]
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (640, 300), (300, 300)])
+def test_area_windows_are_distributed_as_torchvision_s_are(width: int, height: int) -> None:
+    """Means and quantiles of 4,000 of ours and of RandomResizedCrop's; fixed seeds, five standard errors."""
+    ours = np.array([[w.top, w.left, w.height, w.width] for w in windows("area", [(width, height)] * 4000)])
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        image = torch.empty(3, height, width)
+        drawn = [RandomResizedCrop.get_params(image, list(AREAS), list(RATIOS)) for _ in range(4000)]
+    for found, expected in zip(features(ours), features(np.array(drawn)), strict=True):
+        error = 5 * np.hypot(found.std(), expected.std()) / np.sqrt(4000)
+        assert found.mean() == pytest.approx(expected.mean(), abs=error)
+        for share in (0.1, 0.25, 0.5, 0.75, 0.9):
+            there = np.mean(expected <= np.quantile(found, share))
+            assert there == pytest.approx(share, abs=5 * np.sqrt(2 * share * (1 - share) / 4000) + 0.01)
+
+
+def features(windows: np.ndarray) -> list[np.ndarray]:
+    """Of (top, left, height, width): centre, area, ratio, and where in its free room a window lies."""
+    top, left, height, width = windows.T.astype(float)
+    return [top + height / 2, left + width / 2, height * width, np.log(width / height), top, left]
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "expected"),
+    [
+        (4000, 20, Window(1986, 0, 27, 20)),  # flat: the largest of ratio 4 : 3
+        (20, 4000, Window(0, 1986, 20, 27)),  # tall: of ratio 3 : 4
+        (1, 1, Window(0, 0, 1, 1)),
+    ],
+)
+def test_no_random_area_fits_into_an_extreme_shape(width: int, height: int, expected: Window) -> None:
+    assert set(windows("area", [(width, height)] * 200)) == {expected}
+    # of an ordinary shape it is the whole image
+    assert area_window(500, 400, [0.999], [0.0], 0.5, 0.5) == Window(0, 0, 500, 400)
+
+
+def test_area_crops_are_those_windows_resized_and_the_same_for_any_world(shards: ShardSet) -> None:
+    split, params = shards.split("train"), train_params(crop="area", train_scale=36)
+    whole = list(training_batches(split, params, 0, 1, 0, STEPS, 2, False))
+    ranks = [list(training_batches(split, params, rank, 3, 4, STEPS, 0, False)) for rank in range(3)]
+    for step, shares in enumerate(zip(*ranks, strict=True), 4):
+        for rank, share in enumerate(shares):
+            assert all(torch.equal(a, b[rank::3]) for a, b in zip(share, whole[step], strict=True))
+    order = Order(np.asarray(split.rows["shard"]), params.seed)
+    for crops, (numbers, epochs) in zip(whole, order.batches(params.batch_size, 0, STEPS), strict=True):
+        window = random_windows(params, params.input_size, numbers, epochs)
+        for i, number in enumerate(numbers):
+            image = split.image(int(number), 10**6)
+            box = window(image.width, image.height, i).box
+            resized = image.crop(box).resize((32, 32), Image.Resampling.BILINEAR)
+            assert np.abs(crops.images[i].numpy().astype(int) - np.asarray(resized)).max() <= 2
 
 
 def test_prepare_flips_shifts_and_subtracts() -> None:

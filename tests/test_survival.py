@@ -18,7 +18,6 @@ import pytest
 import torch
 from conftest import NARROW, ROOT, environment, train_params
 
-from vgg import checkpoint
 from vgg.checkpoint import Trained
 from vgg.index import ShardSet
 from vgg.run import seen
@@ -33,11 +32,11 @@ Attempts = Callable[..., list[dict[str, Any]]]
 def attempts(shards: ShardSet, tmp_path: Path) -> Attempts:
     """A function (directory, phases, **parameters) that runs tests/ranks.py and returns a result for every phase."""
 
-    def run(directory: Path, phases: list[dict[str, Any]], **changes: Any) -> list[dict[str, Any]]:
+    def run(directory: Path, phases: list[dict[str, Any]], narrow: bool = True, **changes: Any) -> list[dict[str, Any]]:
         params = train_params(**{**PARAMS, **changes})
         spec = {
-            "configurations": NARROW, "params": params.model_dump(mode="json"), "shards": str(shards.directory),
-            "directory": str(directory), "phases": phases,
+            "configurations": NARROW if narrow else {}, "params": params.model_dump(mode="json"),
+            "shards": str(shards.directory), "directory": str(directory), "phases": phases,
         }  # fmt: skip
         path = tmp_path / f"{directory.name}.spec.json"
         path.write_text(json.dumps(spec))

@@ -88,6 +88,7 @@ def test_resume_ends_with_the_same_bytes(decoder: str, narrow: None, shards: Sha
     assert again == []  # a finished run is not trained again
 
 
+@pytest.mark.faults  # of ranks under the launcher, test_launch.py shows it in the quick suite
 def test_killed_for_real_and_run_again(shards: ShardSet, params_file: Path, tmp_path: Path) -> None:
     """kill -9 of the program at three moments; the end is bit for bit the undisturbed run."""
     run(shards, tmp_path / "straight")
@@ -203,7 +204,7 @@ def test_a_finished_run_with_other_parameters_moves_aside(narrow: None, shards: 
     assert Trained.open(tmp_path / "model").manifest["run"]["train"]["learning_rate"] == 0.02
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [3, *(pytest.param(n, marks=pytest.mark.faults) for n in (2, 5, 6, 7))])
 def test_ranks_together_make_the_step_of_one(
     world_size: int, shards: ShardSet, params_file: Path, tmp_path: Path
 ) -> None:
@@ -212,9 +213,7 @@ def test_ranks_together_make_the_step_of_one(
     run(shards, tmp_path / "alone")
     launch = [sys.executable, "-m", "components.launch", str(world_size)]
     command = [*launch, "components.train", *map(str, flags("train", tmp_path, params_file))]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment(OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=240
-    )
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     ours, alone = Trained.open(tmp_path / "model").step, Trained.open(tmp_path / "alone").step
     for name, tensor in ours.weights().items():
@@ -310,14 +309,13 @@ def test_a_damaged_image_in_a_worker_process_is_one_message(
 
 def test_the_launcher_passes_exit_codes_on(shards: ShardSet, params_file: Path, tmp_path: Path) -> None:
     (shards.directory / "val.index.npy").write_bytes(b"")
-    arguments = ["components.train", *map(str, flags("train", tmp_path, params_file))]
-    for processes in ("1", "2"):
-        done = subprocess.run(
-            [sys.executable, "-m", "components.launch", processes, *arguments],
-            cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=100,
-        )  # fmt: skip
-        assert done.returncode == 78, done.stderr
-        assert "val.index.npy" in done.stderr
+    command = [sys.executable, "-m", "components.launch", "2", "components.train"]
+    done = subprocess.run(
+        [*command, *map(str, flags("train", tmp_path, params_file))],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 78, done.stderr
+    assert "val.index.npy" in done.stderr
 
 
 def test_no_update_is_made_with_a_gradient_that_is_not_finite(narrow: None, shards: ShardSet) -> None:

@@ -112,7 +112,7 @@ class Views:
         """Class probabilities of images of one size, uint8 (n, h, w, 3): float32 (n, classes) for every mode."""
         height, width = images.shape[1:3]
         window = centre_window(width, height, self.centre_scale, self.input_size)
-        central = images[:, window.top : window.top + window.side, window.left : window.left + window.side]
+        central = images[:, window.top : window.bottom, window.left : window.right]
         central = resize(central, self.input_size, self.input_size)
         found = [self._averaged(central, lambda x: self.model(x).float().softmax(1))]
         per_position = self.params.softmax == "per_position"

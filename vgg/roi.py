@@ -72,7 +72,7 @@ def crops(images: Sequence[bytes], windows: Sequence[Window], into: Pixels) -> d
 
 
 def _cut(images: Sequence[bytes], windows: Sequence[Window]) -> Iterator[Pixels | str]:
-    """The pixels of every window, (side, side, 3) uint8 RGB, or why there are none."""
+    """The pixels of every window, (height, width, 3) uint8 RGB, or why there are none."""
     if nvimgcodec is None:
         yield from map(_cut_with_pillow, images, windows)
         return
@@ -90,15 +90,15 @@ def _decoded(decoder: Any, images: Sequence[bytes], windows: Sequence[Window], *
 
 def _open(data: bytes, window: Window) -> Any:
     """nvImageCodec's stream of just the window, or why there is none."""
-    bottom, right = window.top + window.side, window.left + window.side
     try:
         stream = nvimgcodec.CodeStream(data)
         width, height = stream.width, stream.height
     except RuntimeError:
         return "not an image"
-    if bottom > height or right > width:  # the decoder would pad it with black
-        return f"has {width} x {height} pixels, its crop reaches to {right} x {bottom}"
-    return stream.get_sub_code_stream(region=nvimgcodec.Region(window.top, window.left, bottom, right))
+    if window.bottom > height or window.right > width:  # the decoder would pad it with black
+        return f"has {width} x {height} pixels, its crop reaches to {window.right} x {window.bottom}"
+    region = nvimgcodec.Region(window.top, window.left, window.bottom, window.right)
+    return stream.get_sub_code_stream(region=region)
 
 
 def _cut_with_pillow(data: bytes, window: Window) -> Pixels | str:
@@ -107,17 +107,16 @@ def _cut_with_pillow(data: bytes, window: Window) -> Pixels | str:
         image = decode(data, max_pixels=UNCHECKED)
     except BadImage as reason:
         return str(reason)
-    bottom, right = window.top + window.side, window.left + window.side
-    if bottom > image.height or right > image.width:
-        return f"has {image.width} x {image.height} pixels, its crop reaches to {right} x {bottom}"
-    return np.array(image.crop((window.left, window.top, right, bottom)))  # a copy: torch takes no read-only memory
+    if window.bottom > image.height or window.right > image.width:
+        return f"has {image.width} x {image.height} pixels, its crop reaches to {window.right} x {window.bottom}"
+    return np.array(image.crop(window.box))  # a copy: torch takes no read-only memory
 
 
 UNCHECKED = 1 << 62  # pixels: what is in a shard was within its limit when it was packed
 
 
 def _resize(pixels: Pixels, into: Pixels) -> None:
-    """Resize square pixels into a square array, bilinear, antialiased when shrinking."""
+    """Resize pixels into a square array, bilinear, antialiased along a side that shrinks."""
     size = into.shape[0]
     source, target = (torch.from_numpy(a).permute(2, 0, 1)[None] for a in (pixels, into))
     # what interpolate() calls, but into the batch itself: its own output and the copy take four times as long

@@ -61,8 +61,8 @@ class Order:
             yield numbers, epochs
 
 
-def windows(params: TrainParams, size: int, numbers: np.ndarray, epochs: np.ndarray) -> Windows:
-    """The random windows of images in epochs, of (width, height, position in numbers).  size: side of a crop, pixels."""
+def random_windows(params: TrainParams, size: int, numbers: np.ndarray, epochs: np.ndarray) -> Windows:
+    """The random windows of images `numbers` in `epochs`, both int (n,).  size: side of a crop, pixels."""
     counters = params.seed, epochs, numbers
     x, y = draws.uniform("crop/x", *counters), draws.uniform("crop/y", *counters)
     if params.crop == "area":
@@ -80,7 +80,7 @@ def _training_crops(split: Split, params: TrainParams, cut: Cut) -> Make:
     def make(wanted: tuple[np.ndarray, np.ndarray], into: Any) -> NDArray[np.void]:
         numbers, epochs = wanted
         seed = params.seed
-        rows = _decode(cut, split, numbers, into, windows(params, into.shape[1], numbers, epochs))
+        rows = _decode(cut, split, numbers, into, random_windows(params, into.shape[1], numbers, epochs))
         rows["flip"] = (draws.uniform("flip", seed, epochs, numbers) < 0.5) & params.flip
         for i in range(3):
             rows["colour"][:, i] = draws.normal(f"colour/{i}", seed, epochs, numbers)
@@ -99,9 +99,7 @@ def _centre_crops(split: Split, scale: int, cut: Cut) -> Make:
     return make
 
 
-def _decode(
-    cut: Cut, split: Split, numbers: np.ndarray, into: Any, window: Windows
-) -> NDArray[np.void]:
+def _decode(cut: Cut, split: Split, numbers: np.ndarray, into: Any, window: Windows) -> NDArray[np.void]:
     """Read, check and decode; returns rows of batches.ROW.  window: of (width, height, position).
 
     Raises Refused, naming shard and key, for an image that is not what the index says.

@@ -44,6 +44,10 @@ class TrainParams(Section):
         description="first weights: Glorot & Bengio, Kaiming He, N(0, 0.01), four convolutions and the classifier of a "
         "shallower net (§3.1), or all of the same net at another scale (§3.1, S=384); the last two read --initial"
     )
+    crop: Literal["scale", "area"] = Field(
+        description="of training: input_size out of the image rescaled to train_scale (paper, §3.1), or 8 to 100 % of "
+        "its area at a ratio of 3/4 to 4/3, resized (torchvision's RandomResizedCrop; train_scale is validation's then)"
+    )
     train_scale: (
         Annotated[int, Field(ge=32, le=4096)]
         | Annotated[list[Annotated[int, Field(ge=32, le=4096)]], Field(min_length=2, max_length=2)]
@@ -90,6 +94,8 @@ class TrainParams(Section):
             raise ValueError(f"train_scale: Smin {self.train_scale[0]} is above Smax {self.train_scale[1]}")
         if min(self.scale_range) < self.input_size:
             raise ValueError(f"train_scale: {min(self.scale_range)} is below input_size {self.input_size}")
+        if self.crop == "area" and isinstance(self.train_scale, list):
+            raise ValueError("train_scale: with crop 'area' it is the scale of validation alone: one number")
         return self
 
     @property
