@@ -23,9 +23,10 @@ $(BIN)/.installed: requirements.lock
 test: install          ## the whole suite, no network beyond loopback
 	@python -m pytest
 
-faults: install        ## the long suite: sharding killed at every call, 10,000 mutated images instead of 300
+faults: install        ## the long suite: sharding and training killed at every call, and the quick part with large numbers
 	@python -m pytest -m faults
-	@VGG_HOSTILE_CASES=10000 python -m pytest tests/test_hostile.py
+	@VGG_KILLS=500 VGG_CORRUPTIONS=20000 VGG_HOSTILE_CASES=10000 \
+		python -m pytest tests/test_survival.py tests/test_checkpoint.py tests/test_hostile.py
 
 lint: install          ## formatting, lint, types; any finding fails
 	@ruff format --check .

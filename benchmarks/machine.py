@@ -5,27 +5,70 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import subprocess
 import tarfile
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
+
 LIBRARIES = (
-    "torch", "pillow", "simplejpeg", "nvidia-nvimgcodec-cu13", "webdataset",
+    "torch", "torchvision", "triton", "pillow", "simplejpeg", "nvidia-nvimgcodec-cu13", "webdataset",
     "nvidia-dali-cuda130", "mosaicml-streaming",
 )  # fmt: skip
 
 
 def describe() -> str:
-    """CPU, cores and versions in a line."""
+    """CPU, cores, GPU if there is one, and versions in a line."""
+    libraries = ", ".join(f"{name} {found}" for name in LIBRARIES if (found := installed(name)))
+    hardware = "; ".join(filter(None, (f"{cpu()}, {len(os.sched_getaffinity(0))} cores", gpu())))
+    return f"{hardware}; Python {platform.python_version()}, {libraries}"
+
+
+def cpu() -> str:
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     names = [line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0))
-    libraries = ", ".join(f"{name} {found}" for name in LIBRARIES if (found := installed(name)))
+    return names[0] if names else platform.machine()
+
+
+def gpu() -> str | None:
+    """Name, memory and driver of the first GPU."""
+    if not torch.cuda.is_available():
+        return None
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        driver = subprocess.run(query, capture_output=True, text=True, check=True, timeout=60).stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        driver = "unknown"
+    memory = torch.cuda.get_device_properties(0).total_memory / 2**30
     return (
-        f"{names[0] if names else platform.machine()}, {cores} cores; Python {platform.python_version()}, {libraries}"
+        f"{torch.cuda.get_device_name(0)}, {memory:.0f} GiB, driver {driver}, CUDA {torch.version.cuda}, "
+        f"cuDNN {torch.backends.cudnn.version()}"
     )
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device's work: host clocks know nothing of it otherwise."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def forget_peak(device: torch.device) -> None:
+    """Begin the peak of peak_mb anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mb(device: torch.device) -> float:
+    """Memory at most, MB: tensors on a GPU, on a CPU what this process had resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def installed(name: str) -> str | None:

@@ -6,6 +6,7 @@ attempt each: {"world": ranks, ...} and what shall happen to them.  A line of JS
     "kill": [rank or -1 for all, seconds]   SIGKILL at that time after the first rank's first step (or start)
     "stop": {"rank": -1, "at": "update", "call": 3}   SIGTERM to that rank (-1: to each) at the n-th call of a function,
                                                       or at "batch": when the n-th batch does not come
+    "directory": ...    another one than the others;
     "fresh": true       nothing is there when it begins;   "expect": a directory whose bytes shall be there after it
     "trace": {"in": "save" or "finish", "inject": "rename:signal=KILL:when=2"}   strace on the thread that saves
 
@@ -43,8 +44,14 @@ from components.program import StopSignal  # noqa: E402
 from vgg.distributed import joined  # noqa: E402
 from vgg.errors import Problem  # noqa: E402
 from vgg.index import ShardSet  # noqa: E402
-from vgg.model import CONFIGURATIONS  # noqa: E402
+from vgg.model import CONFIGURATIONS, Architecture, blank  # noqa: E402
 from vgg.params.train import TrainParams  # noqa: E402
+from vgg.stopping import die_with_parent  # noqa: E402
+
+# what these import inside, three seconds of every rank, comes with the fork
+torch.optim.SGD(blank(Architecture("A", False, 1, 1, 32)).parameters(), 0.1, fused=True)
+
+HUNG_SECONDS = 60
 
 # where a signal can be raised: name -> (module or class, attribute)
 PLACES: dict[str, tuple[Any, str]] = {
@@ -149,6 +156,7 @@ def free_port() -> int:
 
 def attempt(spec: dict[str, Any], phase: dict[str, Any]) -> dict[str, Any]:
     """Fork the ranks of a phase, do to them what it says, and tell how they ended."""
+    spec = spec | {"directory": phase.get("directory", spec["directory"])}
     if phase.get("fresh"):
         shutil.rmtree(spec["directory"], ignore_errors=True)
     port, (ear, tell) = free_port(), os.pipe()
@@ -156,6 +164,7 @@ def attempt(spec: dict[str, Any], phase: dict[str, Any]) -> dict[str, Any]:
     for rank in range(phase["world"]):
         child = os.fork()
         if not child:
+            die_with_parent()
             os.close(ear)
             code = 70
             with contextlib.suppress(BaseException):
@@ -179,7 +188,7 @@ def attempt(spec: dict[str, Any], phase: dict[str, Any]) -> dict[str, Any]:
     elif "trace" in phase:
         tracer = attach(ear)
     asked = time.monotonic()
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    codes = [ended(child, asked + HUNG_SECONDS) for child in children]
     seconds = time.monotonic() - asked
     if tracer:
         tracer.wait(20)
@@ -194,6 +203,18 @@ def content(directory: Path) -> dict[str, bytes]:
     return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
 
 
+def ended(child: int, deadline: float) -> int:
+    """The exit code of a child; one that hangs is killed with SIGABRT, and its code is -6."""
+    while True:
+        done, found = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(found)
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGABRT)
+            os.kill(child, signal.SIGCONT)
+        time.sleep(0.005)
+
+
 def attach(ear: int) -> subprocess.Popen[str] | None:
     """strace the thread that stopped itself, then let it go on."""
     heard = b""
@@ -203,19 +224,23 @@ def attach(ear: int) -> subprocess.Popen[str] | None:
             return None
         heard += piece.lstrip(b"u")
     process, thread, inject = json.loads(heard)
+    while status(process, thread, "State") not in ("T", "t"):  # a signal to go on must not come before the stop
+        time.sleep(0.002)
     call = inject.split(":")[0]
     tracer = subprocess.Popen(
         ["strace", "-q", "-o", "/dev/null", "-p", str(thread), "-e", f"trace={call}", "-e", f"inject={inject}"],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        status = Path(f"/proc/{process}/task/{thread}/status").read_text()
-        if int(next(line for line in status.splitlines() if line.startswith("TracerPid")).split()[1]):
-            break
-        time.sleep(0.005)
+    while status(process, thread, "TracerPid") == "0" and tracer.poll() is None:
+        time.sleep(0.002)
     os.kill(process, signal.SIGCONT)
     return tracer
+
+
+def status(process: int, thread: int, field: str) -> str:
+    """A field of a thread's status, its first word."""
+    lines = Path(f"/proc/{process}/task/{thread}/status").read_text().splitlines()
+    return next(line for line in lines if line.startswith(field)).split()[1]
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -45,25 +45,13 @@ class Group:
             distributed.broadcast(tensor, 0)
         return tensor
 
-    def ask(self, flag: bool) -> Callable[[], bool]:
-        """Begin to find out whether the flag is set on some rank; the function returned waits for the answer.
-
-        All ranks get the same one.  It travels while they compute.
-        """
-        if self.world_size == 1:
-            return lambda: flag
-        flags = torch.tensor([flag], dtype=torch.int32)
-        sent = distributed.all_reduce(flags, distributed.ReduceOp.MAX, async_op=True)
-
-        def answer() -> bool:
-            sent.wait()
-            return bool(flags)
-
-        return answer
-
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on some rank: all ranks get the same answer."""
-        return self.ask(flag)()
+        if self.world_size == 1:
+            return flag
+        flags = torch.tensor([flag], dtype=torch.int32)
+        distributed.all_reduce(flags, distributed.ReduceOp.MAX)
+        return bool(flags)
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks, on all ranks."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import inspect
 import json
 import logging
@@ -35,6 +37,8 @@ log = logging.getLogger("vgg.train")
 # torch 2.15 gave it a better name
 _DDP = inspect.signature(nn.parallel.DistributedDataParallel).parameters
 _SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _DDP else "broadcast_buffers"
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
 
 @dataclass
@@ -198,6 +202,8 @@ def start(params: TrainParams, shards: ShardSet, initial: Path, group: Group, nu
         model.features.compile(dynamic=False)
         model.classifier.compile(dynamic=False)
         prepare.compile(dynamic=False)
+    else:
+        keep_memory()
     optimiser = torch.optim.SGD(
         model.parameters(), params.learning_rate, params.momentum, weight_decay=params.weight_decay, fused=True
     )
@@ -212,6 +218,14 @@ def start(params: TrainParams, shards: ShardSet, initial: Path, group: Group, nu
     )  # fmt: skip
     optimiser.found_inf = trouble  # type: ignore[attr-defined]  # fused SGD makes no update while this is 1
     return run
+
+
+def keep_memory() -> None:
+    """Have glibc keep large blocks: it gives them back at every step, and the kernel clears new pages for the next."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def connect(run: Run) -> None:

@@ -111,15 +111,14 @@ def train(
                 break
             if stopping:
                 raise Preempted(f"stopped at step {state.step} of {num_steps}; the state is saved. Run again to go on.")
-            crops = feed.take()
-            fetched = feed.fetch()  # while the device computes
-            asked = group.ask(stop() or saver.failed() or (not fetched and state.step + 1 < num_steps))
-            update(run, crops)
+            update(run, feed.take())
             state.step += 1
+            fetched = feed.fetch()  # while the device computes
             if state.step % LOG_STEPS == 0:
                 read_window(run, split, directory, feed, watcher)
             watcher.progress(state.step, num_steps)
-            stopping = asked()
+            # every step is agreed on before it begins: no rank waits inside it for one that stops or has no data
+            stopping = group.any(stop() or saver.failed() or (not fetched and state.step < num_steps))
     if group.is_first:
         checkpoint.finish(directory, state.step, state.best_step, about)
     group.barrier()
