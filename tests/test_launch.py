@@ -77,7 +77,7 @@ def none_left(tmp_path: Path) -> bool:
 def expected(attempts: Attempts, params_file: Path, tmp_path: Path) -> str:
     """Parameters long enough to be caught in the act; the weights that two undisturbed ranks end with."""
     text = json.loads(params_file.read_text())
-    text["train"] |= {"epochs": 8}
+    text["train"] |= {"epochs": 4}
     params_file.write_text(json.dumps(text))
     assert attempts(tmp_path / "undisturbed", [{"world": 2}], narrow=False, **text["train"])[0]["codes"] == [0, 0]
     return Trained.open(tmp_path / "undisturbed").weights_sha256

@@ -134,7 +134,9 @@ def blank(architecture: Architecture, dropout: float = 0.5) -> VGG:
     """A network without values, for initialise or load_state_dict: torch's own random init takes seconds."""
     with torch.device("meta"):
         model = VGG(architecture, dropout)
-    return model.to_empty(device="cpu")
+    # what to_empty() does, but that asks sympy for the shapes, which takes a second to load
+    filled: VGG = model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))  # type: ignore[no-untyped-call]
+    return filled
 
 
 def initialise(model: VGG, init: Init, seed: int) -> None:
