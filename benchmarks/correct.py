@@ -126,7 +126,8 @@ def step(folder: Path) -> dict[str, Any]:
     )  # fmt: skip
     with joined() as group:
         run = start(wanted, shards, folder, group, len(shards.split("train")))
-        warm_up(run, Never())
+        if on_gpu:
+            warm_up(run, Never())
         before = {name: tensor.double().clone() for name, tensor in run.model.state_dict().items()}
         crops = batch_of(shards, wanted)
         update(run, crops)
@@ -248,7 +249,8 @@ def learns(folder: Path) -> dict[str, Any]:
     shards, wanted = opened(folder), params(deterministic=False, colour_shift=0.0, learning_rate=0.005)
     with joined() as group:
         run = start(wanted, shards, folder, group, len(shards.split("train")))
-        warm_up(run, Never())
+        if group.device.type == "cuda":
+            warm_up(run, Never())
         crops, losses = batch_of(shards, wanted), []
         for _ in range(60):
             run.window.total.zero_()

@@ -105,7 +105,8 @@ def on_one_core() -> None:
 
 def measure(run: Run, real: ShardSet | None, steps: int, args: argparse.Namespace) -> dict[str, Any]:
     device, size, batch = run.group.device, run.params.input_size, run.params.batch_size
-    warm_up(run, Never())
+    if device.type == "cuda":
+        warm_up(run, Never())
     ours = Ours(run)
     for _ in range(3):  # compilation, choice of algorithms, momentum
         ours.step()
@@ -279,8 +280,9 @@ class Forward(Turn):
     @torch.no_grad()
     def step(self) -> None:
         run = self.run
+        inputs = run.prepare(next(self._next).images)
         with torch.autocast(self.device.type, run.precision, enabled=run.precision != torch.float32):
-            run.model(run.prepare(next(self._next).images))
+            run.model(inputs)
 
     def seconds(self, steps: int) -> float:
         self.run.model.eval()

@@ -141,6 +141,20 @@ def test_another_world_at_every_restart(narrow: None, shards: ShardSet, attempts
         torch.testing.assert_close(tensor, alone.weights()[name], atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("changes", "tolerance"), [({"micro_batch_size": 3}, 2e-5), ({"gradient_compression": "bf16"}, 1e-3)]
+)
+def test_ranks_that_compute_in_parts_or_send_less(
+    changes: dict[str, Any], tolerance: float, narrow: None, attempts: Attempts, tmp_path: Path
+) -> None:
+    """Shares of 4 in parts of 3 and 1, whose gradients travel once; gradients rounded to bf16 on the way."""
+    assert attempts(tmp_path / "ranks", [{"world": 2}], **changes)[0]["codes"] == [0, 0]
+    attempts(tmp_path / "alone", [{"world": 1}])
+    ours, alone = (Trained.open(tmp_path / name).step.weights() for name in ("ranks", "alone"))
+    apart = max(float((ours[name] - alone[name]).abs().max()) for name in alone)
+    assert 0 < apart < tolerance  # 0: the parameter would have done nothing
+
+
 def test_a_lost_repeated_or_moved_image_is_noticed() -> None:
     plan = [[3, 1, 2], [0, 5, 4]]
     others = [[[3, 1], [0, 5, 4]], [[3, 1, 1], [0, 5, 4]], [[1, 3, 2], [0, 5, 4]], [[0, 5, 4], [3, 1, 2]]]

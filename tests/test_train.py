@@ -17,6 +17,7 @@ from conftest import ROOT, TRAIN, environment, flags, program, train_params
 from safetensors.torch import load_file
 from torch import nn
 
+from components.program import StopSignal
 from vgg import checkpoint, manifest
 from vgg.checkpoint import Trained
 from vgg.distributed import Group
@@ -24,10 +25,11 @@ from vgg.errors import Preempted, Refused, WrongParameters
 from vgg.index import SCHEMA, ShardSet
 from vgg.model import VGG
 from vgg.run import State, restore, start
+from vgg.stopping import Never
 from vgg.stream import training_batches
 from vgg.train import ends_epoch, losses, train, update
 from vgg.trouble import replay
-from vgg.warmup import fit
+from vgg.warmup import fit, warm_up
 
 ALONE = Group(0, 1, 0, 1, torch.device("cpu"))
 
@@ -292,7 +294,7 @@ def test_progress_after_a_fallback_is_kept(narrow: None, shards: ShardSet, tmp_p
 
 
 def test_a_damaged_image_in_a_worker_process_is_one_message(
-    shards: ShardSet, params_file: Path, tmp_path: Path
+    narrow: None, shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tar's sha256 is made to fit, so only the image's own checksum can find it."""
     path = shards.directory / "val-00000.tar"
@@ -302,10 +304,10 @@ def test_a_damaged_image_in_a_worker_process_is_one_message(
     entries = [manifest.file_entry(shards.directory, entry["path"]) for entry in shards.manifest["files"]]
     body = {k: v for k, v in shards.manifest.items() if k not in ("schema", "files", "sha256", "dvc_digest")}
     manifest.write(shards.directory, SCHEMA, body, entries)
-    done = program("train", *flags("train", tmp_path, params_file), cwd=tmp_path, VGG_WORKERS="2")
-    assert done.returncode == 78, done.stderr
-    assert f"error: {path}: {shards.split('val').key(0)}: the image does not match its checksum" in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.setenv("VGG_WORKERS", "2")
+    said = f"^{path}: {shards.split('val').key(0)}: the image does not match its checksum"
+    with pytest.raises(Refused, match=said):
+        run(shards, tmp_path / "model")
 
 
 def test_the_launcher_passes_exit_codes_on(shards: ShardSet, params_file: Path, tmp_path: Path) -> None:
@@ -408,6 +410,36 @@ def test_a_micro_batch_is_halved_until_it_fits(narrow: None, shards: ShardSet, m
     fixed = start(train_params(micro_batch_size=4), shards, Path("none"), ALONE, 30)
     with pytest.raises(WrongParameters, match=r"train\.micro_batch_size: 4 images of 32 pixels do not fit"):
         fit(fixed)
+
+
+def test_sigterm_while_the_network_is_compiled_ends_that_at_once(
+    narrow: None, shards: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compiler may dress the interruption up as an error of its own."""
+    ours = start(train_params(), shards, Path("none"), ALONE, 30)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def compiled(*_: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+        except BaseException as error:
+            raise RuntimeError("the compiler failed") from error
+
+    monkeypatch.setattr(VGG, "forward", compiled)
+    try:
+        stop, began = StopSignal(), time.monotonic()
+        warm_up(ours, stop)
+        assert stop()
+        assert time.monotonic() - began < 10
+        assert ours.state.step == 0
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    with pytest.raises(RuntimeError, match="the compiler failed"):
+        monkeypatch.setattr("time.sleep", lambda _: 1 / 0)
+        monkeypatch.setattr("os.kill", lambda *_: None)
+        warm_up(ours, Never())
 
 
 def test_a_micro_batch_found_is_kept(narrow: None, shards: ShardSet, tmp_path: Path) -> None:

@@ -78,7 +78,8 @@ def train(
     if earlier is not None:
         restore(run, earlier)
         log.info("continuing %s at step %d", directory, run.state.step)
-    warm_up(run, stop)
+    if group.device.type == "cuda":  # on a CPU nothing is compiled, and memory does not end at a border
+        warm_up(run, stop)
     connect(run)
 
     num_steps = math.ceil(params.epochs * len(split) / params.batch_size)
@@ -150,9 +151,9 @@ def update(run: Run, crops: Crops) -> None:
 
 def losses(run: Run, crops: Crops) -> tuple[torch.Tensor, torch.Tensor]:
     """These images' part of the loss of the global batch, and their scores, float32 (n, classes), detached."""
-    device = run.group.device
-    with torch.autocast(device.type, run.precision, enabled=run.precision != torch.float32):
-        scores = run.replica(run.prepare(crops.images, crops.flip, crops.colour), crops.dropout)
+    inputs = run.prepare(crops.images, crops.flip, crops.colour)
+    with torch.autocast(run.group.device.type, run.precision, enabled=run.precision != torch.float32):
+        scores = run.replica(inputs, crops.dropout)
     scores = scores.float()
     # the mean over the global batch: DDP averages over ranks, whose shares may differ by one image
     loss = functional.cross_entropy(scores, crops.labels, reduction="sum")
@@ -235,8 +236,9 @@ def validate(
             break
         if there and not stopped:
             crops = feed.take()
+            inputs = run.prepare(crops.images)
             with torch.autocast(group.device.type, run.precision, enabled=run.precision != torch.float32):
-                scores = run.model(run.prepare(crops.images))
+                scores = run.model(inputs)
             counts.add(scores, crops.labels)
     run.model.train()
     if group.any(stopped):

@@ -93,8 +93,9 @@ def _pass(folder: Path, about: dict[str, Any], crops: Crops, precision: torch.dt
         if not list(module.children()):
             module.register_forward_hook(_watch(name, found))
     prepare = Prepare(about["pixels"]["mean"], about["pixels"]["std"], about["train"]["colour_shift"])
+    inputs = prepare(crops.images, crops.flip, crops.colour)
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-        scores = model(prepare(crops.images, crops.flip, crops.colour), crops.dropout).float()
+        scores = model(inputs, crops.dropout).float()
     loss = functional.cross_entropy(scores, crops.labels)
     loss.backward()  # type: ignore[no-untyped-call]
     if found:

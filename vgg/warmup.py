@@ -23,8 +23,6 @@ def warm_up(run: Run, stop: Stop) -> None:
     Raises WrongParameters if not even one image fits.
     """
     group, params = run.group, run.params
-    if group.device.type != "cuda":
-        return  # nothing is compiled there, and memory does not end at a border
     if params.micro_batch_size == "auto":
         most = MOST_IMAGES * 224**2 // params.input_size**2
         run.micro_batch_size = min(run.micro_batch_size, max(1, most))
@@ -72,8 +70,9 @@ def attempt(run: Run) -> None:
     images = torch.full((n, size, size, 3), 127, dtype=torch.uint8, device=device)
     flip = torch.zeros(n, dtype=torch.bool, device=device)
     colour, keys = torch.zeros(n, 3, device=device), torch.zeros(n, dtype=torch.int64, device=device)
+    inputs = run.prepare(images, flip, colour)
     with torch.autocast(device.type, run.precision, enabled=run.precision != torch.float32):
-        scores = run.model(run.prepare(images, flip, colour), keys)
+        scores = run.model(inputs, keys)
     functional.cross_entropy(scores.float(), torch.zeros_like(keys)).backward()  # type: ignore[no-untyped-call]
     if device.type == "cuda":
         torch.cuda.synchronize(device)
