@@ -220,7 +220,7 @@ def test_ranks_together_make_the_step_of_one(
     assert done.returncode == 0, done.stderr
     ours, alone = Trained.open(tmp_path / "model").step, Trained.open(tmp_path / "alone").step
     for name, tensor in ours.weights().items():
-        torch.testing.assert_close(tensor, alone.weights()[name], atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(tensor, alone.weights()[name], atol=2e-4, rtol=1e-3)
     for row, expected in zip(ours.state["history"], alone.state["history"], strict=True):
         assert row == pytest.approx(expected, rel=1e-3)
 

@@ -54,7 +54,7 @@ class State:
     history: list[dict[str, float]] = field(default_factory=list)  # a row an epoch
     schedule: dict[str, Any] = field(default_factory=dict)
     samples: str = "0" * 16  # hex: the sum over all (step, position in the batch, image) trained on, see `seen`
-    micro_batch_size: int = 0  # what was found to fit; 0: not looked for yet
+    micro_batch_size: int = 0  # what was found to fit; 0: whatever was tried
 
 
 @dataclass

@@ -26,6 +26,7 @@ def warm_up(run: Run, stop: Stop) -> None:
     if params.micro_batch_size == "auto":
         most = MOST_IMAGES * 224**2 // params.input_size**2
         run.micro_batch_size = min(run.micro_batch_size, max(1, most))
+    wanted = run.micro_batch_size
     try:
         with stop.interrupts():
             fit(run)
@@ -35,7 +36,8 @@ def warm_up(run: Run, stop: Stop) -> None:
         if not stop():  # a compiler that was interrupted may dress it up
             raise
     run.micro_batch_size = min(group.gather(run.micro_batch_size))
-    run.state.micro_batch_size = run.micro_batch_size
+    if run.micro_batch_size < wanted:  # from now on it is a part of the run: other parts, other rounding
+        run.state.micro_batch_size = run.micro_batch_size
 
 
 def fit(run: Run) -> None:
