@@ -35,6 +35,7 @@ DEFAULT_URI = "sqlite:///mlflow.db"
 EXPERIMENT = "vgg-imagenet"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # or the UI takes it for a study of language models
 GIVE_UP_SECONDS = 30.0  # how long the end of a stage waits for the server
+GRACE_SECONDS = 5.0  # the same for a stage that goes on later: whoever preempts it kills it soon
 RETRY_SECONDS = 5.0
 MLFLOW = threading.Lock()  # held while MLflow is imported or called: its lazy imports do not stand two threads
 MAX_TAG, MAX_PARAM = 5000, 500  # characters: MLflow cuts longer ones off without a word
@@ -202,7 +203,7 @@ class Tracker:
             self._add("status", status="FAILED")
         self.journal.sync()
         self._closing.set()
-        self._sender.join(GIVE_UP_SECONDS)
+        self._sender.join(GRACE_SECONDS if goes_on else GIVE_UP_SECONDS)
         if waiting := self.journal.waiting():
             log.warning(
                 "tracking: %d events wait in %s (%s). They go out when this stage runs again, or with: "

@@ -103,7 +103,7 @@ def test_a_server_that_comes_late_goes_away_and_comes_back(tmp_path: Path, monke
     """Points are made before, during and after an outage; then a resumed attempt repeats some.  One clean curve."""
     port = free_port()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-    monkeypatch.setattr(tracking, "GIVE_UP_SECONDS", 1.0)
+    monkeypatch.setattr(tracking, "GRACE_SECONDS", 1.0)
     started = time.monotonic()
     with pytest.raises(Preempted), tracking.Tracker("train", "k" * 64, "lineage") as tracker:
         for step in (20, 40):
@@ -111,7 +111,7 @@ def test_a_server_that_comes_late_goes_away_and_comes_back(tmp_path: Path, monke
         assert time.monotonic() - started < 1, "a server that is away must not be waited for"
         raise Preempted("stopped")
     with server(tmp_path, port):
-        monkeypatch.setattr(tracking, "GIVE_UP_SECONDS", 30.0)
+        monkeypatch.setattr(tracking, "GRACE_SECONDS", 30.0)
         with pytest.raises(Preempted), tracking.Tracker("train", "k" * 64, "lineage") as tracker:
             for step in (40, 60):  # the resumed attempt computes step 40 again
                 tracker.point(step, {"train/loss": 1 / step})
@@ -150,3 +150,15 @@ def test_a_line_cut_off_by_a_kill_is_mended(tmp_path: Path) -> None:
     with open(journal.path, "ab") as file:
         file.write(b'{"kind":"met')
     assert [event["kind"] for event, _ in tracking.Journal(tmp_path / "j").events()] == ["tags"]
+
+
+def test_a_preempted_stage_does_not_wait_long_for_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that takes connections and never answers; the grace of a preemption is short."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        with pytest.raises(Preempted), tracking.Tracker("train", "key", "lineage") as tracker:
+            tracker.point(1, {"train/loss": 2.0})
+            raise Preempted("stopped at step 1")
+        assert time.monotonic() - began < 10
+        assert tracker.journal.waiting() > 0
