@@ -64,7 +64,7 @@ def run_once(processes: int, module: str, arguments: list[str]) -> tuple[int, bo
     from torch.distributed.run import main as torchrun
 
     with tempfile.TemporaryDirectory(prefix="vgg-ranks-") as folder, Watchdog(Path(folder)) as watchdog:
-        os.environ["VGG_RANKS"] = folder
+        os.environ |= {"VGG_RANKS": folder, "VGG_LAUNCHER": str(os.getpid())}
         try:
             torchrun(["--standalone", f"--nproc-per-node={processes}", "-m", module, *arguments])
         except ChildFailedError as failed:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vgg.errors import WrongParameters
+from vgg.errors import Preempted, WrongParameters
 from vgg.stopping import die_with_parent
 
 BEAT_SECONDS = 0.5  # between two touches, at least
@@ -36,6 +36,8 @@ class Life:
     def __init__(self) -> None:
         if "TORCHELASTIC_RUN_ID" in os.environ:
             die_with_parent()
+            if os.environ.get("VGG_LAUNCHER", str(os.getppid())) != str(os.getppid()):  # it has died already
+                raise Preempted("the launcher has ended before this rank began; run again")
         self._rank, self._touched = os.environ.get("RANK", "0"), 0.0
         folder = os.environ.get("VGG_RANKS")
         self._file = Path(folder) / f"{self._rank}.json" if folder else None

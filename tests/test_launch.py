@@ -136,11 +136,26 @@ def test_stacks_of_a_hang_are_saved_and_without_restarts_the_end_is_75(
 
 
 @pytest.mark.faults
-def test_a_killed_launcher_leaves_nobody_behind(expected: str, params_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("seconds", [None, 0.0, 0.7])
+def test_a_launcher_that_is_ended_leaves_nobody_behind(
+    blow: signal.Signals, seconds: float | None, expected: str, params_file: Path, tmp_path: Path
+) -> None:
+    """While ranks start (None), at their first steps, later; the same command goes on to the same weights."""
     child = launch(tmp_path, params_file, 2, 0)
-    rank(tmp_path, 1)
-    child.kill()
-    child.communicate(timeout=10)
+    if seconds is None:
+        deadline = time.monotonic() + 60
+        while len(started(tmp_path)) < 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+    else:
+        rank(tmp_path, 1)
+        time.sleep(seconds)
+    began = time.monotonic()
+    child.send_signal(blow)
+    _, error = child.communicate(timeout=30)
+    assert time.monotonic() - began < 20
+    if blow == signal.SIGTERM:
+        assert child.returncode in ((0, 75) if seconds else (75,)), error
     assert none_left(tmp_path)
     child = launch(tmp_path, params_file, 2, 0, VGG_HANG_SECONDS="100")
     _, error = child.communicate(timeout=120)
