@@ -6,7 +6,8 @@
 #   benchmarks/gpu.sh speed [IMAGES]      training beside torchvision's loop, and from shards of IMAGES; a profile
 #   benchmarks/gpu.sh loader IMAGES       decoding: the CPU's cores, the GPU's engines
 #   benchmarks/gpu.sh cifar10 TAR...      recipes/cifar10.yaml; exit 75: not finished, the same command goes on
-#   benchmarks/gpu.sh all IMAGES TAR...   these five in turn
+#   benchmarks/gpu.sh cifar10-bn TAR...   the same with batch norm
+#   benchmarks/gpu.sh all IMAGES TAR...   these six in turn
 #   benchmarks/gpu.sh table               the table of what has been measured so far
 #
 # Run it from the repository's root.  IMAGES: a tar (also .gz, .xz) or folder of <class>/<image>.jpg; TAR: the same of
@@ -84,10 +85,14 @@ cifar10() {
   step cifar10 560 "$PYTHON" -m benchmarks.cifar10 "${@:?which tars?}" --work "$WORK" --json
 }
 
+cifar10-bn() {
+  step cifar10-bn 560 "$PYTHON" -m benchmarks.cifar10 "${@:?which tars?}" --recipe cifar10-bn --work "$WORK" --json
+}
+
 what=${1:-}
 [ $# -gt 0 ] && shift
 case $what in
-  correct | repeat | speed | loader | cifar10)
+  correct | repeat | speed | loader | cifar10 | cifar10-bn)
     install_wheels
     "$what" "$@"
     ;;
@@ -98,7 +103,7 @@ case $what in
     speed "${1:?which images?}"
     loader "$1"
     shift
-    [ $# -eq 0 ] || cifar10 "$@"
+    [ $# -eq 0 ] || { cifar10 "$@" && cifar10-bn "$@"; }
     ;;
   table) install_wheels ;;
   *)

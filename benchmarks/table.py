@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks import cifar10, machine, train
+from benchmarks import machine, train
 
 Row = tuple[str, str, str]
 
@@ -38,7 +38,7 @@ def read(directory: Path, name: str) -> dict[str, Any]:
 
 def rows(directory: Path) -> list[Row]:
     found: list[Row] = []
-    for name in ("decoders", "correct", "repeat", "train", "loader", "cifar10"):
+    for name in ("decoders", "correct", "repeat", "train", "loader", "cifar10", "cifar10-bn"):
         code = directory / f"{name}.rc"
         if code.exists() and code.read_text().strip() != "0":
             found.append((f"`{name}`", f"FAILED, exit {code.read_text().strip()}", "exit 0"))
@@ -52,11 +52,12 @@ def rows(directory: Path) -> list[Row]:
         found += of_training(figures)
     if figures := read(directory, "loader"):
         found += of_decoding(figures)
-    if figures := read(directory, "cifar10"):
-        top1 = f"{figures['top1']:.2%} after {figures['epochs']} epochs"
-        found.append((f"CIFAR-10, top-1, {figures['mode']}", top1, f"≥ {cifar10.GOAL:.0%}"))
-        time = f"{figures['train_minutes']} minutes, {figures['images_per_second']:,.0f} images/s"
-        found.append(("CIFAR-10, training with all validations", time, ""))
+    for name in ("cifar10", "cifar10-bn"):
+        if figures := read(directory, name):
+            top1 = f"{figures['top1']:.2%} after {figures['epochs']} epochs"
+            found.append((f"recipes/{name}.yaml, top-1, {figures['mode']}", top1, f"≥ {figures['goal']:.0%}"))
+            time = f"{figures['train_minutes']} minutes, {figures['images_per_second']:,.0f} images/s"
+            found.append((f"recipes/{name}.yaml, training with all validations", time, ""))
     return found
 
 
