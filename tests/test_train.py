@@ -220,11 +220,12 @@ def test_ranks_together_make_the_step_of_one(
     assert done.returncode == 0, done.stderr
     ours, alone = Trained.open(tmp_path / "model").step, Trained.open(tmp_path / "alone").step
     for name, tensor in ours.weights().items():
-        # of a single step every number is compared (shares add up); after eight, some ReLU has been crossed by rounding
+        # of a single step every number is compared (shares add up); within eight, rounding may send one number over a
+        # ReLU's or a pooling's edge: with seven ranks it does at the fourth, and 2e-6 become 7e-3
         apart = (tensor - alone.weights()[name]).norm() / alone.weights()[name].norm()
-        assert apart < 1e-3, name
+        assert apart < 2e-2, name
     for row, expected in zip(ours.state["history"], alone.state["history"], strict=True):
-        assert row == pytest.approx(expected, rel=1e-3)
+        assert row == pytest.approx(expected, rel=1e-2)
 
 
 def test_one_update_equals_sgd_written_out(narrow: None, shards: ShardSet) -> None:
