@@ -170,10 +170,15 @@ def send(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
+def state(pid: int) -> str:
+    """A process's state, a letter of proc(5).  Raises OSError when there is none."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]  # a name may hold spaces and ')'
+
+
 def alive(pid: int) -> bool:
     """Whether a process runs; a zombie does not."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+        return state(pid) not in "ZX"
     except OSError:
         return False
 
@@ -181,8 +186,7 @@ def alive(pid: int) -> bool:
 def kernel_wait(pid: int) -> str:
     """State and place in the kernel where a process waits, as far as the kernel tells."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        return f"state {state}, in {Path(f'/proc/{pid}/wchan').read_text() or 'user space'}"
+        return f"state {state(pid)}, in {Path(f'/proc/{pid}/wchan').read_text() or 'user space'}"
     except OSError as error:
         return str(error)
 

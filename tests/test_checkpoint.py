@@ -23,7 +23,7 @@ from payloads import PAYLOADS
 from safetensors.torch import save, save_file
 
 from vgg import checkpoint, manifest
-from vgg.checkpoint import FILES, Tensors, Trained, newest, open_step, step_name
+from vgg.checkpoint import FILES, Step, Tensors, Trained, newest, open_step, step_name
 from vgg.distributed import Group
 from vgg.errors import Refused
 from vgg.index import ShardSet
@@ -141,6 +141,17 @@ def cut(share: float) -> Callable[[Path], None]:
     return damage
 
 
+def fallen_back(first: Path, refusal: str, caplog: pytest.LogCaptureFixture) -> tuple[Step, list[str]]:
+    """A run goes on from its first checkpoint: that one, and what was said: the refusal of the newest, and this."""
+    found = find_run(first.parent, ABOUT, False, ALONE)
+    assert found is not None
+    assert found.path == first
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0].startswith(refusal)
+    assert said[1] == f"falling back to {first}"
+    return found, said
+
+
 @pytest.mark.parametrize("name", [*FILES, manifest.NAME])
 @pytest.mark.parametrize(
     "damage", [cut(0), cut(0.001), cut(0.5), cut(0.999), Path.unlink, lambda p: p.write_bytes(b"\0" * 8)]
@@ -150,12 +161,7 @@ def test_a_damaged_newest_is_named_and_the_one_before_it_used(
 ) -> None:
     first, second = saved(tmp_path / "model", 1), saved(tmp_path / "model", 2)
     damage(second / name)
-    found = find_run(tmp_path / "model", ABOUT, False, ALONE)
-    assert found is not None
-    assert found.path == first
-    said = [record.getMessage() for record in caplog.records]
-    assert said[0].startswith(f"checkpoint refused: {second / name}: ")
-    assert said[1] == f"falling back to {first}"
+    found, said = fallen_back(first, f"checkpoint refused: {second / name}: ", caplog)
     assert checkpoint.steps(tmp_path / "model.refused") == [2]  # not overwritten, not deleted
     assert find_run(tmp_path / "model", ABOUT, False, ALONE) == found  # and the next start has nothing to say
     assert len(caplog.records) == len(said)
@@ -270,12 +276,7 @@ def test_a_newest_of_another_run_is_named_and_the_one_before_it_used(
     about, said = FOREIGN[kind]
     first, second = saved(tmp_path / "model", 1), saved(tmp_path / "model", 2, about)
     kept = {path.name: path.read_bytes() for path in second.iterdir()}
-    found = find_run(tmp_path / "model", ABOUT, False, ALONE)
-    assert found is not None
-    assert found.path == first
-    messages = [record.getMessage() for record in caplog.records]
-    assert messages[0].startswith(f"checkpoint refused: {second} is of another run: {said}")
-    assert messages[1] == f"falling back to {first}"
+    fallen_back(first, f"checkpoint refused: {second} is of another run: {said}", caplog)
     aside = tmp_path / "model.refused" / second.name
     assert {path.name: path.read_bytes() for path in aside.iterdir()} == kept  # nobody's work is thrown away
 

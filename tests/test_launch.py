@@ -12,6 +12,7 @@ import pytest
 from conftest import environment, flags, program
 from test_survival import Attempts, attempts  # noqa: F401  # a fixture
 
+from components.launch import alive
 from vgg.checkpoint import Trained
 from vgg.index import ShardSet
 
@@ -29,27 +30,28 @@ def launch(tmp_path: Path, params_file: Path, ranks: int, restarts: int, **env: 
     )  # fmt: skip
 
 
+def variables(pid: int) -> dict[str, str]:
+    """The environment a process was started with; empty once it has ended."""
+    try:
+        pairs = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    except OSError:
+        return {}
+    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+
+
 def started(tmp_path: Path) -> dict[int, dict[str, str]]:
     """Processes that a launcher of this test started, itself included: their environments."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            pairs = (folder / "environ").read_text().split("\0")
-            state = (folder / "stat").read_text().rsplit(")", 1)[1].split()[0]
-        except OSError:
-            continue
-        values = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-        if values.get(MARK) == str(tmp_path) and state not in "ZX":
-            found[int(folder.name)] = values
-    return found
+    pids = [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
+    found = {pid: values for pid in pids if (values := variables(pid)).get(MARK) == str(tmp_path)}
+    return {pid: values for pid, values in found.items() if alive(pid)}
 
 
 def trains(pid: int) -> bool:
     """Whether a rank has told its launcher that it is past its first step."""
-    values = dict(pair.split("=", 1) for pair in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in pair)
+    values = variables(pid)
     try:
         about = json.loads((Path(values["VGG_RANKS"]) / f"{values['RANK']}.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError):
         return False
     return bool(about["trains"]) and about["pid"] == pid
 
