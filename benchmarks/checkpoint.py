@@ -48,7 +48,7 @@ def measure(folder: Path, saves: int) -> dict[str, Any]:
     weights = dict(model.state_dict())
     momentum = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     about = {"network": NETWORK.as_dict(), "run": {}, "versions": {}}
-    saver = Saver(folder, about, keep=2)
+    saver = Saver(folder, about, keep=2, saved=lambda: None)
     alone = steps_per_second(device, lambda: False, 3.0)
     blocked, written, beside = [], [], []
     for number in range(1, saves + 1):

@@ -115,6 +115,8 @@ class Lines:
             self._said = time.monotonic()
             print(f"step {step} of {num_steps}", file=sys.stderr, flush=True)
 
+    def saved(self) -> None: ...
+
     def point(self, step: int, values: dict[str, float]) -> None:
         if "val/top1_error" in values:
             print(f"step {step}: validation top-1 {1 - values['val/top1_error']:.2%}", file=sys.stderr, flush=True)

@@ -1,7 +1,8 @@
 """The science closure of a stage: the files of vgg/ that its program imports, directly or not.
 
-dvc.yaml lists exactly these as code dependencies, the stage's image tag is their hash, and a training run remembers
-them, so that everything re-runs what changed and nothing else.  `python -m components.closure train` prints them.
+dvc.yaml lists exactly these as code dependencies and a training run remembers them, so that everything re-runs what
+changed and nothing else.  `python -m components.closure train` prints them.  Images also hold what is around the
+science: program() is the whole of it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ PACKAGES = ("vgg", "components")
 
 def closure(stage: str) -> list[str]:
     """Paths of the stage's science, relative to the repository, sorted: 'vgg/train.py', ..."""
-    reached, waiting = set(), [f"components.{stage}.__main__"]
+    return [name for name in program(stage) if name.startswith("vgg/")]
+
+
+def program(stage: str, *others: str) -> list[str]:
+    """Paths of all our files that run in a stage, relative to the repository, sorted.
+
+    others: modules that run there too.
+    """
+    reached, waiting = set(), [f"components.{stage}.__main__", *others]
     while waiting:
         module = waiting.pop()
         path = _path(module)
@@ -26,19 +35,18 @@ def closure(stage: str) -> list[str]:
             continue
         reached.add(path)
         waiting += _imports(path)
-    return sorted(str(p.relative_to(ROOT)) for p in reached if p.is_relative_to(ROOT / "vgg"))
+    return sorted(str(p.relative_to(ROOT)) for p in reached)
 
 
 def fingerprints(stage: str) -> dict[str, str]:
-    """sha256 of every file of the closure, without comments and layout: only what the interpreter sees counts.
-
-    DVC and image tags go by bytes; this is what a training run compares before it is continued.
-    """
-    return {name: hashlib.sha256(_meaning(ROOT / name)).hexdigest() for name in closure(stage)}
+    """Fingerprint of every file of the closure: what a training run compares before it is continued.  (DVC goes by
+    bytes.)"""
+    return {name: fingerprint(name) for name in closure(stage)}
 
 
-def _meaning(path: Path) -> bytes:
-    return ast.dump(ast.parse(path.read_bytes())).encode()
+def fingerprint(name: str) -> str:
+    """sha256 of a file without comments and layout: only what the interpreter sees counts."""
+    return hashlib.sha256(ast.dump(ast.parse((ROOT / name).read_bytes())).encode()).hexdigest()
 
 
 def _path(module: str) -> Path | None:

@@ -1,7 +1,10 @@
 """Which container image a stage runs in: by content, so that a cache hit is one and a changed program is another.
 
-The tag is the hash of the stage's science closure, the lock file and the Dockerfile.  A new README or a reworded help
-text keeps the tag; a changed line of training code does not.
+The tag is the hash of all our code that runs in the step, of the lock file of its image and of the Dockerfile.  A new
+README keeps the tag; a changed line of the trainer does not.  Code around the science is in it, unlike in DVC's
+dependencies: a mended program has to reach the cluster, where it then finds its finished work and makes nothing anew.
+
+python -m components.images prints the four references.
 """
 
 from __future__ import annotations
@@ -9,22 +12,35 @@ from __future__ import annotations
 import hashlib
 import os
 
-from components.closure import ROOT, fingerprints
+from components.closure import ROOT, fingerprint, program
 
 TARGETS = {"shard": "data", "train": "train", "evaluate": "train", "register": "serve"}  # of docker/Dockerfile
+AROUND = {  # what runs in the image beside the stage's program
+    "train": ("components.train.job", "components.launch"),
+    "register": ("components.report.__main__",),
+}
 
 
 def tag(stage: str) -> str:
     """16 hex digits."""
     digest = hashlib.sha256()
-    for name, sha256 in fingerprints(stage).items():
-        digest.update(f"{name} {sha256}\n".encode())
-    for name in ("requirements.lock", "docker/Dockerfile"):
+    for name in program(stage, "components.step", *AROUND.get(stage, ())):
+        digest.update(f"{name} {fingerprint(name)}\n".encode())
+    for name in ("docker/Dockerfile", lock(TARGETS[stage])):
         digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()[:16]
 
 
+def lock(target: str) -> str:
+    """What is installed in the image of a target."""
+    return f"docker/{target}.lock"
+
+
 def reference(stage: str) -> str:
     """<VGG_REGISTRY>/vgg-<target>:<stage>-<tag>; VGG_REGISTRY is an address and no parameter."""
-    registry = os.environ.get("VGG_REGISTRY", "localhost")
-    return f"{registry}/vgg-{TARGETS[stage]}:{stage}-{tag(stage)}"
+    return f"{os.environ.get('VGG_REGISTRY', 'localhost')}/vgg-{TARGETS[stage]}:{stage}-{tag(stage)}"
+
+
+if __name__ == "__main__":
+    for stage in TARGETS:
+        print(f"{stage:10}{reference(stage)}")

@@ -136,16 +136,25 @@ class StopSignal:
 
 
 def write_executor_output(
-    path: str | None, parameters: dict[str, str], metrics: dict[str, Any], metrics_path: Path
+    path: str | None, parameters: dict[str, str], artifacts: dict[str, tuple[str, dict[str, Any]]]
 ) -> None:
-    """Tell Kubeflow of output parameters and metrics, in the one form the cluster and kfp.local both read."""
+    """Tell Kubeflow of output parameters and artifacts, in the one form the cluster and kfp.local both read.
+
+    artifacts: by name, the file and what Kubeflow's pages show of it.
+    """
     if path is None:
         return
-    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-    artifact = {"name": "metrics", "uri": _uri(str(metrics_path)), "metadata": numbers}
-    output = {"parameterValues": parameters, "artifacts": {"metrics": {"artifacts": [artifact]}}}
+    listed = {
+        name: {"artifacts": [{"name": name, "uri": _uri(file), "metadata": metadata}]}
+        for name, (file, metadata) in artifacts.items()
+    }
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(output))
+    Path(path).write_text(json.dumps({"parameterValues": parameters, "artifacts": listed}))
+
+
+def numbers(metrics: dict[str, Any]) -> dict[str, Any]:
+    """What Kubeflow's page shows of metrics."""
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
 
 def _uri(path: str) -> str:

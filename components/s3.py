@@ -226,11 +226,18 @@ class Prefix:
 
     def names(self) -> list[str]:
         """Names of the objects directly below the prefix, sorted."""
+        return self._list("Contents", "Key")
+
+    def folders(self) -> list[str]:
+        """First parts of the names of all objects farther below, sorted."""
+        return [name.rstrip("/") for name in self._list("CommonPrefixes", "Prefix")]
+
+    def _list(self, kind: str, field: str) -> list[str]:
         below, found = self.key(""), []
         call = {"Bucket": self.bucket, "Prefix": below, "Delimiter": "/"}
         while True:
             page = self._try("", lambda: self.client.list_objects_v2(**call))
-            found += [item["Key"].removeprefix(below) for item in page.get("Contents", [])]
+            found += [item[field].removeprefix(below) for item in page.get(kind, [])]
             if not page.get("IsTruncated"):
                 return sorted(name for name in found if name)
             call["ContinuationToken"] = page["NextContinuationToken"]

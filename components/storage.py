@@ -56,11 +56,11 @@ def is_remote(place: str) -> bool:
     return place.startswith("s3://")
 
 
-def locate(path: str, key: Any = None) -> Path:
+def locate(path: str) -> Path:
     """The local path of an argument that has to be one.  Raises WrongParameters for s3:// too."""
-    place = resolve(path, key)
+    place = resolve(path)
     if is_remote(place):
-        raise WrongParameters(f"{place}: only shards can lie in an object store so far; mount it, or copy it here")
+        raise WrongParameters(f"{place}: images are read from a folder; mount it, or copy them here")
     return Path(place)
 
 

@@ -8,47 +8,75 @@ from typing import Any
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
-from components.images import reference
-
 USER = 65532  # numeric and not root: Pod Security "restricted"
 HOUR = 3600
+ADDRESSES = {  # keys of the config map, and whether a step can do without
+    "VGG_STORE": False,
+    "MLFLOW_TRACKING_URI": False,
+    "AWS_ENDPOINT_URL": True,
+    "AWS_DEFAULT_REGION": True,
+    "AWS_REQUEST_CHECKSUM_CALCULATION": True,
+    "AWS_RESPONSE_CHECKSUM_VALIDATION": True,
+}
+STORE_SECRET = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+TRACKING_SECRET = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Names of what the cluster has for us; run arguments, all of them."""
+
+    claim: Any
+    addresses: Any
+    store_secret: Any
+    tracking_secret: Any
+    node_selector: Any
+    tolerations: Any
 
 
 @dataclass(frozen=True)
 class Needs:
-    """cpu, memory: requested and limited.  shared_memory: size of /dev/shm, for the decoding workers."""
+    """What a step gets of its node.  cpu, memory, gpus: requested and limited; values or run arguments.
 
-    cpu: str
-    memory: str
+    shared_memory: size of /dev/shm, which counts as memory; decoding processes pass batches through it.
+    """
+
+    image: Any
+    cpu: Any
+    memory: Any
     shared_memory: str
     timeout_seconds: int
+    gpu_type: Any = None
+    gpus: Any = None
 
 
-NEEDS = {
-    "shard": Needs("16", "32Gi", "1Gi", 12 * HOUR),
-    "train": Needs("16", "64Gi", "16Gi", 14 * 24 * HOUR),
-    "evaluate": Needs("8", "32Gi", "8Gi", 12 * HOUR),
-    "register": Needs("2", "8Gi", "1Gi", 1 * HOUR),
-}
+def harden(task: PipelineTask, name: str, needs: Needs, cluster: Cluster) -> PipelineTask:
+    """Image, limits, user, store, addresses and secrets by name, timeout.
 
-
-def harden(task: PipelineTask, stage: str, store_claim: Any, addresses: Any) -> PipelineTask:
-    """Limits, user, store, addresses by name, retries, timeout.  Every program may run again: it finishes its work."""
-    needs = NEEDS[stage]
+    No retries here: Kubeflow's do not look at the exit code; components.step does.  A pod that is lost is started again
+    by the cluster's default (Kubeflow 2.17), and every program goes on where it was.
+    """
+    task.set_container_image(needs.image)
     task.set_cpu_request(needs.cpu).set_cpu_limit(needs.cpu)
     task.set_memory_request(needs.memory).set_memory_limit(needs.memory)
-    task.set_retry(num_retries=3, backoff_duration="60s", backoff_factor=2, backoff_max_duration="1800s")
-    task.set_env_variable("VGG_STORE", "/store").set_env_variable("HOME", "/tmp").set_env_variable(
-        "VGG_JOURNAL", "/tmp"
-    )
-    # what the stages of a run share, and what they ran in: for the parent run and the provenance record
+    if needs.gpus is not None:
+        task.set_accelerator_type(needs.gpu_type).set_accelerator_limit(needs.gpus)
+        kubernetes.add_node_selector_json(task, cluster.node_selector)
+        kubernetes.add_toleration_json(task, cluster.tolerations)
+    task.set_env_variable("HOME", "/tmp").set_env_variable("VGG_CACHE", "/store/cache")
+    task.set_env_variable("VGG_JOURNAL", "/store/tracking")
+    # what the stages of a run share: for the parent run and the provenance record
     kubernetes.use_field_path_as_env(task, "VGG_PIPELINE_RUN", "metadata.labels['pipeline/runid']")
-    task.set_env_variable("VGG_IMAGE", reference(stage))
-    kubernetes.mount_pvc(task, pvc_name=store_claim, mount_path="/store")
-    kubernetes.use_config_map_as_env(task, addresses, {"MLFLOW_TRACKING_URI": "MLFLOW_TRACKING_URI"})
+    kubernetes.mount_pvc(task, pvc_name=cluster.claim, mount_path="/store")
+    for key, optional in ADDRESSES.items():
+        kubernetes.use_config_map_as_env(task, cluster.addresses, {key: key}, optional=optional)
+    for secret, keys in ((cluster.store_secret, STORE_SECRET), (cluster.tracking_secret, TRACKING_SECRET)):
+        kubernetes.use_secret_as_env(task, secret, {key: key for key in keys}, optional=True)
     kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", medium="Memory", size_limit=needs.shared_memory)
+    kubernetes.empty_dir_mount(task, "scratch", "/tmp")
     kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
     kubernetes.set_timeout(task, needs.timeout_seconds)
     kubernetes.set_image_pull_policy(task, "IfNotPresent")
-    kubernetes.add_pod_label(task, "vgg.stage", stage)
+    kubernetes.add_pod_label(task, "vgg.stage", name)
+    kubernetes.add_pod_label(task, "app.kubernetes.io/part-of", "vgg-imagenet")
     return task

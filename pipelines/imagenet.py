@@ -1,53 +1,119 @@
-"""shard → train → evaluate → register on Kubeflow Pipelines.
+"""shard → train → evaluate → gate → register on Kubeflow Pipelines, and a report however it ends.
 
 The sections of params.yaml come as run arguments without defaults, so the compiled package holds no number of the
-science.  Big data never travels as an artifact: shards and checkpoints stay in the store (VGG_STORE, a volume that all
-steps mount), and what is passed on is an address with the digest of what lies there, which makes Kubeflow's cache see
-content.
+science.  Big data never travels as an artifact: shards and checkpoints stay in the store (VGG_STORE), and what is
+passed on is an address with the digest of what lies there, which makes Kubeflow's cache see content.
 """
 
 from kfp import dsl
 
 from components.evaluate.component import evaluate as evaluate_step
+from components.images import reference
+from components.register.component import gate as gate_step
 from components.register.component import register as register_step
+from components.report.component import report as report_step
 from components.shard.component import shard as shard_step
 from components.train.component import train as train_step
-from pipelines.harden import harden
+from pipelines.harden import HOUR, Cluster, Needs, harden
+
+DAY = 24 * HOUR
 
 
 @dsl.pipeline(
-    name="vgg-imagenet", description="VGG (arXiv 1409.1556): shards, training, evaluation, gated registration"
+    name="vgg-imagenet",
+    description="VGG (arXiv 1409.1556): shards, training, evaluation, gated registration",
+    pipeline_config=dsl.PipelineConfig(ttl_seconds_after_finished=30 * DAY, active_deadline_seconds=21 * DAY),
 )
 def vgg_imagenet(
     shard: dict,
     train: dict,
     evaluate: dict,
     register: dict,
-    images: str,
+    images: str = "",
+    images_version: str = "",
     initial: str = "",
+    shard_image: str = reference("shard"),
+    train_image: str = reference("train"),
+    evaluate_image: str = reference("evaluate"),
+    register_image: str = reference("register"),
+    nodes: int = 1,
     gpus: int = 1,
-    store_claim: str = "vgg-store",
+    gpu_type: str = "nvidia.com/gpu",
+    shard_cpu: str = "16",
+    shard_memory: str = "32Gi",
+    train_cpu: str = "16",
+    train_memory: str = "64Gi",
+    evaluate_cpu: str = "8",
+    evaluate_memory: str = "32Gi",
+    step_gpus: int = 1,
+    step_cpu: str = "16",
+    step_memory: str = "64Gi",
+    node_selector: dict = {},  # noqa: B006  # kfp reads it as JSON
+    tolerations: list = [],  # noqa: B006
+    claim: str = "vgg-store",
     addresses: str = "vgg-addresses",
+    store_secret: str = "vgg-store",  # noqa: S107  # its name
+    tracking_secret: str = "vgg-tracking",  # noqa: S107
+    runtime: str = "vgg-train",
 ):
-    """shard, train, evaluate, register: the sections of params.yaml.  images: folder of the source, below the store's
-    mount.  initial: folder of a finished checkpoint, for the inits that need one.  gpus: of the training step.
-    store_claim: volume claim of the store.  addresses: config map with MLFLOW_TRACKING_URI."""
-    shards = shard_step(params=shard, images=images)
-    trained = train_step(params=train, shards=shards.outputs["shards"], initial=initial, gpus=gpus)
-    evaluated = evaluate_step(
-        params=evaluate, shards=shards.outputs["shards"], checkpoint=trained.outputs["checkpoint"]
-    )
-    registered = register_step(
-        params=register,
-        shards=shards.outputs["shards"],
-        checkpoint=trained.outputs["checkpoint"],
-        predictions=evaluated.outputs["predictions"],
-        evaluation=evaluated.outputs["metrics"],
-    )
-    for task, stage in ((shards, "shard"), (trained, "train"), (evaluated, "evaluate"), (registered, "register")):
-        harden(task, stage, store_claim, addresses)
-    for task in (trained, evaluated):
-        task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(gpus if task is trained else 1)
-    # the registry, and what lies in the folder of images, are outside what a cache key can see
-    for task in (shards, registered):
-        task.set_caching_options(False)
+    """shard, train, evaluate, register: the sections of params.yaml.
+
+    images: folder of the source, as the steps see it.  images_version: what stands for its content in the cache key.
+    initial: finished checkpoint, for the inits that need one.  *_image: by digest, so that a moved tag is another.
+    nodes, gpus: of training; gpus are of one node.  train_cpu, train_memory: of a training pod.
+    step_gpus, step_cpu, step_memory: of the training step's own pod; the same where it trains (nodes 1), and little
+    where it watches over a TrainJob (pipelines.submit fills them in).
+    node_selector, tolerations: of the pods with GPUs, Kubernetes' JSON.  claim: volume claim, mounted as /store.
+    addresses: config map; store_secret, tracking_secret: secrets; all by name.  runtime: TrainingRuntime for nodes > 1.
+    """
+    cluster = Cluster(claim, addresses, store_secret, tracking_secret, node_selector, tolerations)
+    small = Needs(register_image, "2", "8Gi", "1Gi", HOUR)
+    reported = report_step(image=register_image)
+    harden(reported, "report", small, cluster).set_caching_options(False)
+    with dsl.ExitHandler(reported, name="run"):
+        shards = shard_step(params=shard, images=images, images_version=images_version, image=shard_image)
+        harden(shards, "shard", Needs(shard_image, shard_cpu, shard_memory, "1Gi", 12 * HOUR), cluster)
+
+        trained = train_step(
+            params=train,
+            shards=shards.outputs["shards"],
+            initial=initial,
+            image=train_image,
+            nodes=nodes,
+            gpus=gpus,
+            gpu_type=gpu_type,
+            cpu=train_cpu,
+            memory=train_memory,
+            node_selector=node_selector,
+            tolerations=tolerations,
+            claim=claim,
+            addresses=addresses,
+            store_secret=store_secret,
+            tracking_secret=tracking_secret,
+            runtime=runtime,
+        )
+        needs = Needs(train_image, step_cpu, step_memory, "16Gi", 14 * DAY, gpu_type, step_gpus)
+        harden(trained, "train", needs, cluster)
+
+        evaluated = evaluate_step(
+            params=evaluate,
+            shards=shards.outputs["shards"],
+            checkpoint=trained.outputs["checkpoint"],
+            image=evaluate_image,
+        )
+        needs = Needs(evaluate_image, evaluate_cpu, evaluate_memory, "8Gi", 12 * HOUR, gpu_type, 1)
+        harden(evaluated, "evaluate", needs, cluster)
+
+        opened = gate_step(params=register, shards=shards.outputs["shards"], evaluation=evaluated.outputs["metrics"])
+        harden(opened, "gate", small, cluster).set_caching_options(False)  # the champion may be another by now
+
+        with dsl.If(opened.output == True, name="gate-is-open"):  # noqa: E712  # it becomes a condition of the graph
+            registered = register_step(
+                params=register,
+                shards=shards.outputs["shards"],
+                checkpoint=trained.outputs["checkpoint"],
+                predictions=evaluated.outputs["predictions"],
+                evaluation=evaluated.outputs["metrics"],
+                image=register_image,
+            )
+            harden(registered, "register", small, cluster).set_caching_options(False)

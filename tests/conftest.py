@@ -170,7 +170,8 @@ def flags(stage: str, tmp_path: Path, params: object) -> list[object]:
         ],
         "evaluate": [
             *common, "--shards", t / "shards", "--checkpoint", t / "model",
-            "--predictions", t / "predictions", "--metrics", t / "m/evaluate.json",
+            "--predictions", t / "predictions", "--confusion", t / "m/confusion.csv", "--report", t / "m/report.html",
+            "--metrics", t / "m/evaluate.json",
         ],
         "register": [
             *common, "--shards", t / "shards", "--checkpoint", t / "model", "--predictions", t / "predictions",

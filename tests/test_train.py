@@ -55,6 +55,7 @@ class Points:
         self.points: list[tuple[int, dict[str, float]]] = []
 
     def progress(self, step: int, num_steps: int) -> None: ...
+    def saved(self) -> None: ...
 
     def point(self, step: int, values: dict[str, float]) -> None:
         self.points.append((step, values))

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -81,7 +82,7 @@ def fsync_directory(directory: Path) -> None:
 def write_atomically(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     """Let `fill` write a file that appears at `path` whole or not at all, and stays after a power failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")  # in pods all are process 1
     with storage_errors(path):
         with open(temporary, "wb") as file:
             fill(file)
@@ -146,6 +147,14 @@ def parse(raw: bytes, schema: str, where: str) -> dict[str, Any]:
     if manifest["schema"] != schema:
         raise Refused(f"{where}: holds {manifest['schema']}, but {schema} is needed here. Check the path.")
     return dict(manifest)
+
+
+def schema_of(raw: bytes) -> str:
+    """What a manifest says that it is; parse() finds out whether it is one."""
+    try:
+        return str(json.loads(raw)["schema"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
 
 
 def verify_file(directory: Path, entry: dict[str, Any]) -> None:

@@ -157,7 +157,12 @@ def find_run(directory: Path, about: dict[str, Any], accept_code_change: bool, g
         return changes
 
     earlier = checkpoint.newest(directory, differs)
-    group.barrier()  # all have read before one moves
+    found = group.gather(earlier.step if earlier else None)  # all have read before one moves
+    if len(set(found)) > 1:
+        raise Refused(
+            f"{directory}: rank {group.rank} finds another newest checkpoint there than rank 0 (steps {found}). "
+            "All nodes need one and the same store: a shared volume, or s3://."
+        )
     if earlier is None:
         return None
     if group.is_first:

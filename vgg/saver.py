@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from vgg.checkpoint import Tensors
 class Saver:
     """Writes the checkpoints of a run, one at a time.
 
-    keep: how many of the newest stay; the best stays too.
+    keep: how many of the newest stay; the best stays too.  saved: called behind every checkpoint, by the thread.
     """
 
-    def __init__(self, directory: Path, about: dict[str, Any], keep: int) -> None:
-        self._directory, self._about, self._keep = directory, about, keep
+    def __init__(self, directory: Path, about: dict[str, Any], keep: int, saved: Callable[[], None]) -> None:
+        self._directory, self._about, self._keep, self._saved = directory, about, keep, saved
         self._copies: dict[str, Tensors] = {}
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
@@ -83,3 +84,4 @@ class Saver:
         checkpoint.save(directory, step, weights, momentum, state, self._about)
         until_now = [older for older in checkpoint.steps(directory) if older <= step]  # later ones are another run's
         checkpoint.prune(directory, {*until_now[-self._keep :], state["best_step"]})
+        self._saved()

@@ -47,6 +47,7 @@ class Watcher(Protocol):
 
     def progress(self, step: int, num_steps: int) -> None: ...
     def point(self, step: int, values: dict[str, float]) -> None: ...
+    def saved(self) -> None: ...  # a checkpoint is on disk; called by the thread that wrote it
 
 
 def train(
@@ -89,7 +90,7 @@ def train(
     batches = training_batches(
         split, params, group.rank, group.world_size, run.state.step, num_steps, workers, pin, decoder
     )
-    feed, saver = Feed(batches, group.device, stop), Saver(directory, about, params.keep_checkpoints)
+    feed, saver = Feed(batches, group.device, stop), Saver(directory, about, params.keep_checkpoints, watcher.saved)
     state, saved_step = run.state, run.state.step if earlier else None
     stopping = group.any(stop() or (state.step < num_steps and not feed.fetch()))
     with contextlib.closing(saver):

@@ -14,6 +14,10 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--shards", required=True, metavar="DIR", help="in: the shard stage's output")
     flags.add_argument("--checkpoint", required=True, metavar="DIR", help="in: the train stage's output")
     flags.add_argument("--predictions", required=True, metavar="DIR", help="out: predictions.npy, confusion, mistakes")
+    flags.add_argument(
+        "--confusion", required=True, metavar="FILE", help="out: every image's class and the guess, CSV, to be plotted"
+    )
+    flags.add_argument("--report", required=True, metavar="FILE", help="out: all of it on one page, HTML")
     flags.add_argument("--metrics", required=True, metavar="FILE", help="out: errors of every mode, JSON; written last")
     program.add_executor_output(flags)
     return flags
@@ -25,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from vgg.params.evaluate import EvaluateParams
 
     params = load(args.params, "evaluate", EvaluateParams)
-    from components import closure, progress, provenance, storage, tracking
-    from components.evaluate import report
+    from components import closure, mirror, progress, provenance, storage, tracking
+    from components.evaluate import confusion, page, report
     from components.evaluate.table import table
     from vgg import manifest
     from vgg.checkpoint import Trained
@@ -35,17 +39,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     shards, trained = (
         storage.open_shards(args.shards),
-        Trained.open(storage.locate(args.checkpoint), params.weights),
+        Trained.open(mirror.fetched(args.checkpoint), params.weights),
     )
     storage.expect(args.shards, shards.digest)
     storage.expect(args.checkpoint, trained.digest)
     shards.verify()
     inputs = {"shards": shards.digest, "checkpoint": trained.digest}
     identity = {"evaluate": params.model_dump(), "code": closure.fingerprints("evaluate"), **inputs}
-    directory = storage.locate(args.predictions, identity)
+    place = storage.resolve(args.predictions, identity)
+    kept = mirror.at(place)
     with (
         joined() as group,
-        program.only_writer(directory),
+        kept.writing(),
         tracking.Tracker("evaluate", manifest.digest_of(identity), provenance.lineage(args.params)) as tracker,
     ):
         tracker.params({"evaluate": params.model_dump(), "train": trained.manifest["run"]["train"]})
@@ -60,17 +65,29 @@ def main(argv: Sequence[str] | None = None) -> None:
             "data_digest": shards.digest,
             "classes_sha256": shards.classes_sha256,
         }
-        predictions = report.write(directory, shards, evaluation, params.model_dump())
+        predictions = report.write(kept.directory, shards, evaluation, params.model_dump())
+        kept.send()
         headline = {name: metrics[name] for name in ("top1_error", "top5_error", "loss")}
         tracker.metrics({f"eval/{name}": value for name, value in headline.items()})
         modes = {f"eval/{mode}/{name}": r[name] for mode, r in metrics["modes"].items() for name in headline}
         tracker.metrics(modes, "child")
         tracker.note(f"```\n{table(metrics)}\n```")
         for name in report.FOR_PEOPLE:
-            tracker.artifact(directory / name, "eval")
+            tracker.artifact(kept.directory / name, "eval")
+        table_of_guesses = confusion.table(shards, evaluation)
+        manifest.write_atomically(Path(args.confusion), lambda file: file.write(table_of_guesses))
+        html = page.page(metrics, kept.directory, shards)
+        manifest.write_atomically(Path(args.report), lambda file: file.write(html))
+        tracker.artifact(Path(args.report), "eval")
         manifest.write_json(Path(args.metrics), metrics)
     program.write_executor_output(
-        args.executor_output, {"predictions": storage.address(directory, predictions)}, metrics, Path(args.metrics)
+        args.executor_output,
+        {"predictions": storage.address(place, predictions)},
+        {
+            "metrics": (args.metrics, program.numbers(metrics)),
+            "confusion": (args.confusion, confusion.for_kubeflow(shards, evaluation)),
+            "report": (args.report, {}),
+        },
     )
     program.log.info("%s", table(metrics))
 

@@ -12,17 +12,22 @@ def evaluate(
     params: dict[str, Any],
     shards: str,
     checkpoint: str,
+    image: str,
     predictions: dsl.OutputPath(str),  # type: ignore[valid-type]
+    confusion: dsl.Output[dsl.ClassificationMetrics],
+    report: dsl.Output[dsl.HTML],
     metrics: dsl.Output[dsl.Metrics],
 ) -> dsl.ContainerSpec:
     return dsl.ContainerSpec(
         image=reference("evaluate"),
-        command=["python", "-m", "components.evaluate"],
+        command=["python", "-m", "components.step", "--image", image, "components.evaluate"],
         args=[
             *("--params", params),
             *("--shards", shards),
             *("--checkpoint", checkpoint),
             *("--predictions", "store:predictions/{key}"),
+            *("--confusion", confusion.path),
+            *("--report", report.path),
             *("--metrics", metrics.path),
             *("--executor-output", dsl.PIPELINE_TASK_EXECUTOR_OUTPUT_PATH_PLACEHOLDER),
         ],

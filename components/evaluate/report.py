@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from components.evaluate.confusion import matrix, most_mistaken
 from vgg import manifest
 from vgg.evaluate import Evaluation
 from vgg.index import ShardSet
 
 SCHEMA = "vgg.predictions/1"
 FOR_PEOPLE = ("confusion.png", "confusion.csv", "mistakes.png", "mistakes.csv")
-MAX_CLASSES = 30  # rows of the confusion plot: the classes most often mistaken, where there are more
 MAX_MISTAKES, COLUMNS = 32, 8  # of the picture of mistakes
 
 
@@ -28,10 +28,7 @@ def write(directory: Path, shards: ShardSet, evaluation: Evaluation, params: dic
     (directory / manifest.NAME).unlink(missing_ok=True)
     rows = evaluation.predictions
     manifest.write_atomically(directory / "predictions.npy", lambda file: np.save(file, rows, allow_pickle=False))
-    guesses = rows["modes"]["classes"][:, -1, 0]
-    confusion = np.zeros((len(shards.wnids),) * 2, np.int64)
-    np.add.at(confusion, (rows["label"], guesses), 1)
-    _write_confusion(directory, shards, confusion)
+    _write_confusion(directory, shards, matrix(shards, evaluation))
     _write_mistakes(directory, shards, rows, evaluation.modes[-1])
     entries = [manifest.file_entry(directory, name) for name in ("predictions.npy", *FOR_PEOPLE)]
     made = manifest.write(directory, SCHEMA, {"evaluate": params, "metrics": evaluation.metrics}, entries)
@@ -46,8 +43,7 @@ def _write_confusion(directory: Path, shards: ShardSet, confusion: np.ndarray) -
     text = "\n".join(lines) + "\n"
     manifest.write_atomically(directory / "confusion.csv", lambda file: file.write(text.encode()))
 
-    mistaken = confusion.sum(1) - confusion.diagonal()
-    shown = np.sort(np.argsort(-mistaken, kind="stable")[:MAX_CLASSES])
+    shown = most_mistaken(confusion)
     part = confusion[np.ix_(shown, shown)]
     share = part / np.maximum(confusion[shown].sum(1, keepdims=True), 1)
     names = [shards.class_names[c] for c in shown]

@@ -7,10 +7,8 @@ again give the same version.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from components import program
 
@@ -34,16 +32,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     from vgg.params.register import RegisterParams
 
     params = load(args.params, "register", RegisterParams)
-    from components import closure, provenance, storage, tracking
+    from components import closure, mirror, provenance, storage, tracking
     from components.register import registry
+    from components.register.gate import reasons_against
     from components.register.package import Package
     from vgg import manifest
     from vgg.errors import Refused
-    from vgg.gate import failures
 
-    evaluation = read_evaluation(Path(args.evaluation))
+    evaluation = registry.read_evaluation(Path(args.evaluation))
     package = Package.open(
-        storage.open_shards(args.shards), storage.locate(args.checkpoint), storage.locate(args.predictions), evaluation
+        storage.open_shards(args.shards), mirror.fetched(args.checkpoint), mirror.fetched(args.predictions), evaluation
     )
     for argument, digest in (
         (args.shards, package.shards.digest),
@@ -66,10 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         tracker.params({"register": params.model_dump()})
         tracker.tags(provenance.tags(record))
         champion = models.champion()
-        expected = len(package.shards.split("val"))
-        reasons = failures(params.gate, evaluation, expected, champion.evaluation if champion else None)
-        if champion and champion.weights_sha256 == package.trained.weights_sha256:
-            reasons = []  # it is the champion already
+        reasons = reasons_against(params, evaluation, package.shards, champion)
         tracker.tags({"vgg.gate": "; ".join(reasons) or "passed"}, to="both")
         if reasons:
             listing = "\n".join(f"  {reason}" for reason in reasons)
@@ -86,27 +81,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         tracker.tags({"vgg.model": f"{params.model_name}/{version}"}, to="both")
         manifest.write_json(Path(args.metrics), metrics)
-    program.write_executor_output(args.executor_output, {"model": metrics["uri"]}, metrics, Path(args.metrics))
+    program.write_executor_output(
+        args.executor_output, {"model": metrics["uri"]}, {"metrics": (args.metrics, program.numbers(metrics))}
+    )
     program.log.info(
         "%s version %s is champion%s",
         params.model_name,
         version,
         "" if is_new else " (these weights were registered before)",
     )
-
-
-def read_evaluation(path: Path) -> dict[str, Any]:
-    from vgg.errors import Refused
-
-    try:
-        found = json.loads(path.read_bytes())
-        needed = {"headline", "modes", "top1_error", "top5_error", "num_images", "weights_sha256", "data_digest"}
-        missing = needed - found.keys()
-    except (OSError, ValueError, AttributeError) as error:
-        raise Refused(f"{path}: no evaluation can be read from it: {error}. Run the evaluate stage.") from None
-    if missing:
-        raise Refused(f"{path}: lacks {', '.join(sorted(missing))}. Run the evaluate stage.")
-    return dict(found)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,21 @@
-"""Stage 4 as a Kubeflow component: the same program with the same flags."""
+"""Stage 4 as Kubeflow components: the same program with the same flags, and before it the gate by itself."""
 
 from typing import Any
 
 from kfp import dsl
 
 from components.images import reference
+
+
+@dsl.component(base_image=reference("register"), install_kfp_package=False)
+def gate(params: dict, shards: str, evaluation: dsl.Input[dsl.Metrics]) -> bool:  # type: ignore[type-arg]
+    """Whether the model may be registered.
+
+    A component of its own, and a Python one: kfp.local takes a condition on a container component's output for false.
+    """
+    from components.register.gate import opens
+
+    return opens(params, shards, evaluation.path)
 
 
 @dsl.container_component
@@ -14,12 +25,13 @@ def register(
     checkpoint: str,
     predictions: str,
     evaluation: dsl.Input[dsl.Metrics],
+    image: str,
     model: dsl.OutputPath(str),  # type: ignore[valid-type]
     metrics: dsl.Output[dsl.Metrics],
 ) -> dsl.ContainerSpec:
     return dsl.ContainerSpec(
         image=reference("register"),
-        command=["python", "-m", "components.register"],
+        command=["python", "-m", "components.step", "--image", image, "components.register"],
         args=[
             *("--params", params),
             *("--shards", shards),

@@ -62,6 +62,18 @@ def _unreachable() -> Iterator[None]:
         raise
 
 
+def read_evaluation(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+        needed = {"headline", "modes", "top1_error", "top5_error", "num_images", "weights_sha256", "data_digest"}
+        missing = needed - found.keys()
+    except (OSError, ValueError, AttributeError) as error:
+        raise Refused(f"{path}: no evaluation can be read from it: {error}. Run the evaluate stage.") from None
+    if missing:
+        raise Refused(f"{path}: lacks {', '.join(sorted(missing))}. Run the evaluate stage.")
+    return dict(found)
+
+
 class Registry:
     def __init__(self, name: str) -> None:
         self.name = name

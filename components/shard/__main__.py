@@ -75,7 +75,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         tracker.artifact(made.directory / manifest.NAME, "shards")
         manifest.write_json(Path(args.metrics), metrics)
     program.write_executor_output(
-        args.executor_output, {"shards": storage.address(place, made.digest)}, metrics, Path(args.metrics)
+        args.executor_output,
+        {"shards": storage.address(place, made.digest)},
+        {"metrics": (args.metrics, program.numbers(metrics))},
     )
     program.log.info(
         "%s: {num_train:,} training and {num_val:,} validation images of {num_classes:,} classes "

@@ -11,12 +11,15 @@ from components.images import reference
 def shard(
     params: dict[str, Any],
     images: str,
+    images_version: str,
+    image: str,
     shards: dsl.OutputPath(str),  # type: ignore[valid-type]
     metrics: dsl.Output[dsl.Metrics],
 ) -> dsl.ContainerSpec:
+    """images_version: read by the cache key alone; it stands for what lies in the folder of images."""
     return dsl.ContainerSpec(
         image=reference("shard"),
-        command=["python", "-m", "components.shard"],
+        command=["python", "-m", "components.step", "--image", image, "components.shard"],
         args=[
             *("--params", params),
             *("--images", images),

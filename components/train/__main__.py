@@ -11,11 +11,16 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from components import program
 from components.train import plan
 from components.watched import Life, hang_seconds
+
+if TYPE_CHECKING:
+    from components.mirror import Folder
+    from vgg.checkpoint import Trained
+    from vgg.distributed import Group
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,6 +39,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--metrics", required=True, metavar="FILE", help="out: the last epoch, JSON; written last")
     program.add_executor_output(flags)
     flags.add_argument(
+        "--finished", action="store_true", help="train nothing: verify the finished checkpoint and write the outputs"
+    )
+    flags.add_argument(
         "--accept-code-change", action="store_true", help="continue an unfinished run though its code has changed since"
     )
     plan.add_flags(flags)
@@ -49,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from vgg.params.train import TrainParams
 
     params = load(args.params, "train", TrainParams)
-    from components import closure, storage
+    from components import closure, mirror, storage
 
     life = Life()
     stop = program.StopSignal(life.beat)
@@ -62,20 +70,55 @@ def main(argv: Sequence[str] | None = None) -> None:
     shards = storage.open_shards(args.shards)
     storage.expect(args.shards, shards.digest)
     code = closure.fingerprints("train")
-    initial = storage.locate(args.initial)
-    first = Trained.open(initial).weights_sha256 if params.init in ("shallower", "checkpoint") else None
+    needs_initial = params.init in ("shallower", "checkpoint")
+    initial = mirror.fetched(args.initial) if needs_initial else Path(args.initial)
+    first = Trained.open(initial).weights_sha256 if needs_initial else None
     identity = {"train": params.model_dump(), "shards": shards.digest, "initial": first, "code": code}
-    directory = storage.locate(args.checkpoint, identity)
+    place = storage.resolve(args.checkpoint, identity)
+    kept = mirror.at(place)
+    if args.finished:
+        trained = Trained.open(kept.fetch())
+        expect_run(trained, {"train": params.model_dump(mode="json"), "initial": first, "code": code}, shards.digest)
+        write_outputs(args, place, trained)
+        return
     # whoever watches the ranks acts before the ranks give each other up
-    with life.stacks_beside(directory), joined(hang_seconds() + 60) as group:
+    with life.stacks_beside(kept.directory), joined(hang_seconds() + 60) as group:
         shards.verify(group.local_rank, group.local_world_size, lambda *_: stop.raise_if_received())
         if not group.is_first:
             program.log.setLevel("WARNING")  # what all know is said once
-            train(params, shards, directory, initial, code, group, Silent(life), stop, args.accept_code_change)
+            bring(kept, group)
+            train(params, shards, kept.directory, initial, code, group, Silent(life), stop, args.accept_code_change)
             return
-        with program.only_writer(directory), Watching(args, params, shards, identity, life) as watching:
-            state = train(params, shards, directory, initial, code, group, watching, stop, args.accept_code_change)
-            finish(args, directory, state, watching)
+        with kept.writing(), Watching(args, params, shards, identity, life, kept) as watching:
+            bring(kept, group)
+            train(params, shards, kept.directory, initial, code, group, watching, stop, args.accept_code_change)
+            kept.send()
+            trained = Trained.open(kept.directory)
+            write_outputs(args, place, trained)
+            watching.finished(args, trained)
+
+
+def bring(kept: Folder, group: Group) -> None:
+    """Have the checkpoints here, on every node the same: first where they are written, then elsewhere."""
+    if group.is_first:
+        kept.bring_checkpoints()
+        kept.keep_checkpoints()  # what a store that was away has missed
+    group.barrier()
+    if group.local_rank == 0 and not group.is_first:
+        kept.bring_checkpoints()
+    group.barrier()
+
+
+def expect_run(trained: Trained, wanted: dict[str, Any], data: str) -> None:
+    """Raises Refused if a finished training is not of these parameters, data and code."""
+    from vgg import checkpoint
+    from vgg.errors import Refused
+
+    run = trained.manifest["run"]
+    there = {**{name: run.get(name) for name in wanted}, "data": run.get("data", {}).get("digest")}
+    if changes := list(checkpoint.differences(there, {**wanted, "data": data})):
+        listing = "\n".join(f"  {change}" for change in changes)
+        raise Refused(f"{trained.directory}: is another training's:\n{listing}")
 
 
 class Silent:
@@ -88,16 +131,19 @@ class Silent:
         self.life.trains()
 
     def point(self, step: int, values: dict[str, float]) -> None: ...
+    def saved(self) -> None: ...
 
 
 class Watching:
-    """Rank 0: the bar, the curves in MLflow."""
+    """Rank 0: the bar, the curves in MLflow, the checkpoints to where they are kept."""
 
-    def __init__(self, args: argparse.Namespace, params: Any, shards: Any, identity: Any, life: Life) -> None:
+    def __init__(
+        self, args: argparse.Namespace, params: Any, shards: Any, identity: Any, life: Life, kept: Folder
+    ) -> None:
         from components import progress, provenance, tracking
         from vgg import manifest
 
-        self.life = life
+        self.life, self.saved = life, kept.keep_checkpoints
         self.bar = progress.Progress("train", scale=params.batch_size, warm=True)
         self.tracker = tracking.Tracker("train", manifest.digest_of(identity), provenance.lineage(args.params))
         self.tracker.params({"train": params.model_dump(mode="json")})
@@ -134,35 +180,40 @@ class Watching:
             self.since, self.steps = time.monotonic(), 0
         self.tracker.point(step, values)
 
+    def finished(self, args: argparse.Namespace, trained: Trained) -> None:
+        last = trained.step.state["history"][-1]
+        errors = {
+            "final/val_top1_error": last["val_top1_error"],
+            "best/val_top1_error": trained.step.state["best_error"],
+        }
+        self.tracker.metrics(errors)
+        self.tracker.tags({"vgg.weights_sha256": trained.weights_sha256}, to="both")
+        self.tracker.artifact(Path(args.curves), "curves")
 
-def finish(args: argparse.Namespace, directory: Path, state: dict[str, Any], watching: Watching) -> None:
-    """Write the stage's outputs; the metrics last."""
+
+def write_outputs(args: argparse.Namespace, place: str, trained: Trained) -> None:
+    """The stage's outputs beside the checkpoint; the metrics last."""
     from components import storage
     from vgg import manifest
-    from vgg.checkpoint import Trained
     from vgg.train import curves
 
-    trained = Trained.open(directory)
+    state = trained.step.state
     table = "\n".join(",".join(row) for row in curves(state)) + "\n"
     manifest.write_atomically(Path(args.curves), lambda file: file.write(table.encode()))
-    last = state["history"][-1]
     metrics = {
-        **last,
+        **state["history"][-1],
         "best_step": state["best_step"],
         "best_val_top1_error": state["best_error"],
         "samples": state["samples"],
         "weights_sha256": trained.weights_sha256,
     }
-    watching.tracker.metrics(
-        {"final/val_top1_error": last["val_top1_error"], "best/val_top1_error": state["best_error"]}
-    )
-    watching.tracker.tags({"vgg.weights_sha256": trained.weights_sha256}, to="both")
-    watching.tracker.artifact(Path(args.curves), "curves")
     manifest.write_json(Path(args.metrics), metrics)
     program.write_executor_output(
-        args.executor_output, {"checkpoint": storage.address(directory, trained.digest)}, metrics, Path(args.metrics)
+        args.executor_output,
+        {"checkpoint": storage.address(place, trained.digest)},
+        {"curves": (args.curves, {}), "metrics": (args.metrics, program.numbers(metrics))},
     )
-    program.log.info("%s: step %d, weights %s", directory, state["step"], trained.weights_sha256)
+    program.log.info("%s: step %d, weights %s", place, state["step"], trained.weights_sha256)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,105 @@
+"""The end of a pipeline run, however it ended: a page for Kubeflow, and the parent run in MLflow is closed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components import program
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+STATES = {"SUCCEEDED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED", "CANCELED": "KILLED"}
+FIGURES = ("val_top1_error", "top1_error", "top5_error", "num_train", "num_val")
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = program.Parser("components.report", __doc__)
+    flags.add_argument("--status", required=True, metavar="JSON", help="Kubeflow's PipelineTaskFinalStatus")
+    flags.add_argument("--summary", required=True, metavar="FILE", help="out: the page, Markdown")
+    program.add_executor_output(flags)
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    from components import tracking
+    from vgg import manifest
+    from vgg.errors import WrongParameters
+
+    try:
+        status = dict(json.loads(args.status))
+    except (ValueError, TypeError):
+        raise WrongParameters(f"--status: {args.status!r} is no JSON object") from None
+    try:
+        runs = close(tracking.connect(), STATES.get(status.get("state", ""), "FAILED"))
+    except Exception as error:  # the page matters more, and a report must not fail a run that went well
+        program.log.warning("MLflow at %s: %s", tracking.tracking_uri(), error)
+        runs = []
+    text = page(status, runs, tracking.tracking_uri())
+    manifest.write_atomically(Path(args.summary), lambda file: file.write(text.encode()))
+    program.write_executor_output(args.executor_output, {}, {"summary": (args.summary, {})})
+    program.log.info("%s", text)
+
+
+def close(client: Any, state: str) -> list[Run]:
+    """End what a lost step has left running below this pipeline run; returns the parent and its children."""
+    from components import provenance, tracking
+
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT)
+    if experiment is None:
+        return []
+    found = client.search_runs(
+        [experiment.experiment_id], f"tags.`vgg.lineage` = '{provenance.lineage('{}')}'", max_results=1
+    )
+    if not found:
+        return []
+    parent = found[0]
+    children = client.search_runs(
+        [experiment.experiment_id],
+        f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'",
+        order_by=["attributes.start_time ASC"],
+    )
+    for run in (parent, *children):
+        if run.info.status == "RUNNING":
+            client.set_terminated(run.info.run_id, state)
+    client.set_tag(parent.info.run_id, "vgg.pipeline.state", state)
+    return [client.get_run(run.info.run_id) for run in (parent, *children)]
+
+
+def page(status: dict[str, Any], runs: list[Run], tracking_uri: str) -> str:
+    """Markdown: what became of the run, every stage with its figures, where to look, what to do."""
+    name, state = os.environ.get("VGG_PIPELINE_RUN", ""), status.get("state", "unknown")
+    lines = [f"# Run {name} {state.lower()}", ""]
+    if message := (status.get("error") or {}).get("message"):
+        lines += [f"> {line}" for line in str(message).strip().splitlines()] + [""]
+    if runs:
+        parent, *children = runs
+        lines += ["| stage | state | figures |", "|---|---|---|"]
+        for run in children:
+            figures = ", ".join(f"{key} {value:g}" for key, value in sorted(shown(run).items()))
+            lines.append(f"| {run.data.tags.get('vgg.stage', '')} | {run.info.status.lower()} | {figures} |")
+        tags = parent.data.tags
+        lines += [""]
+        if gate := tags.get("vgg.gate"):
+            lines += [f"Gate: {gate}", ""]
+        if model := tags.get("vgg.model"):
+            lines += [f"Model: {model}", ""]
+        lines += [f"MLflow: {tracking_uri}/#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}", ""]
+    if state != "SUCCEEDED":
+        lines += [f"To go on where it stopped: `python -m pipelines.submit resume {name}`", ""]
+    return "\n".join(lines)
+
+
+def shown(run: Run) -> dict[str, float]:
+    """The figures of a stage that people look for."""
+    return {key: value for key, value in run.data.metrics.items() if key.rsplit("/", 1)[-1] in FIGURES}
+
+
+if __name__ == "__main__":
+    program.run(main)

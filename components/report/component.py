@@ -1,0 +1,22 @@
+"""The end of a run, however it ended, as a Kubeflow component."""
+
+from kfp import dsl
+
+from components.images import reference
+
+
+@dsl.container_component
+def report(
+    status: dsl.PipelineTaskFinalStatus,
+    image: str,
+    summary: dsl.Output[dsl.Markdown],
+) -> dsl.ContainerSpec:
+    return dsl.ContainerSpec(
+        image=reference("register"),
+        command=["python", "-m", "components.step", "--image", image, "components.report"],
+        args=[
+            *("--status", status),
+            *("--summary", summary.path),
+            *("--executor-output", dsl.PIPELINE_TASK_EXECUTOR_OUTPUT_PATH_PLACEHOLDER),
+        ],
+    )

@@ -1,0 +1,134 @@
+"""Build the images of the steps under their content tags: python -m pipelines.build [--push]
+
+One build of a target serves all stages of it.  A tag that is there already stays as it is, here and in the registry:
+what it names cannot change.  VGG_REGISTRY says which registry (default localhost).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from components.closure import ROOT
+from components.images import TARGETS, reference
+from components.program import Parser, run
+from vgg.errors import Refused, Unreachable, WrongParameters
+
+log = logging.getLogger("vgg.build")
+
+PYTHON = "docker.io/library/python:3.11-slim-bookworm"
+SITE_PACKAGES = "/opt/vgg/lib/python3.11/site-packages"
+LARGEST = 8  # packages named of an image
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = Parser("pipelines.build", __doc__)
+    flags.add_argument("--engine", choices=("docker", "podman"), help="default: the one that answers")
+    flags.add_argument(
+        "--base", metavar="IMAGE", help=f"holds CPython 3.11 on Debian; by digest (default: {PYTHON}, as it is now)"
+    )
+    flags.add_argument("--ca", metavar="FILE", help="certificates of a network that has its own; used while building")
+    flags.add_argument("--push", action="store_true", help="then push what the registry does not have")
+    flags.add_argument("--print-tags", action="store_true", help="only print the references, a stage a line")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    references = {stage: reference(stage) for stage in TARGETS}
+    if args.print_tags:
+        print("\n".join(f"{stage:10}{name}" for stage, name in references.items()))
+        return
+    engine = args.engine or find_engine()
+    missing = {stage: name for stage, name in references.items() if not present(engine, name)}
+    base = (args.base or pulled(engine, PYTHON)) if missing else ""
+    for target in dict.fromkeys(TARGETS[stage] for stage in missing):
+        build(engine, target, base, args.ca, [name for stage, name in missing.items() if TARGETS[stage] == target])
+    for target in dict.fromkeys(TARGETS.values()):
+        print(contents(engine, next(name for stage, name in references.items() if TARGETS[stage] == target)))
+    if args.push:
+        for name in references.values():
+            push(engine, name)
+
+
+def find_engine() -> str:
+    """Raises Unreachable if neither Docker nor podman works here."""
+    for engine in ("docker", "podman"):
+        if shutil.which(engine) and subprocess.run([engine, "info"], capture_output=True, timeout=60).returncode == 0:
+            return engine
+    raise Unreachable("neither docker nor podman answers here; install one, or start its service")
+
+
+def present(engine: str, name: str) -> bool:
+    return subprocess.run([engine, "image", "inspect", name], capture_output=True, timeout=60).returncode == 0
+
+
+def pulled(engine: str, name: str) -> str:
+    """The image as its registry has it now, by digest.  Raises Unreachable if it cannot be had."""
+    done = subprocess.run([engine, "pull", "--quiet", name], capture_output=True, text=True, timeout=1800)
+    if done.returncode:
+        raise Unreachable(f"{name} cannot be pulled: {done.stderr.strip()}\nName another base with --base IMAGE.")
+    return str(json.loads(output(engine, "image", "inspect", name))[0]["RepoDigests"][0])
+
+
+def build(engine: str, target: str, base: str, ca: str | None, names: list[str]) -> None:
+    """One build under several tags.  Raises WrongParameters for a missing file, Refused when it fails."""
+    command = [engine, "build", "--file", "docker/Dockerfile", "--target", target, "--build-arg", f"BASE={base}"]
+    command += ["--build-arg", f"GIT_COMMIT={commit()}"]
+    if ca:
+        if not Path(ca).is_file():
+            raise WrongParameters(f"--ca {ca}: no such file")
+        command += ["--secret", f"id=ca,src={ca}"]
+    for name in names:
+        command += ["--tag", name]
+    log.info("%s: %s", target, ", ".join(names))
+    done = subprocess.run(
+        [*command, "."], cwd=ROOT, env={**os.environ, "DOCKER_BUILDKIT": "1"}, stdout=sys.stderr, timeout=7200
+    )
+    if done.returncode:
+        raise Refused(f"target {target} does not build; the reason stands above")
+
+
+def commit() -> str:
+    """Of the work tree, with '-dirty' behind it where it differs."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+def contents(engine: str, name: str) -> str:
+    """Size of an image and of the largest packages in it, megabytes."""
+    size = int(json.loads(output(engine, "image", "inspect", name))[0]["Size"])
+    listed = output(
+        engine, "run", "--rm", "--network=none", name, "du", "--block-size=1000000", "--max-depth=1", SITE_PACKAGES
+    )
+    rows = sorted(((int(line.split("\t")[0]), Path(line.split("\t")[1])) for line in listed.splitlines()), reverse=True)
+    largest = ", ".join(f"{path.name} {megabytes:,}" for megabytes, path in rows[1 : LARGEST + 1])
+    return f"{name}: {size / 1e6:,.0f} MB, of which Python packages {rows[0][0]:,} ({largest})"
+
+
+def push(engine: str, name: str) -> None:
+    """Unless the registry has it.  Raises Unreachable when it does not take it."""
+    if subprocess.run([engine, "manifest", "inspect", name], capture_output=True, timeout=120).returncode == 0:
+        log.info("%s is there", name)
+        return
+    done = subprocess.run([engine, "push", name], stdout=sys.stderr, timeout=7200)
+    if done.returncode:
+        raise Unreachable(f"{name} was not taken; log in with: {engine} login")
+
+
+def output(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+
+
+if __name__ == "__main__":
+    run(main)
