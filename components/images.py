@@ -26,7 +26,7 @@ def tag(stage: str) -> str:
     digest = hashlib.sha256()
     for name in program(stage, "components.step", *AROUND.get(stage, ())):
         digest.update(f"{name} {fingerprint(name)}\n".encode())
-    for name in ("docker/Dockerfile", lock(TARGETS[stage])):
+    for name in ("docker/Dockerfile", "docker/install.sh", lock(TARGETS[stage])):
         digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()[:16]
 
