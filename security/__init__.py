@@ -1,0 +1,1 @@
+"""What is checked of dependencies, images, manifests and outputs, each a program: audit, sbom, manifests, canary."""

@@ -1,0 +1,178 @@
+"""Are there known vulnerabilities in what we install?  pip-audit on lock files, with what it lets through closed.
+
+python -m security.audit [LOCK…]
+
+Passed means: the service knows advisories (it is asked for one that everybody knows), every package of the lock was
+looked up, and what was found is waived in security/waivers.yaml.  Where the service cannot be asked it says "not run",
+and ends with 0 all the same, so that a machine without the network can go on; --must-run makes that a failure.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.program import Parser, run
+from vgg.errors import BadData, Refused, Unreachable, WrongParameters
+
+ROOT = Path(__file__).resolve().parents[1]
+OSV = "https://api.osv.dev/v1/query"
+KNOWN = {"package": {"name": "mlflow", "ecosystem": "PyPI"}, "version": "2.0.0"}  # has dozens of advisories
+PROBE_SECONDS, AUDIT_SECONDS = 20, 540
+MAX_WAIVER = datetime.timedelta(days=366)
+
+
+class NotRun(Exception):
+    """The service could not be asked, or does not know what it should."""
+
+
+@dataclass(frozen=True)
+class Waiver:
+    """An advisory that we live with: why, and until when."""
+
+    id: str
+    package: str
+    reason: str
+    until: datetime.date
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    flags = Parser("security.audit", __doc__)
+    flags.add_argument("locks", nargs="*", default=[str(ROOT / "requirements.lock")], metavar="LOCK")
+    flags.add_argument("--waivers", default=str(ROOT / "security/waivers.yaml"), metavar="FILE")
+    flags.add_argument("--service", default=OSV, metavar="URL", help=f"speaks OSV's query API (default {OSV})")
+    flags.add_argument("--must-run", action="store_true", help="end with 69 where the service cannot be asked")
+    args = flags.parse_args(argv)
+    waivers = read_waivers(Path(args.waivers), datetime.date.today())
+    try:
+        probe(args.service)
+        lines = [audit(Path(lock), waivers, args.service) for lock in args.locks]
+    except NotRun as reason:
+        if args.must_run:
+            raise Unreachable(f"pip-audit: not run ({reason})") from None
+        print(f"pip-audit: not run ({reason})")
+    else:
+        print("\n".join(lines))
+
+
+def read_waivers(path: Path, today: datetime.date) -> list[Waiver]:
+    """Raises BadData, naming every waiver that is incomplete or has expired."""
+    from ruamel.yaml import YAML
+
+    waivers, faults = [], []
+    for number, entry in enumerate(YAML(typ="safe", pure=True).load(path) or [], 1):
+        where = f"{path}: waiver {number}"
+        if not isinstance(entry, dict) or entry.keys() != {"id", "package", "reason", "until"}:
+            faults.append(f"{where}: must have exactly id, package, reason, until")
+        elif not isinstance(entry["until"], datetime.date) or not str(entry["reason"] or "").strip():
+            faults.append(f"{where} ({entry['id']}): 'until' must be a date (2027-01-31), 'reason' a sentence")
+        elif entry["until"] < today:
+            faults.append(f"{where} ({entry['id']}): expired on {entry['until']}; update the package, or judge anew")
+        elif entry["until"] - today > MAX_WAIVER:
+            faults.append(f"{where} ({entry['id']}): {entry['until']} is more than a year away")
+        else:
+            waivers.append(Waiver(**entry))
+    if faults:
+        raise BadData("\n".join(faults))
+    return waivers
+
+
+def probe(service: str) -> None:
+    """Raise NotRun unless the service answers, and knows an advisory that it must know.
+
+    A mirror that answers "nothing found" to everything would otherwise make every audit pass.
+    """
+    if not service.startswith(("https://", "http://127.0.0.1:")):
+        raise WrongParameters(f"--service {service}: must be https://")
+    request = urllib.request.Request(service, json.dumps(KNOWN).encode(), {"Content-Type": "application/json"})  # noqa: S310  # looked at above
+    try:
+        with urllib.request.urlopen(request, timeout=PROBE_SECONDS) as answer:  # noqa: S310  # nosec B310
+            found = json.load(answer)
+    except urllib.error.HTTPError as error:
+        raise NotRun(f"{service} answered {error.code} {error.reason}") from None
+    except OSError as error:
+        raise NotRun(f"{service}: {getattr(error, 'reason', error)}") from None
+    except ValueError:
+        raise NotRun(f"{service} did not answer with JSON") from None
+    if not (isinstance(found, dict) and found.get("vulns")):
+        raise NotRun(f"{service} knows nothing of mlflow 2.0.0, which has dozens of advisories; it cannot be trusted")
+
+
+def audit(lock: Path, waivers: list[Waiver], service: str) -> str:
+    """Look up every package of a lock file; returns the line of the summary.
+
+    Raises Refused for what is not waived, and when fewer packages were looked up than are locked.
+    """
+    packages = locked(lock)
+    looked_up = look_up(lock, service)
+    if missing := sorted(packages - {(package["name"], package.get("version")) for package in looked_up}):
+        names = ", ".join(f"{name} {version}" for name, version in missing)
+        raise Refused(f"pip-audit: {lock.name}: {len(missing)} of {len(packages)} were not looked up: {names}")
+    found = list(vulnerabilities(looked_up))
+    open_ones = [line for package, ids, line in found if not any(w.package == package and w.id in ids for w in waivers)]
+    if open_ones:
+        raise Refused("\n".join([f"pip-audit: {lock.name}: known vulnerabilities:", *open_ones]))
+    return f"pip-audit: {lock.name}: passed, {len(packages)} packages looked up, {len(found)} advisories waived"
+
+
+def locked(lock: Path) -> set[tuple[str, str]]:
+    """(name, version) of every package of a lock file, each with a hash.  Raises BadData."""
+    if not lock.exists():
+        raise BadData(f"{lock}: is not there")
+    from packaging.version import Version
+
+    entries = re.split(r"\n(?=[A-Za-z0-9])", re.sub(r"^\s*#.*\n", "", lock.read_text(), flags=re.MULTILINE))
+    packages = set()
+    for entry in filter(str.strip, entries):
+        match = re.match(r"\s*([A-Za-z0-9._-]+)(?:\[[\w,-]+\])?==([^\s;\\]+)", entry)
+        if not match or "--hash=sha256:" not in entry:
+            raise BadData(f"{lock}: {entry.splitlines()[0]!r}: not pinned with ==, or without a hash")
+        packages.add((re.sub(r"[-_.]+", "-", match[1]).lower(), str(Version(match[2]))))
+    if not packages:
+        raise BadData(f"{lock}: holds no package")
+    return packages
+
+
+def look_up(lock: Path, service: str) -> list[dict[str, Any]]:
+    """pip-audit's answer, an entry a package.
+
+    Raises NotRun when the service went away, Refused for any other failure.
+    """
+    command = [
+        sys.executable, "-m", "pip_audit", "--requirement", str(lock), "--require-hashes", "--disable-pip", "--strict",
+        "--vulnerability-service", "osv", "--osv-url", service, "--format", "json", "--progress-spinner", "off",
+    ]  # fmt: skip
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=AUDIT_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise NotRun(f"{service} took longer than {AUDIT_SECONDS} s") from None
+    try:
+        return list(json.loads(done.stdout)["dependencies"])
+    except ValueError:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        if re.search(r"Connection|Timeout|ServiceError", last):
+            raise NotRun(last) from None
+        raise Refused(f"pip-audit: {lock.name}: ended with {done.returncode}: {last}") from None
+
+
+def vulnerabilities(looked_up: Iterable[dict[str, Any]]) -> Iterable[tuple[str, set[str], str]]:
+    """(package, all names of the advisory, a line about it)."""
+    for package in looked_up:
+        for advisory in package.get("vulns") or []:
+            ids = {advisory["id"], *advisory.get("aliases", [])}
+            fixed = ", ".join(advisory.get("fix_versions", [])) or "none"
+            line = f"  {package['name']} {package['version']}: {', '.join(sorted(ids))}; fixed in: {fixed}"
+            yield package["name"], ids, line
+
+
+if __name__ == "__main__":
+    run(main)
