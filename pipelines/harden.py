@@ -7,6 +7,7 @@ from typing import Any
 
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
+from kfp.dsl.pipeline_channel import PipelineParameterChannel
 
 USER = 65532  # numeric and not root: Pod Security "restricted"
 HOUR = 3600
@@ -56,6 +57,9 @@ def harden(task: PipelineTask, name: str, needs: Needs, cluster: Cluster) -> Pip
     No retries here: Kubeflow's do not look at the exit code; components.step does.  A pod that is lost is started again
     by the cluster's default (Kubeflow 2.17), and every program goes on where it was.
     """
+    # what only settings use, the compiler does not hand down to the tasks inside an exit handler or a condition
+    used = (*vars(needs).values(), *vars(cluster).values())
+    task.channel_inputs.extend(value for value in used if isinstance(value, PipelineParameterChannel))
     task.set_container_image(needs.image)
     task.set_cpu_request(needs.cpu).set_cpu_limit(needs.cpu)
     task.set_memory_request(needs.memory).set_memory_limit(needs.memory)

@@ -45,6 +45,7 @@ def vgg_imagenet(
     train_memory: str = "64Gi",
     evaluate_cpu: str = "8",
     evaluate_memory: str = "32Gi",
+    evaluate_gpus: int = 1,
     step_gpus: int = 1,
     step_cpu: str = "16",
     step_memory: str = "64Gi",
@@ -61,6 +62,7 @@ def vgg_imagenet(
     images: folder of the source, as the steps see it.  images_version: what stands for its content in the cache key.
     initial: finished checkpoint, for the inits that need one.  *_image: by digest, so that a moved tag is another.
     nodes, gpus: of training; gpus are of one node.  train_cpu, train_memory: of a training pod.
+    evaluate_gpus: 0 where there are none.
     step_gpus, step_cpu, step_memory: of the training step's own pod; the same where it trains (nodes 1), and little
     where it watches over a TrainJob (pipelines.submit fills them in).
     node_selector, tolerations: of the pods with GPUs, Kubernetes' JSON.  claim: volume claim, mounted as /store.
@@ -101,7 +103,7 @@ def vgg_imagenet(
             checkpoint=trained.outputs["checkpoint"],
             image=evaluate_image,
         )
-        needs = Needs(evaluate_image, evaluate_cpu, evaluate_memory, "8Gi", 12 * HOUR, gpu_type, 1)
+        needs = Needs(evaluate_image, evaluate_cpu, evaluate_memory, "8Gi", 12 * HOUR, gpu_type, evaluate_gpus)
         harden(evaluated, "evaluate", needs, cluster)
 
         opened = gate_step(params=register, shards=shards.outputs["shards"], evaluation=evaluated.outputs["metrics"])

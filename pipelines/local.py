@@ -7,6 +7,7 @@ MLFLOW_TRACKING_URI and the AWS variables as they are set here.  A VGG_STORE tha
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from vgg.errors import Refused, Unreachable, WrongParameters
 
 OUTPUTS = Path("build/kubeflow")  # what the runner keeps of every step
 MOUNT = "/store"
+IMAGE = re.compile(r"\{\{\$\.inputs\.parameters\['pipelinechannel--(\w+)'\]\}\}")
 
 
 def run(arguments: dict[str, Any], outputs: Path = OUTPUTS) -> None:
@@ -45,10 +47,20 @@ def run(arguments: dict[str, Any], outputs: Path = OUTPUTS) -> None:
     local.init(local.DockerRunner(**container_options()), pipeline_root=str(outputs))
     from pipelines.imagenet import vgg_imagenet
 
+    name_images(vgg_imagenet.pipeline_spec, arguments)
     try:
         vgg_imagenet(**arguments)
     except RuntimeError as failure:  # what failed has been printed
         raise Refused(f"the run failed: {failure}") from None
+
+
+def name_images(spec: Any, arguments: dict[str, Any]) -> None:
+    """Put the images' names where a cluster's driver would; the local runner does not know run arguments there."""
+    inputs = spec.root.input_definitions.parameters
+    for executor in spec.deployment_spec["executors"].values():
+        if argument := IMAGE.fullmatch(executor["container"]["image"]):
+            default = inputs[argument[1]].default_value.string_value
+            executor["container"]["image"] = arguments.get(argument[1], default)
 
 
 def container_options() -> dict[str, Any]:
