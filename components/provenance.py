@@ -31,8 +31,7 @@ def record(stage: str, params: dict[str, Any], inputs: dict[str, str]) -> dict[s
 def git() -> dict[str, Any]:
     """Commit and dirtiness: of the work tree, or what the image was built with (VGG_GIT_COMMIT)."""
     if built := os.environ.get("VGG_GIT_COMMIT"):
-        commit = built.removesuffix("-dirty")
-        return {"commit": commit, "dirty": commit != built, "diff_sha256": None}
+        return {"commit": built.removesuffix("-dirty"), "dirty": built.endswith("-dirty"), "diff_sha256": None}
     commit, diff = _git("rev-parse", "HEAD"), _git("diff", "HEAD", "--", ".", ":!dvc.lock", ":!metrics")
     if commit is None:
         return {"commit": None, "dirty": None, "diff_sha256": None}

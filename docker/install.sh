@@ -7,5 +7,5 @@ python3.11 -m venv /tmp/uv
 /tmp/uv/bin/uv pip install --quiet --python /opt/vgg/bin/python --require-hashes -r "$1"
 cd /opt/vgg/lib/python3.11/site-packages
 find . -name '*.a' -delete
-rm -rf torch/include torch/share /tmp/uv
+rm -rf torch/include torch/share /tmp/uv*
 find . -type d -name tests -prune -exec rm -rf {} +

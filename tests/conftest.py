@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from ruamel.yaml import YAML
 
 from vgg.index import ShardSet
 from vgg.model import CONFIGURATIONS
@@ -178,3 +179,23 @@ def flags(stage: str, tmp_path: Path, params: object) -> list[object]:
             "--evaluation", t / "m/evaluate.json", "--metrics", t / "m/register.json",
         ],
     }[stage]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The compiled pipeline, twice compiled and byte for byte the same: [pipeline spec, platform spec]."""
+    paths = [tmp_path_factory.mktemp("kfp") / name for name in ("a.yaml", "b.yaml")]
+    for path in paths:
+        done = subprocess.run(
+            [sys.executable, "-m", "pipelines.submit", "--compile", str(path)],
+            cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    return list(YAML(typ="safe", pure=True).load_all(paths[0]))
+
+
+def all_tasks(package: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Every task of every level, by name."""
+    dags = [package[0]["root"]["dag"], *(c["dag"] for c in package[0]["components"].values() if "dag" in c)]
+    return {name: task for dag in dags for name, task in dag["tasks"].items()}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components import program, provenance, step, storage, tracking
+from components import program, provenance, storage, tracking
 from components.register import registry
 from vgg import gate, manifest
 from vgg.params import load
@@ -38,8 +39,8 @@ def opens(section: dict[str, Any], shards: str, evaluation: str) -> bool:
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch) / "answer.json"
         words = ["--params", json.dumps(section), "--shards", shards, "--evaluation", evaluation, "--answer", answer]
-        code = step.main(["components.register.gate", *map(str, words)])
-        if code:
+        command = [sys.executable, "-m", "components.step", "components.register.gate", *map(str, words)]
+        if code := subprocess.run(command, check=False).returncode:
             sys.exit(code)
         return bool(json.loads(answer.read_bytes()))
 

@@ -1,0 +1,225 @@
+"""The compiled pipeline as a cluster takes it: every task hardened, cached by content, told no secret, no science."""
+
+import copy
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, all_tasks, environment
+
+from components.images import reference
+from pipelines.harden import ADDRESSES, STORE_SECRET, TRACKING_SECRET
+from vgg.params import STAGES
+
+Package = list[dict[str, Any]]
+EXECUTORS = (*STAGES, "gate", "report")
+
+
+def executors(package: Package) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """(container, platform) of every executor; both documents must have the same."""
+    containers = package[0]["deploymentSpec"]["executors"]
+    platforms = package[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert containers.keys() == platforms.keys()
+    return {name.removeprefix("exec-"): (containers[name]["container"], platforms[name]) for name in containers}
+
+
+def test_every_executor_is_hardened(package: Package) -> None:
+    found = executors(package)
+    assert set(found) == set(EXECUTORS)
+    for name, (container, platform) in found.items():
+        assert {"resourceCpuLimit", "resourceMemoryLimit", "resourceCpuRequest"} <= container["resources"].keys(), name
+        assert platform["securityContext"] == {"runAsUser": "65532", "runAsGroup": "65532", "runAsNonRoot": True}
+        assert int(platform["activeDeadlineSeconds"]) > 0
+        mounts = {mount["mountPath"]: mount for mount in platform["emptyDirMounts"]}
+        assert mounts["/dev/shm"]["medium"] == "Memory"
+        assert mounts["/dev/shm"]["sizeLimit"]
+        assert "/tmp" in mounts
+        assert [mount["mountPath"] for mount in platform["pvcMount"]] == ["/store"]
+        assert platform["podMetadata"]["labels"]["vgg.stage"] == name
+        assert platform["imagePullPolicy"] == "IfNotPresent"
+        # nothing but these kinds of volumes, which Pod Security "restricted" admits
+        assert not {"secretAsVolume", "configMapAsVolume", "genericEphemeralVolume"} & platform.keys()
+        assert container["command"]
+
+
+def test_secrets_and_addresses_go_by_name_and_only_as_environment(package: Package) -> None:
+    for name, (container, platform) in executors(package).items():
+        keys = {pair["envVar"] for item in platform["secretAsEnv"] for pair in item["keyToEnv"]}
+        assert keys == {*STORE_SECRET, *TRACKING_SECRET}, name
+        assert all(item["optional"] for item in platform["secretAsEnv"])
+        given = {item["keyToEnv"][0]["envVar"]: item["optional"] for item in platform["configMapAsEnv"]}
+        assert given == ADDRESSES
+        for item in (*platform["secretAsEnv"], *platform["configMapAsEnv"]):
+            named = item.get("secretNameParameter") or item["configMapNameParameter"]
+            assert "componentInputParameter" in named  # the name is a run argument
+        literal = {item["name"] for item in container["env"]}
+        assert literal == {"HOME", "VGG_CACHE", "VGG_JOURNAL"}
+
+
+def test_images_are_run_arguments_with_content_tags_as_defaults(package: Package) -> None:
+    inputs = package[0]["root"]["inputDefinitions"]["parameters"]
+    for stage in STAGES:
+        assert inputs[f"{stage}_image"]["defaultValue"] == reference(stage)
+        assert re.fullmatch(rf"localhost/vgg-\w+:{stage}-[0-9a-f]{{16}}", reference(stage))
+    used = {name: container["image"] for name, (container, _) in executors(package).items()}
+    expected = {name: name if name in STAGES else "register" for name in EXECUTORS}
+    for name, stage in expected.items():
+        assert used[name] == f"{{{{$.inputs.parameters['pipelinechannel--{stage}_image']}}}}"
+    assert ":latest" not in json.dumps(package)
+
+
+def test_only_steps_with_gpus_ask_for_gpus(package: Package) -> None:
+    for name, (container, platform) in executors(package).items():
+        wants = name in ("train", "evaluate")
+        assert ("accelerator" in container["resources"]) == wants, name
+        assert ("nodeSelector" in platform) == ("tolerations" in platform) == wants
+
+
+def test_every_run_argument_reaches_the_tasks_that_use_it(package: Package) -> None:
+    """At every level what a task asks of the one around it is there; a driver finds out in the middle of a run."""
+    spec, platforms = package[0], package[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    for name, component in {**spec["components"], "root": spec["root"]}.items():
+        there = component.get("inputDefinitions", {}).get("parameters", {}).keys()
+        for task in component.get("dag", {}).get("tasks", {}).values():
+            asked = re.findall(r'"componentInputParameter": "([^"]+)"', json.dumps(task))
+            executor = spec["components"][task["componentRef"]["name"]].get("executorLabel")
+            asked += re.findall(r'"componentInputParameter": "([^"]+)"', json.dumps(platforms.get(executor, {})))
+            asked += re.findall(r"parameters\['([^']+)'\]", json.dumps(spec["components"].get(executor, {})))
+            # settings of a task at the root go by the argument's own name
+            assert {
+                parameter.removeprefix("pipelinechannel--") if name == "root" else parameter for parameter in asked
+            } <= there
+
+
+def test_retries_are_left_to_the_exit_codes(package: Package) -> None:
+    """Kubeflow's own would repeat a wrong parameter, too; every program runs under components.step instead."""
+    for name, task in all_tasks(package).items():
+        assert "retryPolicy" not in task, name
+    for name, (container, _) in executors(package).items():
+        if name != "gate":  # Python; its program is started in the same way
+            assert container["command"][:3] == ["python", "-m", "components.step"], name
+
+
+def test_the_package_holds_no_number_of_the_science(package: Package) -> None:
+    inputs = package[0]["root"]["inputDefinitions"]["parameters"]
+    for stage in STAGES:
+        assert inputs[stage] == {"parameterType": "STRUCT"}  # no default
+    text = json.dumps(package)
+    for leaf in ("kaiming", "0.0005", "vgg16-digits", "learning_rate"):
+        assert leaf not in text
+
+
+def test_a_report_comes_whatever_happens_and_registration_only_through_the_gate(package: Package) -> None:
+    tasks = all_tasks(package)
+    assert tasks["report"]["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
+    condition = tasks["condition-2"]["triggerPolicy"]["condition"]
+    assert "gate-Output'] == true" in condition
+    inner = package[0]["components"]["comp-condition-2"]["dag"]["tasks"]
+    assert set(inner) == {"register"}
+    config = package[1]["platforms"]["kubernetes"]["pipelineConfig"]
+    assert config["resourceTtlOnCompletion"] > 0
+    assert config["activeDeadlineSeconds"] > int(executors(package)["train"][1]["activeDeadlineSeconds"])
+
+
+# --- caching: what Kubeflow 2.17 hashes (backend/src/v2/cacheutils, driver/cache.go), of a task of ours
+
+
+def cache_key(package: Package, task: str, arguments: dict[str, Any]) -> str:
+    """Fingerprint of a task: input values, kinds of outputs, command and image, all with the arguments put in."""
+    executor, _ = executors(package)[task]
+    component = package[0]["components"][f"comp-{task}"]
+    text = json.dumps(
+        {
+            "inputs": {
+                name: arguments[name] for name in component["inputDefinitions"]["parameters"] if name in arguments
+            },
+            "outputs": component["outputDefinitions"],
+            "command": [executor.get("command"), executor.get("args")],
+            "image": arguments[f"{task}_image"],
+        },
+        sort_keys=True,
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+ARGUMENTS = {
+    "params": {"seed": 1}, "images": "/store/imagenet", "images_version": "1", "shards": "store:shards/a#1.dir",
+    "shard_image": "registry/vgg-data@sha256:1", "train_image": "registry/vgg-train@sha256:1",
+    "evaluate_image": "registry/vgg-train@sha256:1", "image": "registry/vgg-train@sha256:1",
+    "checkpoint": "store:checkpoints/a#1.dir",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "hits"),
+    [
+        ("shard", {}, True),
+        ("train", {}, True),
+        ("evaluate", {}, True),
+        ("shard", {"images_version": "2"}, False),  # changed data
+        ("train", {"shards": "store:shards/a#2.dir"}, False),
+        ("evaluate", {"checkpoint": "store:checkpoints/a#2.dir"}, False),
+        ("train", {"params": {"seed": 2}}, False),
+        ("train", {"train_image": "registry/vgg-train@sha256:2"}, False),  # a moved tag, changed code
+        ("shard", {"train_image": "registry/vgg-train@sha256:2"}, True),  # of another step
+    ],
+)
+def test_same_content_hits_and_other_content_misses(
+    task: str, change: dict[str, Any], hits: bool, package: Package
+) -> None:
+    assert (cache_key(package, task, ARGUMENTS) == cache_key(package, task, {**ARGUMENTS, **change})) == hits
+
+
+def test_what_acts_on_the_registry_is_never_cached(package: Package) -> None:
+    tasks = all_tasks(package)
+    cached = {name for name in EXECUTORS if tasks[name]["cachingOptions"] == {"enableCache": True}}
+    assert cached == {"shard", "train", "evaluate"}
+    for name in ("gate", "register", "report"):
+        assert tasks[name]["cachingOptions"] == {}
+
+
+def test_changed_code_is_another_image(tmp_path: Path) -> None:
+    """Of the steps that run it, and of no other; a remark is no change."""
+    import shutil
+
+    for name in ("vgg", "components", "docker"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def tags() -> dict[str, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "components.images"], cwd=tmp_path, env=environment(PYTHONPATH=str(tmp_path)),
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return dict(line.split() for line in done.stdout.splitlines())
+
+    def changed(path: str, text: str) -> set[str]:
+        before = tags()
+        with open(tmp_path / path, "a") as file:
+            file.write(text)
+        after = tags()
+        return {stage for stage in before if before[stage] != after[stage]}
+
+    assert changed("vgg/evaluate.py", "\n# a remark\n") == set()
+    assert changed("vgg/evaluate.py", "\nX = 1\n") == {"evaluate", "register"}
+    assert changed("components/launch.py", "\nX = 1\n") == {"train"}
+    assert changed("components/storage.py", "\nX = 1\n") == set(STAGES)
+    assert changed("docker/serve.lock", "# another\n") == {"register"}
+    assert changed("docker/install.sh", "# another\n") == set(STAGES)
+
+
+def test_a_package_without_a_hardened_task_is_noticed(package: Package) -> None:
+    """The checks above can fail."""
+    broken = copy.deepcopy(package)
+    del broken[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-train"]["securityContext"]
+    with pytest.raises(KeyError):
+        test_every_executor_is_hardened(broken)
+    broken = copy.deepcopy(package)
+    del broken[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-gate"]
+    with pytest.raises(AssertionError):
+        test_every_executor_is_hardened(broken)
