@@ -5,7 +5,7 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode every program would start seconds later
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run install test faults lint ui compile clean
+.PHONY: run install test test-images faults lint security ui compile images push locks clean
 
 run: install           ## the whole pipeline on params.yaml; re-runs only what changed
 	@dvc repro
@@ -28,16 +28,36 @@ faults: install        ## the long suite: sharding and training killed at every 
 	@VGG_KILLS=500 VGG_CORRUPTIONS=20000 VGG_HOSTILE_CASES=10000 \
 		python -m pytest tests/test_survival.py tests/test_checkpoint.py tests/test_hostile.py
 
+test-images: install   ## the images built, and the whole pipeline in containers; root, podman and debootstrap
+	@python -m pytest -m images -n 0 tests/test_images.py
+
 lint: install          ## formatting, lint, types; any finding fails
 	@ruff format --check .
 	@ruff check .
 	@mypy
+
+security: install      ## our code, what it needs, what it deploys
+	@bandit -q -ll -c pyproject.toml -r vgg components pipelines benchmarks security
+	@python -m security.audit
+	@kubectl kustomize deploy/overlays/gpu | python -m security.manifests -
 
 ui: install            ## the MLflow UI of the local runs
 	@mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
 
 compile: install       ## the Kubeflow package
 	@python -m pipelines.submit --compile build/vgg-imagenet.yaml
+
+images: install        ## of the steps, under their content tags; BASE=… CA=… ENGINE=… VGG_REGISTRY=…
+	@python -m pipelines.build $(if $(ENGINE),--engine $(ENGINE)) $(if $(BASE),--base $(BASE)) $(if $(CA),--ca $(CA))
+
+push: install          ## to VGG_REGISTRY, what it does not have
+	@python -m pipelines.build --push $(if $(ENGINE),--engine $(ENGINE)) $(if $(BASE),--base $(BASE)) $(if $(CA),--ca $(CA))
+
+locks: install         ## requirements.lock anew, and what of it each image holds
+	@uv pip compile --quiet --extra dev --generate-hashes --no-header --no-emit-index-url --python-version 3.11 \
+		pyproject.toml -o requirements.lock
+	@cd docker && for target in data train serve; do uv pip compile --quiet --generate-hashes --no-header \
+		--no-emit-index-url --python-version 3.11 -c ../requirements.lock $$target.in -o $$target.lock; done
 
 clean:                 ## everything that a run makes; the environment stays
 	rm -rf data/shards data/predictions models build .tracking mlflow.db mlruns metrics/register.json .dvc/cache .dvc/tmp

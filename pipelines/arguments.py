@@ -104,13 +104,12 @@ def _of_training_step(package: Package, arguments: dict[str, Any]) -> dict[str, 
     Where training has no GPU, evaluation has none.
     """
     known = {**package.defaults, **arguments}
-    step: dict[str, Any]
     if int(known["nodes"]) == 1:
-        step = {"step_gpus": known["gpus"], "step_cpu": known["train_cpu"], "step_memory": known["train_memory"]}
+        step = {"step_gpus": str(known["gpus"]), "step_cpu": known["train_cpu"], "step_memory": known["train_memory"]}
     else:
-        step = {"step_gpus": 0, "step_cpu": "2", "step_memory": "8Gi"}
+        step = {"step_gpus": "0", "step_cpu": "2", "step_memory": "8Gi"}
     if not known["gpus"]:
-        step["evaluate_gpus"] = 0
+        step["evaluate_gpus"] = "0"
     return {name: value for name, value in step.items() if name in package.inputs and name not in arguments}
 
 

@@ -45,8 +45,8 @@ def vgg_imagenet(
     train_memory: str = "64Gi",
     evaluate_cpu: str = "8",
     evaluate_memory: str = "32Gi",
-    evaluate_gpus: int = 1,
-    step_gpus: int = 1,
+    evaluate_gpus: str = "1",
+    step_gpus: str = "1",
     step_cpu: str = "16",
     step_memory: str = "64Gi",
     node_selector: dict = {},  # noqa: B006  # kfp reads it as JSON
@@ -62,7 +62,8 @@ def vgg_imagenet(
     images: folder of the source, as the steps see it.  images_version: what stands for its content in the cache key.
     initial: finished checkpoint, for the inits that need one.  *_image: by digest, so that a moved tag is another.
     nodes, gpus: of training; gpus are of one node.  train_cpu, train_memory: of a training pod.
-    evaluate_gpus: 0 where there are none.
+    evaluate_gpus: "0" where there are none.  A text, as step_gpus: of a number Kubeflow's driver (2.17) makes no GPU,
+    without a word.
     step_gpus, step_cpu, step_memory: of the training step's own pod; the same where it trains (nodes 1), and little
     where it watches over a TrainJob (pipelines.submit fills them in).
     node_selector, tolerations: of the pods with GPUs, Kubernetes' JSON.  claim: volume claim, mounted as /store.

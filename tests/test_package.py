@@ -14,6 +14,7 @@ from conftest import ROOT, all_tasks, environment
 
 from components.images import reference
 from pipelines.harden import ADDRESSES, STORE_SECRET, TRACKING_SECRET
+from security.pods import restricted
 from vgg.params import STAGES
 
 Package = list[dict[str, Any]]
@@ -77,6 +78,10 @@ def test_only_steps_with_gpus_ask_for_gpus(package: Package) -> None:
     for name, (container, platform) in executors(package).items():
         wants = name in ("train", "evaluate")
         assert ("accelerator" in container["resources"]) == wants, name
+        if wants:  # of a number the driver makes no GPU, and says nothing
+            argument = re.search(r"--(\w+)'", container["resources"]["accelerator"]["resourceCount"])
+            assert argument
+            assert package[0]["root"]["inputDefinitions"]["parameters"][argument[1]]["parameterType"] == "STRING"
         assert ("nodeSelector" in platform) == ("tolerations" in platform) == wants
 
 
@@ -124,6 +129,50 @@ def test_a_report_comes_whatever_happens_and_registration_only_through_the_gate(
     config = package[1]["platforms"]["kubernetes"]["pipelineConfig"]
     assert config["resourceTtlOnCompletion"] > 0
     assert config["activeDeadlineSeconds"] > int(executors(package)["train"][1]["activeDeadlineSeconds"])
+
+
+# --- the pods that Kubeflow's own code makes of the package (tests/kubeflow/render.sh, Kubeflow Pipelines 2.17.0)
+
+PODS = json.loads((ROOT / "tests/kubeflow/pods.json").read_text())
+
+
+def test_kubeflows_pods_pass_pod_security_restricted() -> None:
+    assert set(PODS) == set(EXECUTORS)
+    for name, pod in PODS.items():
+        assert not restricted(pod), name
+        assert pod["containers"][0]["securityContext"]["runAsUser"] == 65532
+
+
+def test_kubeflows_pods_are_of_this_package(package: Package) -> None:
+    """They were rendered once; what has changed since is noticed, and render.sh run again."""
+    for name, (container, platform) in executors(package).items():
+        pod = PODS[name]
+        main = pod["containers"][0]
+        ours = [word for word in (*container["command"], *container["args"]) if "{{" not in word]
+        assert [word for word in main["args"] if word in ours] == ours, name
+        named = [*(e["name"] for e in container["env"]), *(e["name"] for e in platform["fieldPathAsEnv"])]
+        named += [
+            pair["envVar"] for e in (*platform["secretAsEnv"], *platform["configMapAsEnv"]) for pair in e["keyToEnv"]
+        ]
+        assert {variable["name"] for variable in main["env"]} == {*named, "KFP_POD_NAME", "KFP_POD_UID"}, name
+        paths = {m["mountPath"] for m in (*platform["emptyDirMounts"], *platform["pvcMount"])}
+        assert paths <= {mount["mountPath"] for mount in main["volumeMounts"]}, name
+
+
+def test_kubeflows_pods_have_what_the_run_arguments_say() -> None:
+    """Of a run on two nodes with eight GPUs each: the step that watches over them has none."""
+    train, evaluate = PODS["train"], PODS["evaluate"]
+    resources = train["containers"][0]["resources"]
+    assert resources["limits"] == {"cpu": "2", "memory": "8Gi", "nvidia.com/gpu": "0"}
+    assert resources["requests"] == {"cpu": "2", "memory": "8Gi"}
+    assert evaluate["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    words = train["containers"][0]["args"]
+    assert words[words.index("--nodes") + 1 : words.index("--nodes") + 4] == ["2", "--gpus", "8"]
+    for pod in (train, evaluate):
+        assert pod["nodeSelector"] == {"pool": "gpu"}
+        assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    for pod in PODS.values():
+        assert re.fullmatch(r"registry\.example/vgg-\w+@sha256:0{64}", pod["containers"][0]["image"])
 
 
 # --- caching: what Kubeflow 2.17 hashes (backend/src/v2/cacheutils, driver/cache.go), of a task of ours

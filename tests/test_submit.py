@@ -58,7 +58,7 @@ def test_submitted_twice_one_run_is_there(world: World) -> None:
     assert "http://mlflow.invalid:5000/#/experiments  (experiment vgg-imagenet, search: tags.`vgg.lineage` = '" in said
     given = run["runtime_config"]["parameters"]
     assert (given["train"]["epochs"], given["gpus"], given["nodes"], given["train_cpu"]) == (3, 8, 2, "32")
-    assert given["step_gpus"] == 0  # the step that watches over a TrainJob trains nothing
+    assert given["step_gpus"] == "0"  # the step that watches over a TrainJob trains nothing
     for name in world.package.images:
         assert given[name] == world.registry.push(f"vgg/{name}:1")  # by digest
     (version,) = world.kfp.versions

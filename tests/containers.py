@@ -1,0 +1,75 @@
+"""A container engine for the tests: podman, made to run in a container or a small machine too."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from conftest import ROOT
+
+from pipelines.build import PYTHON
+
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")  # of Debian; this network's own may be among them
+# runc and these limits also work without CAP_SYS_RESOURCE and on hybrid cgroups, where crun does not
+SETTINGS = """
+[containers]
+default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
+netns = "host"
+[engine]
+runtime = "runc"
+"""
+# as little as Pod Security "restricted" gives, and no network and no writable root on top
+HARDENED = (
+    *("--user", "65532:65532", "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--network=none"),
+    *("--tmpfs", "/tmp:rw,exec,size=2g,mode=1777"),
+)
+
+
+def settle(folder: Path) -> None:
+    """Have every podman started from here find its settings.  Fails where podman is not installed."""
+    needed = ("podman", "runc", "debootstrap")
+    missing = [name for name in needed if not shutil.which(name)]
+    assert not missing, f"{', '.join(missing)} missing; as root: apt-get install podman runc debootstrap"
+    path = folder / "containers.conf"
+    path.write_text(SETTINGS)
+    os.environ["CONTAINERS_CONF"] = str(path)
+    os.environ["BUILDAH_FORMAT"] = "docker"
+
+
+def podman(*words: str, timeout: int = 600) -> str:
+    done = subprocess.run(["podman", *words], capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, f"podman {' '.join(words[:3])}…:\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def base() -> str:
+    """The published image, or, where it cannot be pulled, one made from Debian's packages; by digest."""
+    name = "localhost/vgg-base:bookworm"
+    with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
+        podman("pull", "--quiet", PYTHON, timeout=60)
+        name = PYTHON
+    if name != PYTHON and subprocess.run(["podman", "image", "exists", name], timeout=60).returncode:
+        subprocess.run([ROOT / "docker/debian.sh", name], check=True, timeout=600)
+    return podman("image", "inspect", "--format", "{{.Id}}", name).strip()
+
+
+@contextlib.contextmanager
+def socket(folder: Path) -> Iterator[str]:
+    """podman's service, as Docker's clients want it: the value of DOCKER_HOST."""
+    path = folder / "podman.sock"
+    with open(folder / "podman.log", "w") as log:
+        service = subprocess.Popen(["podman", "system", "service", "--time", "0", f"unix://{path}"], stderr=log)
+    try:
+        until = time.monotonic() + 30
+        while not path.exists():
+            assert time.monotonic() < until and service.poll() is None, (folder / "podman.log").read_text()
+            time.sleep(0.05)
+        yield f"unix://{path}"
+    finally:
+        service.terminate()
+        service.wait(30)

@@ -1,0 +1,133 @@
+// What Kubeflow Pipelines makes of our package, by its own code: validated and compiled as its API server does it, and
+// every step's pod as its driver patches it.  tests/kubeflow/render.sh puts this file into a checkout and runs it there,
+// because the driver's functions are its own.
+package driver
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"strings"
+	"testing"
+
+	wfapi "github.com/argoproj/argo-workflows/v4/pkg/apis/workflow/v1alpha1"
+	"github.com/kubeflow/pipelines/api/v2alpha1/go/pipelinespec"
+	"github.com/kubeflow/pipelines/backend/src/apiserver/config/proxy"
+	"github.com/kubeflow/pipelines/backend/src/apiserver/model"
+	"github.com/kubeflow/pipelines/backend/src/apiserver/template"
+	"github.com/kubeflow/pipelines/backend/src/common/util"
+	"github.com/kubeflow/pipelines/kubernetes_platform/go/kubernetesplatform"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
+	goyaml "gopkg.in/yaml.v3"
+	k8score "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/strategicpatch"
+)
+
+func TestRenderVGG(t *testing.T) {
+	proxy.InitializeConfigWithEmptyForTests()
+	util.SetExecutionType(util.ArgoWorkflow)
+	text := read(t, "VGG_PACKAGE")
+	arguments := read(t, "VGG_ARGUMENTS")
+
+	accepted, err := template.New(text, template.TemplateOptions{})
+	require.NoError(t, err)
+	run := &model.Run{UUID: "u", DisplayName: "vgg", Namespace: "kubeflow", ServiceAccount: "pipeline-runner"}
+	run.RuntimeConfig = model.RuntimeConfig{Parameters: model.LargeText(arguments)}
+	compiled, err := accepted.RunWorkflow(run, template.RunWorkflowOptions{RunID: "run-1", RunAt: 1})
+	require.NoError(t, err)
+	require.NoError(t, compiled.Validate(false, true)) // Argo's
+	workflow := compiled.(*util.Workflow)
+
+	spec, platform, deployment := &pipelinespec.PipelineSpec{}, &pipelinespec.PlatformSpec{}, &pipelinespec.PipelineDeploymentConfig{}
+	decoder := goyaml.NewDecoder(strings.NewReader(string(text)))
+	for _, message := range []proto.Message{spec, platform} {
+		var document map[string]any
+		require.NoError(t, decoder.Decode(&document))
+		convert(t, document, message)
+	}
+	convert(t, spec.GetDeploymentSpec().AsMap(), deployment)
+
+	pods := map[string]json.RawMessage{}
+	for name, component := range spec.GetComponents() {
+		if label := component.GetExecutorLabel(); label != "" {
+			inputs := values(t, spec, component, arguments)
+			config := &kubernetesplatform.KubernetesExecutorConfig{}
+			settings, err := protojson.Marshal(platform.GetPlatforms()["kubernetes"].GetDeploymentSpec().GetExecutors()[label])
+			require.NoError(t, err)
+			require.NoError(t, protojson.Unmarshal(settings, config))
+			patch, err := initPodSpecPatch(deployment.GetExecutors()[label].GetContainer(), component,
+				&pipelinespec.ExecutorInput{Inputs: &pipelinespec.ExecutorInput_Inputs{ParameterValues: inputs}},
+				1, "vgg-imagenet", "run-1", "vgg", "1", "false", "false", nil, false, false, "",
+				"ml-pipeline.kubeflow", "8887", "metadata-grpc-service.kubeflow", "8080", map[string]string{})
+			require.NoError(t, err, name)
+			options := Options{KubernetesExecutorConfig: config, Component: component}
+			require.NoError(t, extendPodSpecPatch(context.Background(), patch, options, nil, nil, nil, inputs, nil), name)
+			pods[strings.TrimPrefix(name, "comp-")] = merged(t, workflow.Workflow, patch)
+		}
+	}
+	out, err := json.Marshal(pods)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(os.Getenv("VGG_OUT"), out, 0o644))
+}
+
+// values of a component's inputs: run arguments where they come from there, else a word.
+func values(t *testing.T, spec *pipelinespec.PipelineSpec, component *pipelinespec.ComponentSpec, arguments []byte) map[string]*structpb.Value {
+	given, found := map[string]any{}, map[string]*structpb.Value{}
+	require.NoError(t, json.Unmarshal(arguments, &given))
+	for input := range component.GetInputDefinitions().GetParameters() {
+		found[input] = structpb.NewStringValue("given")
+	}
+	for name, about := range spec.GetRoot().GetInputDefinitions().GetParameters() {
+		value := about.GetDefaultValue()
+		if argument, there := given[name]; there {
+			var err error
+			value, err = structpb.NewValue(argument)
+			require.NoError(t, err)
+		}
+		if value != nil {
+			found[name], found["pipelinechannel--"+name] = value, value
+		}
+	}
+	return found
+}
+
+// merged is the pod that Argo starts: the template of the workflow with the driver's patch upon it.
+func merged(t *testing.T, workflow *wfapi.Workflow, patch *k8score.PodSpec) json.RawMessage {
+	for _, candidate := range workflow.Spec.Templates {
+		if !strings.HasSuffix(candidate.Name, "system-container-impl") {
+			continue
+		}
+		base := k8score.PodSpec{Containers: []k8score.Container{*candidate.Container}, Volumes: candidate.Volumes, SecurityContext: workflow.Spec.SecurityContext}
+		base.Containers[0].Name = "main"
+		if candidate.SecurityContext != nil {
+			base.SecurityContext = candidate.SecurityContext
+		}
+		for _, container := range candidate.InitContainers {
+			base.InitContainers = append(base.InitContainers, container.Container)
+		}
+		original, err := json.Marshal(base)
+		require.NoError(t, err)
+		change, err := json.Marshal(patch)
+		require.NoError(t, err)
+		pod, err := strategicpatch.StrategicMergePatch(original, change, k8score.PodSpec{})
+		require.NoError(t, err)
+		return pod
+	}
+	t.Fatal("the workflow has no template for steps")
+	return nil
+}
+
+func convert(t *testing.T, from any, to proto.Message) {
+	text, err := json.Marshal(from)
+	require.NoError(t, err)
+	require.NoError(t, protojson.Unmarshal(text, to))
+}
+
+func read(t *testing.T, variable string) []byte {
+	text, err := os.ReadFile(os.Getenv(variable))
+	require.NoError(t, err)
+	return text
+}

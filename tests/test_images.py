@@ -1,0 +1,141 @@
+"""The images, built and run for real: make test-images.
+
+Each target's self-test with nothing but its rights on a cluster, and the whole pipeline on the digits in containers:
+shards and checkpoints in an S3 server, tracking in an MLflow server, metrics those of dvc repro, bit for bit.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, environment
+from containers import CERTIFICATES, HARDENED, base, podman, settle, socket
+from s3servers import SECRET, Server, free_port, rclone_server  # noqa: F401  # a fixture
+from test_pipeline import make_repository
+from test_tracking import server as mlflow_server
+
+from components.images import TARGETS, lock, reference
+from security.canary import find
+from security.sbom import main as write_sbom
+from vgg.params import STAGES
+
+pytestmark = [pytest.mark.images, pytest.mark.timeout(2400)]
+CANARY = "canary-7f3a9c51e2d84b60"  # in the environment of the build; the key of the store is one in that of the run
+OUT = ROOT / "build/images"
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """References by target, built."""
+    settle(tmp_path_factory.mktemp("engine"))
+    command = [sys.executable, "-m", "pipelines.build", "--engine", "podman", "--base", base()]
+    if CERTIFICATES.exists():
+        command += ["--ca", str(CERTIFICATES)]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "AWS_SECRET_ACCESS_KEY": CANARY}, stdout=subprocess.PIPE, text=True,
+        timeout=1800,
+    )  # fmt: skip
+    assert done.returncode == 0, "the reason stands above"
+    print(done.stdout)
+    OUT.mkdir(parents=True, exist_ok=True)
+    (OUT / "sizes.txt").write_text(done.stdout)
+    return {target: reference(stage) for stage, target in TARGETS.items()}
+
+
+@pytest.fixture
+def mounted(images: dict[str, str], target: str) -> Iterator[Path]:
+    """The root file system of an image."""
+    yield Path(podman("image", "mount", images[target]).strip())
+    podman("image", "unmount", images[target])
+
+
+@pytest.mark.parametrize("target", ["data", "train", "serve"])
+def test_the_programs_run_with_no_rights_and_no_network(target: str, images: dict[str, str]) -> None:
+    said = podman("run", "--rm", *HARDENED, images[target], "python", "-m", "components.selftest", target)
+    assert "user 65532:65532, root file system read-only" in said
+    assert said.rstrip().endswith("good")
+
+
+@pytest.mark.parametrize("target", ["data", "train", "serve"])
+def test_an_image_is_what_its_lock_says_and_says_so(target: str, mounted: Path, images: dict[str, str]) -> None:
+    """SBOM against the lock; a numeric user; no entry point; nothing to install with; the canary nowhere."""
+    name, tag = images[target].rsplit(":", 1)
+    out = OUT / f"vgg-{target}.cdx.json"
+    write_sbom(["--name", name, "--version", tag, "--lock", str(ROOT / lock(target)), str(mounted), str(out)])
+    bill = json.loads(out.read_text())
+    assert len([part for part in bill["components"] if part["purl"].startswith("pkg:deb/")]) > 50
+
+    about = json.loads(podman("image", "inspect", images[target]))[0]
+    assert about["Config"]["User"] == "65532:65532"
+    assert not about["Config"].get("Entrypoint")
+    for place in ("tmp/uv", "opt/uv", "uv", "cache/uv", "root/.cache", "opt/vgg/bin/pip"):
+        assert not (mounted / place).exists(), place
+    assert (mounted / "usr/bin/gcc").exists() == (target != "data")  # Triton needs it
+    writable = [p for p in (mounted / "srv").rglob("*") if p.stat().st_uid == 65532 or p.stat().st_mode & 0o002]
+    assert not writable
+    assert not find(CANARY, mounted / "srv", mounted / "etc", mounted / "root", mounted / "var", mounted / "tmp")
+    assert CANARY not in json.dumps(about) + podman("history", "--no-trunc", images[target])
+
+
+RUN = """
+import json, sys
+from pathlib import Path
+from pipelines import local
+from vgg.params import load, section_model, STAGES
+sections = {stage: load("params.yaml", stage, section_model(stage)).model_dump(mode="json") for stage in STAGES}
+local.run(sections, Path(sys.argv[1]))
+"""
+
+
+def test_the_pipeline_in_containers_gives_the_metrics_of_dvc_repro(
+    images: dict[str, str], rclone_server: Server, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    port = free_port()
+    (tmp_path / "mlflow").mkdir()
+    with mlflow_server(tmp_path / "mlflow", port), socket(tmp_path) as docker_host:
+        env = {
+            **os.environ,
+            **rclone_server.env(VGG_STORE="s3://bucket/vgg"),
+            "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}",
+            "DOCKER_HOST": docker_host,
+        }
+
+        def run() -> Path:
+            outputs = tmp_path / f"outputs-{len(list(tmp_path.glob('outputs-*')))}"
+            done = subprocess.run(
+                [sys.executable, "-c", RUN, str(outputs)], cwd=ROOT, env=env, capture_output=True, text=True,
+                timeout=900,
+            )  # fmt: skip
+            (OUT / f"{outputs.name}.log").write_text(done.stdout + done.stderr)
+            assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+            assert "finished with status" in done.stdout + done.stderr
+            return next(outputs.glob("vgg-imagenet-*"))
+
+        first, again = run(), run()
+
+    repo = tmp_path / "dvc"
+    (repo / "images").mkdir(parents=True)
+    make_repository(repo)
+    shutil.copy(ROOT / "params.yaml", repo)
+    alone = environment(PATH=f"{Path(sys.executable).parent}:/usr/bin:/bin", GIT_CONFIG_GLOBAL="/dev/null")
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "repro"]):
+        done = subprocess.run(command, cwd=repo, env=alone, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stdout + done.stderr
+    for stage in STAGES:
+        expected = (repo / f"metrics/{stage}.json").read_bytes()
+        assert (first / stage / "metrics").read_bytes() == expected, stage
+        assert (again / stage / "metrics").read_bytes() == expected, stage  # found finished; the same version
+    assert (first / "evaluate/report").read_bytes() == (repo / "metrics/evaluation.html").read_bytes()
+    said = json.loads((first / "evaluate/executor_output.json").read_text())["artifacts"]
+    assert len(said["confusion"]["artifacts"][0]["metadata"]["confusionMatrix"]["rows"]) == 10
+    assert "Gate: passed" in (first / "report/summary").read_text()
+
+    store = next(path for path in tmp_path_factory.getbasetemp().rglob("bucket") if path.is_dir())
+    assert list(store.glob("vgg/checkpoints/*/manifest.json"))
+    assert not find(SECRET, first.parent, again.parent, store, tmp_path / "mlflow", OUT)
+    shutil.copy(first / "evaluate/report", OUT / "evaluation.html")
