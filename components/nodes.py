@@ -11,11 +11,17 @@ import logging
 import os
 import socket
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vgg.errors import Preempted, WrongParameters
+from vgg.errors import Preempted, Refused, WrongParameters
+
+if TYPE_CHECKING:
+    from vgg.distributed import Group
 
 log = logging.getLogger("vgg.launch")
 
@@ -128,3 +134,26 @@ def out_of_reach(nodes: Nodes) -> str | None:
     except OSError as error:
         return error.strerror or str(error)
     return None
+
+
+def expect_shared(directory: Path, group: Group) -> None:
+    """Raises Refused unless all nodes see the same folder of checkpoints: each would go on from its own, or from none.
+
+    directory: need not be there yet.
+    """
+    if group.local_world_size == group.world_size:
+        return
+    # a name that nobody has asked for before: what is not there is remembered for a while by some file systems
+    sign = directory.with_name(f"{directory.name}.shared-{group.gather(uuid.uuid4().hex)[0][:12]}")
+    if group.is_first:
+        sign.parent.mkdir(parents=True, exist_ok=True)
+        sign.touch()
+    group.barrier()
+    blind = sorted({host for host in group.gather(None if sign.exists() else socket.gethostname()) if host})
+    if group.is_first:
+        sign.unlink()
+    if blind:
+        raise Refused(
+            f"{directory}: {', '.join(blind)} does not see there what node 0 writes. Nodes that train together need "
+            "one place for checkpoints: a volume that all can write (ReadWriteMany), or an object store (VGG_STORE)."
+        )

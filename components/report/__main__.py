@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 STATES = {"SUCCEEDED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED", "CANCELED": "KILLED"}
-FIGURES = ("val_top1_error", "top1_error", "top5_error", "num_train", "num_val")
+FIGURES = {  # that people look for first, as the stages log them
+    "data/num_train": "training images",
+    "data/num_val": "validation images",
+    "final/val_top1_error": "top-1 error of the last epoch",
+    "eval/top1_error": "top-1 error",
+    "eval/top5_error": "top-5 error",
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -82,7 +88,8 @@ def page(status: dict[str, Any], runs: list[Run], tracking_uri: str) -> str:
         parent, *children = runs
         lines += ["| stage | state | figures |", "|---|---|---|"]
         for run in children:
-            figures = ", ".join(f"{key} {value:g}" for key, value in sorted(shown(run).items()))
+            known = run.data.metrics
+            figures = ", ".join(f"{words} {known[key]:g}" for key, words in FIGURES.items() if key in known)
             lines.append(f"| {run.data.tags.get('vgg.stage', '')} | {run.info.status.lower()} | {figures} |")
         tags = parent.data.tags
         lines += [""]
@@ -94,11 +101,6 @@ def page(status: dict[str, Any], runs: list[Run], tracking_uri: str) -> str:
     if state != "SUCCEEDED":
         lines += [f"To go on where it stopped: `python -m pipelines.submit resume {name}`", ""]
     return "\n".join(lines)
-
-
-def shown(run: Run) -> dict[str, float]:
-    """The figures of a stage that people look for."""
-    return {key: value for key, value in run.data.metrics.items() if key.rsplit("/", 1)[-1] in FIGURES}
 
 
 if __name__ == "__main__":
