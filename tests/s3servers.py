@@ -39,10 +39,11 @@ server.serve_forever()
 
 @dataclass(frozen=True)
 class Server:
-    """kind: moto or rclone.  Its bucket is there and empty."""
+    """kind: moto or rclone.  Its bucket is there and empty.  root: rclone's folder of buckets."""
 
     kind: str
     endpoint: str
+    root: Path = Path()
 
     def env(self, **changes: str) -> dict[str, str]:
         """The variables by which a client finds it."""
@@ -110,7 +111,7 @@ def running_rclone(root: Path) -> Iterator[Server]:
                 break
             assert process.poll() is None and time.monotonic() < deadline, "rclone does not start"
             time.sleep(0.05)
-        yield Server("rclone", f"http://127.0.0.1:{port}")
+        yield Server("rclone", f"http://127.0.0.1:{port}", root)
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, environment
 from containers import CERTIFICATES, HARDENED, base, podman, settle, socket
-from s3servers import SECRET, Server, free_port, rclone_server  # noqa: F401  # a fixture
+from s3servers import BUCKET, SECRET, Server, free_port, rclone_server  # noqa: F401  # a fixture
 from test_pipeline import make_repository
 from test_tracking import server as mlflow_server
 
@@ -92,31 +93,47 @@ local.run(sections, Path(sys.argv[1]))
 """
 
 
+def kill_when_it_has_saved(store: Path, running: subprocess.Popen[bytes]) -> None:
+    """As soon as a checkpoint is in the store, the training container is gone."""
+    until = time.monotonic() + 600
+    while not list(store.glob("vgg/checkpoints/*/step-*/manifest.json")):
+        assert time.monotonic() < until and running.poll() is None, "no checkpoint"
+        time.sleep(0.2)
+    training = podman("ps", "--quiet", "--filter", f"ancestor={reference('train')}").split()
+    assert len(training) == 1
+    podman("kill", *training)
+
+
 def test_the_pipeline_in_containers_gives_the_metrics_of_dvc_repro(
-    images: dict[str, str], rclone_server: Server, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    images: dict[str, str], rclone_server: Server, tmp_path: Path
 ) -> None:
+    """Its training is killed once; another run goes on from the store; a third finds everything done."""
     port = free_port()
     (tmp_path / "mlflow").mkdir()
     with mlflow_server(tmp_path / "mlflow", port), socket(tmp_path) as docker_host:
         env = {
             **os.environ,
-            **rclone_server.env(VGG_STORE="s3://bucket/vgg"),
+            **rclone_server.env(VGG_STORE=f"s3://{BUCKET}/vgg"),
             "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}",
             "DOCKER_HOST": docker_host,
         }
 
-        def run() -> Path:
-            outputs = tmp_path / f"outputs-{len(list(tmp_path.glob('outputs-*')))}"
-            done = subprocess.run(
-                [sys.executable, "-c", RUN, str(outputs)], cwd=ROOT, env=env, capture_output=True, text=True,
-                timeout=900,
-            )  # fmt: skip
-            (OUT / f"{outputs.name}.log").write_text(done.stdout + done.stderr)
-            assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
-            assert "finished with status" in done.stdout + done.stderr
-            return next(outputs.glob("vgg-imagenet-*"))
+        def start(name: str) -> subprocess.Popen[bytes]:
+            with open(OUT / f"{name}.log", "wb") as log:
+                command = ["timeout", "900", sys.executable, "-c", RUN, str(tmp_path / name)]
+                return subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
 
-        first, again = run(), run()
+        def outputs(name: str) -> Path:
+            return next((tmp_path / name).glob("vgg-imagenet-*"))
+
+        lost = start("lost")
+        kill_when_it_has_saved(rclone_server.root / BUCKET, lost)
+        assert lost.wait(300) == 78, (OUT / "lost.log").read_text()[-6000:]
+        assert "failed" in (outputs("lost") / "report/summary").read_text().splitlines()[0]
+        for name in ("first", "again"):
+            assert start(name).wait(900) == 0, (OUT / f"{name}.log").read_text()[-6000:]
+        assert "continuing" in (OUT / "first.log").read_text()
+        first, again = outputs("first"), outputs("again")
 
     repo = tmp_path / "dvc"
     (repo / "images").mkdir(parents=True)
@@ -135,7 +152,6 @@ def test_the_pipeline_in_containers_gives_the_metrics_of_dvc_repro(
     assert len(said["confusion"]["artifacts"][0]["metadata"]["confusionMatrix"]["rows"]) == 10
     assert "Gate: passed" in (first / "report/summary").read_text()
 
-    store = next(path for path in tmp_path_factory.getbasetemp().rglob("bucket") if path.is_dir())
-    assert list(store.glob("vgg/checkpoints/*/manifest.json"))
-    assert not find(SECRET, first.parent, again.parent, store, tmp_path / "mlflow", OUT)
+    assert list(rclone_server.root / BUCKET.glob("vgg/checkpoints/*/manifest.json"))
+    assert not find(SECRET, first.parent, again.parent, rclone_server.root / BUCKET, tmp_path / "mlflow", OUT)
     shutil.copy(first / "evaluate/report", OUT / "evaluation.html")
