@@ -1,4 +1,6 @@
-"""One process a GPU, watched: python -m components.launch [--max-restarts N] PROCESSES MODULE ARGUMENTS…
+"""One process a GPU, watched: python -m components.launch [--nodes N | --max-restarts N] PROCESSES MODULE ARGUMENTS…
+
+With --nodes N it runs on N machines at once, each with so many processes: in the pods of a TrainJob.
 
 torchrun starts the ranks.  What it does not do is done here: a rank that hangs (VGG_HANG_SECONDS without a sign of
 life, 1200 by default) has its stacks and those of all others written down, then all are ended; the exit code is the one
@@ -22,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components import program
+from components.nodes import Nodes, from_environment, met
 from components.watched import hang_seconds
 from vgg.errors import BadData, Preempted, Refused, WrongParameters
 
@@ -37,6 +40,9 @@ DUMP_SECONDS = 3  # for ranks to write down their stacks
 def parser() -> argparse.ArgumentParser:
     flags = program.Parser("components.launch", __doc__)
     flags.add_argument("--max-restarts", type=int, default=0, metavar="N", help="after crashes and hangs (default 0)")
+    flags.add_argument(
+        "--nodes", type=int, default=1, metavar="N", help="machines (default 1); PET_* say which is this"
+    )
     flags.add_argument("processes", type=int, help="ranks on this machine: as many as it has GPUs")
     flags.add_argument("module", help="whose program runs, for example components.train")
     flags.add_argument("arguments", nargs=argparse.REMAINDER, help="of the program")
@@ -44,33 +50,46 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a module's program in some processes; returns the exit code of the first that failed."""
+    """Run a module's program in some processes; returns the exit code of the first that failed.
+
+    Raises WrongParameters, and Preempted when other nodes did not come or have gone.
+    """
     args = parser().parse_args(argv)
-    if args.processes < 1 or args.max_restarts < 0:
-        parser().error("PROCESSES must be 1 or more, N 0 or more")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if args.processes < 1 or args.max_restarts < 0 or args.nodes < 1:
+        parser().error("PROCESSES must be 1 or more, --nodes 1 or more, --max-restarts 0 or more")
+    if args.nodes > 1 and args.max_restarts:
+        parser().error("--max-restarts is for one node; the pods of a TrainJob start again together, by its runtime")
+    nodes = from_environment(args.nodes) if args.nodes > 1 else None
     for left in range(args.max_restarts, -1, -1):
-        code, stopped = run_once(args.processes, args.module, args.arguments)
+        code, stopped = run_once(args.processes, args.module, args.arguments, nodes)
         if stopped or code in FINAL or not left:
             break
         log.warning("ended with %d; all ranks start again (%d restarts left)", code, left - 1)
     return code
 
 
-def run_once(processes: int, module: str, arguments: list[str]) -> tuple[int, bool]:
+def run_once(processes: int, module: str, arguments: list[str], nodes: Nodes | None) -> tuple[int, bool]:
     """Start the ranks, watch them, wait for them.  Returns the exit code and whether it was told to stop."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
-    with tempfile.TemporaryDirectory(prefix="vgg-ranks-") as folder, Watchdog(Path(folder)) as watchdog:
+    with (
+        met(nodes, START_PATIENCE * hang_seconds()) if nodes else contextlib.nullcontext(),
+        tempfile.TemporaryDirectory(prefix="vgg-ranks-") as folder,
+        Watchdog(Path(folder)) as watchdog,
+    ):
         os.environ |= {"VGG_RANKS": folder, "VGG_LAUNCHER": str(os.getpid())}
+        where = nodes.flags() if nodes else ["--standalone"]
         try:
-            torchrun(["--standalone", f"--nproc-per-node={processes}", "-m", module, *arguments])
+            torchrun([*where, f"--nproc-per-node={processes}", "-m", module, *arguments])
         except ChildFailedError as failed:
             if watchdog.found_hang:
                 return Preempted.exit_code, False
             _, first = failed.get_first_failure()
+            if nodes and first.exitcode == -signal.SIGABRT:
+                # so may end who has lost a rank elsewhere: nccl's watchdog aborts it, gloo's threads are not joined
+                return Preempted.exit_code, False
             # the launcher ends the others with SIGTERM, which they answer with 75: the first is the one that counts
             return first.exitcode if first.exitcode > 0 else 128 - first.exitcode, False
         except SignalException as stopped:
@@ -192,4 +211,4 @@ def kernel_wait(pid: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(lambda: sys.exit(main()))

@@ -180,6 +180,16 @@ def test_sigterm_at_any_phase(world: int, attempts: Attempts, tmp_path: Path) ->
         assert finished["same"], f"{place}: other bytes than the undisturbed run"
 
 
+def test_three_ranks_stopped_once_end_with_the_same_bytes(attempts: Attempts, tmp_path: Path) -> None:
+    """Three numbers add up by their order, which DDP chooses anew at every start unless it is made to before."""
+    straight, stop = str(tmp_path / "straight"), {"rank": 2, "at": "update", "call": 3}
+    phases = [{"world": 3, "directory": straight}, {"world": 3, "stop": stop}, {"world": 3, "expect": straight}]
+    _, stopped, finished = attempts(tmp_path / "stopped", phases)
+    assert stopped["codes"] == [75] * 3, stopped["stderr"]
+    assert finished["codes"] == [0] * 3, finished["stderr"]
+    assert finished["same"], "other bytes than the undisturbed run"
+
+
 def every_call(attempts: Attempts, where: Path, inject: str, seam: str, wanted: int) -> int:
     """Inject a fault at the first, second, … call in the thread that saves, until none is reached; returns how many.
 

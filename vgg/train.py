@@ -32,7 +32,7 @@ from vgg.schedule import Schedule
 from vgg.stopping import Stop
 from vgg.stream import training_batches, validation_batches
 from vgg.trouble import keep_batch
-from vgg.warmup import warm_up
+from vgg.warmup import regroup, warm_up
 from vgg.workers import num_workers
 
 log = logging.getLogger("vgg.train")
@@ -82,6 +82,7 @@ def train(
     if group.device.type == "cuda":  # on a CPU nothing is compiled, and memory does not end at a border
         warm_up(run, stop)
     connect(run)
+    regroup(run)
 
     num_steps = math.ceil(params.epochs * len(split) / params.batch_size)
     workers, pin = num_workers(group.device, group.local_world_size), group.device.type == "cuda"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from vgg.errors import Interrupted, WrongParameters
@@ -46,7 +47,7 @@ def fit(run: Run) -> None:
     try:
         while True:
             try:
-                attempt(run)
+                attempt(run, run.model)
                 return
             except torch.OutOfMemoryError:
                 if run.micro_batch_size == 1 or run.params.micro_batch_size != "auto":
@@ -65,7 +66,23 @@ def fit(run: Run) -> None:
             buffer.copy_(buffers[name])
 
 
-def attempt(run: Run) -> None:
+def regroup(run: Run) -> None:
+    """Have DDP group the gradients for good.
+
+    It does so after its first two backward passes, by the order in which gradients come.  With three ranks or more the
+    groups decide in which order a sum is added up: a run that starts again would add its first two steps otherwise.
+    """
+    if run.group.world_size == 1:
+        return
+    buffers = {name: buffer.clone() for name, buffer in run.model.named_buffers()}
+    for _ in range(2):
+        attempt(run, run.replica)
+    run.optimiser.zero_grad(set_to_none=True)
+    for name, buffer in run.model.named_buffers():
+        buffer.copy_(buffers[name])
+
+
+def attempt(run: Run, network: nn.Module) -> None:
     """One micro-batch of grey images, forward and backward, beside the momentum that the first step will make."""
     device, size, n = run.group.device, run.params.input_size, run.micro_batch_size
     momentum = [torch.empty_like(p) for p in run.model.parameters() if not run.optimiser.state.get(p)]
@@ -74,7 +91,7 @@ def attempt(run: Run) -> None:
     colour, keys = torch.zeros(n, 3, device=device), torch.zeros(n, dtype=torch.int64, device=device)
     inputs = run.prepare(images, flip, colour)
     with torch.autocast(device.type, run.precision, enabled=run.precision != torch.float32):
-        scores = run.model(inputs, keys)
+        scores = network(inputs, keys)
     functional.cross_entropy(scores.float(), torch.zeros_like(keys)).backward()  # type: ignore[no-untyped-call]
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from vgg.params.train import TrainParams
 
     params = load(args.params, "train", TrainParams)
-    from components import closure, mirror, storage
+    from components import closure, mirror, nodes, storage
 
     life = Life()
     stop = program.StopSignal(life.beat)
@@ -83,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     # whoever watches the ranks acts before the ranks give each other up
     with life.stacks_beside(kept.directory), joined(hang_seconds() + 60) as group:
+        if not storage.is_remote(place):
+            nodes.expect_shared(kept.directory, group)
         shards.verify(group.local_rank, group.local_world_size, lambda *_: stop.raise_if_received())
         if not group.is_first:
             program.log.setLevel("WARNING")  # what all know is said once
