@@ -8,6 +8,7 @@ science: program() is the whole of it.
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import sys
 from collections.abc import Iterator
@@ -46,7 +47,7 @@ def fingerprints(stage: str) -> dict[str, str]:
 
 def fingerprint(name: str) -> str:
     """sha256 of a file without comments and layout: only what the interpreter sees counts."""
-    return hashlib.sha256(ast.dump(ast.parse((ROOT / name).read_bytes())).encode()).hexdigest()
+    return _read((ROOT / name).read_bytes())[0]
 
 
 def _path(module: str) -> Path | None:
@@ -54,9 +55,20 @@ def _path(module: str) -> Path | None:
     return next((p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()), None)
 
 
-def _imports(path: Path) -> Iterator[str]:
+def _imports(path: Path) -> tuple[str, ...]:
     """Modules of our packages that a file imports anywhere, with the packages around them."""
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    return _read(path.read_bytes())[1]
+
+
+@functools.cache
+def _read(source: bytes) -> tuple[str, tuple[str, ...]]:
+    """Fingerprint and imports of a file; four stages have most of their files in common."""
+    tree = ast.parse(source)
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), tuple(_modules(tree))
+
+
+def _modules(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:

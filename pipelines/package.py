@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -86,10 +87,11 @@ def compiled() -> Package:
         path = Path(scratch) / f"{NAME}.yaml"
         compile_package(path)
         text = path.read_text()
-    import yaml
+    from google.protobuf.json_format import MessageToDict
 
-    spec, platform = yaml.safe_load_all(text)
-    return Package(text, spec, platform)
+    from pipelines.imagenet import vgg_imagenet
+
+    return Package(text, MessageToDict(vgg_imagenet.pipeline_spec), MessageToDict(vgg_imagenet.platform_spec))
 
 
 def version_name(package: Package) -> str:
@@ -119,9 +121,8 @@ def _argument(source: dict[str, Any]) -> str:
 
 
 def _text(*documents: dict[str, Any]) -> str:
-    import yaml
-
-    return str(yaml.safe_dump_all(documents, sort_keys=True))
+    """As YAML, of which JSON is a part."""
+    return "\n---\n".join(json.dumps(document, indent=1, sort_keys=True) for document in documents) + "\n"
 
 
 def _messages(spec: Any, platform: Any) -> tuple[Any, Any]:

@@ -92,6 +92,7 @@ def soon(days: int) -> str:
     return str(datetime.date.today() + datetime.timedelta(days))
 
 
+@pytest.mark.faults
 def test_every_package_of_our_lock_is_looked_up(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
     service.known = {"mlflow": [advisory("mlflow", "GHSA-known")]}
     with pytest.raises(Refused, match=r"mlflow 3\.17\.2: GHSA-known") as refused:

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, all_tasks, environment, flags, program
+from conftest import ROOT, all_tasks, environment
 from ruamel.yaml import YAML
 
 from components.closure import closure, fingerprints
 from components.storage import locate, resolve
-from vgg.checkpoint import Trained
 from vgg.errors import WrongParameters
 from vgg.params import STAGES, load, section_model
 
@@ -215,41 +214,3 @@ def test_dvc_repro_reruns_what_changed_and_nothing_else(images: Path, params_fil
     path.write_text(path.read_text() + "\n# a remark\n")
     assert repro() == ["train"]  # DVC sees bytes; the program sees the same code, and its network is finished
     assert yaml.load(repo / "dvc.lock")["stages"]["train"]["outs"][0]["md5"] == weights
-
-
-LOCAL = """
-import json, sys
-from kfp import local
-from kfp.local import subprocess_task_handler as handler
-
-# kfp.local runs container components in containers only; the same commands run on this interpreter just as well
-assert hasattr(handler.SubprocessTaskHandler, "validate_not_container_component"), "kfp.local has changed"
-handler.SubprocessTaskHandler.validate_not_container_component = lambda self, command: None
-start = handler.run_local_subprocess
-here = json.loads(sys.argv[2])
-handler.run_local_subprocess = lambda full_command, env_vars: start(full_command, {**env_vars, **here})
-local.init(local.SubprocessRunner(use_venv=False), pipeline_root="outputs")
-
-from pipelines.imagenet import vgg_imagenet
-vgg_imagenet(**json.loads(sys.argv[1]))
-"""
-
-
-def test_kubeflow_and_dvc_make_the_same_network(images: Path, params_file: Path, tmp_path: Path) -> None:
-    """The pipeline itself, graph, placeholders, executor output, by kfp.local; then training as DVC calls it."""
-    store = tmp_path / "store"
-    arguments = {**json.loads(params_file.read_text()), "images": str(images)}
-    here = {"VGG_STORE": str(store), "VGG_JOURNAL": str(tmp_path / ".tracking")}
-    done = subprocess.run(
-        [sys.executable, "-c", LOCAL, json.dumps(arguments), json.dumps(here)],
-        cwd=tmp_path, env=environment(PATH=f"{Path(sys.executable).parent}:/usr/bin:/bin"),
-        capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "version 1 is champion" in done.stdout
-    assert len(list(tmp_path.glob("outputs/*/evaluate/executor_output.json"))) == 1
-    made, shards = (next(store.glob(f"{name}/*/manifest.json")).parent for name in ("checkpoints", "shards"))
-    (tmp_path / "shards").symlink_to(shards)
-    done = program("train", *flags("train", tmp_path, params_file), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert Trained.open(tmp_path / "model").weights_sha256 == Trained.open(made).weights_sha256

@@ -40,7 +40,7 @@ def upload(shards: ShardSet, place: str) -> None:
     target.put_bytes("manifest.json", (shards.directory / "manifest.json").read_bytes())
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.faults)])
 def test_sharding_through_faults_ends_with_the_bytes_of_a_local_run(
     seed: int,
     shards: ShardSet,

@@ -99,6 +99,7 @@ def test_parent_and_child_hold_what_is_compared(tmp_path: Path) -> None:
     assert not any((tmp_path / ".tracking").iterdir())
 
 
+@pytest.mark.faults
 def test_a_server_that_comes_late_goes_away_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Points are made before, during and after an outage; then a resumed attempt repeats some.  One clean curve."""
     port = free_port()

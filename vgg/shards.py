@@ -302,7 +302,7 @@ def _bytes_needed(target: Target, tasks: list[Task]) -> int:
 
 OURS = re.compile(
     r"((train|val|test)(-\d{5,}\.(tar(\.receipt)?|idx)|\.index\.npy)|_info\.json|synsets\.json|cost_matrix\.npy"
-    r"|manifest\.json)(\.\d+\.tmp)?"
+    r"|manifest\.json)(\.\d+-[0-9a-f]{8}\.tmp)?"
 )
 
 
