@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
-from ruamel.yaml import YAML
 
 from vgg.index import ShardSet
 from vgg.model import CONFIGURATIONS
@@ -126,13 +128,30 @@ def train_params(**changes: Any) -> TrainParams:
     return TrainParams.model_validate_json(json.dumps({**TRAIN, **changes}))
 
 
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the first of all test processes fills and the others find."""
+    shared = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder, done = shared / name, shared / f"{name}.done"
+    with open(shared / f"{name}.once", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's tables, made once: it takes seconds, and every program under test would make its own."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    script = f"import mlflow; mlflow.MlflowClient('sqlite:///{path}').search_experiments()"
-    subprocess.run([sys.executable, "-c", script], cwd=path.parent, env=environment(), check=True, timeout=60)
-    return path
+
+    def make(folder: Path) -> None:
+        script = f"import mlflow; mlflow.MlflowClient('sqlite:///{folder}/mlflow.db').search_experiments()"
+        subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment(), check=True, timeout=60)
+
+    return once(tmp_path_factory, "mlflow", make) / "mlflow.db"
 
 
 @pytest.fixture
@@ -181,18 +200,24 @@ def flags(stage: str, tmp_path: Path, params: object) -> list[object]:
     }[stage]  # fmt: skip
 
 
+def compile_package(path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.submit", "--compile", str(path)],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="session")
-def package(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The compiled pipeline, twice compiled and byte for byte the same: [pipeline spec, platform spec]."""
-    paths = [tmp_path_factory.mktemp("kfp") / name for name in ("a.yaml", "b.yaml")]
-    for path in paths:
-        done = subprocess.run(
-            [sys.executable, "-m", "pipelines.submit", "--compile", str(path)],
-            cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-    assert paths[0].read_bytes() == paths[1].read_bytes()
-    return list(YAML(typ="safe", pure=True).load_all(paths[0]))
+def package_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The compiled pipeline."""
+    return once(tmp_path_factory, "kfp", lambda folder: compile_package(folder / "package.yaml")) / "package.yaml"
+
+
+@pytest.fixture(scope="session")
+def package(package_file: Path) -> list[dict[str, Any]]:
+    """[pipeline spec, platform spec]"""
+    return list(yaml.load_all(package_file.read_text(), yaml.CSafeLoader))
 
 
 def all_tasks(package: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

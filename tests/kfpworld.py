@@ -9,20 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import ROOT
 from kfpserver import KfpServer
 from kubeobjects import ImageRegistry, KubeObjects
 
 from pipelines import server, submit
-from pipelines.package import Package, compiled
+from pipelines.package import Package
 from vgg.errors import Problem
 
 CANARIES = ("canary-of-a-secret", "canary-of-a-password", "canary-of-a-token", "canary-of-a-cookie", "canary-in-uri")
 
 
 @pytest.fixture(scope="module")
-def package() -> Package:
-    return compiled()
+def package(package_file: Path) -> Package:
+    text = package_file.read_text()
+    return Package(text, *yaml.load_all(text, yaml.CSafeLoader))
 
 
 @dataclass

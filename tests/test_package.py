@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, all_tasks, environment
+from conftest import ROOT, all_tasks, compile_package, environment
 
 from components.images import reference
 from pipelines.harden import ADDRESSES, STORE_SECRET, TRACKING_SECRET
@@ -27,6 +27,11 @@ def executors(package: Package) -> dict[str, tuple[dict[str, Any], dict[str, Any
     platforms = package[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert containers.keys() == platforms.keys()
     return {name.removeprefix("exec-"): (containers[name]["container"], platforms[name]) for name in containers}
+
+
+def test_it_is_compiled_to_the_same_bytes_every_time(package_file: Path, tmp_path: Path) -> None:
+    compile_package(tmp_path / "again.yaml")
+    assert (tmp_path / "again.yaml").read_bytes() == package_file.read_bytes()
 
 
 def test_every_executor_is_hardened(package: Package) -> None:
