@@ -128,6 +128,11 @@ def train_params(**changes: Any) -> TrainParams:
     return TrainParams.model_validate_json(json.dumps({**TRAIN, **changes}))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first, so that at the end no worker waits for another."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
     """A folder that the first of all test processes fills and the others find."""
     shared = factory.getbasetemp()

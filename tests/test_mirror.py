@@ -80,6 +80,7 @@ def words(shards: ShardSet, params_file: Path, tmp_path: Path, address: str) -> 
     ]
 
 
+@pytest.mark.faults  # in every change's suite this is done to a container (tests/test_images.py)
 def test_training_goes_on_elsewhere_from_what_the_store_has(
     moto: Server, address: str, words: list[str], shards: ShardSet, params_file: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

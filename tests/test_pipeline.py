@@ -185,6 +185,7 @@ def make_repository(where: Path) -> Path:
     return where
 
 
+@pytest.mark.long
 def test_dvc_repro_reruns_what_changed_and_nothing_else(images: Path, params_file: Path, tmp_path: Path) -> None:
     """The real pipeline: run; again; after touching evaluation; after touching a comment of training."""
     repo = make_repository(tmp_path)

@@ -48,6 +48,7 @@ def test_the_gate(challenger: dict, champion: dict | None, said: str | None) -> 
         assert said in reasons[0]
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::sqlalchemy.exc.SADeprecationWarning")
 def test_from_evaluation_to_served_model(
     shards: ShardSet, params_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -177,6 +177,7 @@ def test_a_damaged_object_is_refused_by_name_not_read(
         [remote.read(number) for number in range(NUM_VAL)]
 
 
+@pytest.mark.faults  # containers do, in tests/test_images.py
 def test_the_train_program_reads_shards_from_a_store(
     shards: ShardSet, params_file: Path, tmp_path: Path, moto: Server, address: str
 ) -> None:
