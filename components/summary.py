@@ -18,7 +18,7 @@ def main() -> None:
         ("shards", f"data/shards          {data['num_train']:,} + {data['num_val']:,} images, {data['digest']}"),
         ("network", f"models/vgg           weights {metrics['train']['weights_sha256'][:16]}…"),
         ("predictions", "data/predictions     every image, confusion.png, mistakes.png"),
-        ("numbers", "metrics/             JSON, and the curves as CSV"),
+        ("numbers", "metrics/             JSON, the curves as CSV, evaluation.html"),
         ("model", f"{model['uri']}  version {model['version']}"),
     ):
         print(f"{what:12} {where}")

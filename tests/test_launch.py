@@ -101,6 +101,7 @@ def heard(child: subprocess.Popen[str], words: str) -> str:
     raise AssertionError(f"never heard {words!r} in:\n{said}")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("blow", [signal.SIGSTOP, pytest.param(signal.SIGKILL, marks=pytest.mark.faults)])
 def test_a_rank_that_hangs_or_crashes_starts_again(
     blow: signal.Signals, expected: str, params_file: Path, tmp_path: Path
