@@ -19,6 +19,7 @@ from pathlib import Path
 from components.closure import ROOT
 from components.images import TARGETS, reference
 from components.program import Parser, run
+from pipelines.registry import Registries
 from vgg.errors import Refused, Unreachable, WrongParameters
 
 log = logging.getLogger("vgg.build")
@@ -116,14 +117,24 @@ def contents(engine: str, name: str) -> str:
     return f"{name}: {size / 1e6:,.0f} MB, of which Python packages {rows[0][0]:,} ({largest})"
 
 
-def push(engine: str, name: str) -> None:
-    """Unless the registry has it.  Raises Unreachable when it does not take it."""
-    if subprocess.run([engine, "manifest", "inspect", name], capture_output=True, timeout=120).returncode == 0:
-        log.info("%s is there", name)
-        return
+def push(engine: str, name: str) -> str:
+    """Its reference by digest.  What the registry has under a tag of ours stays there: it has the same content.
+
+    Raises Unreachable when the registry does not answer or does not take it.
+    """
+    registries = Registries()
+    try:
+        found = registries.pinned(name)
+        log.info("is there: %s", found)
+        return found
+    except Refused:
+        pass
     done = subprocess.run([engine, "push", name], stdout=sys.stderr, timeout=7200)
     if done.returncode:
-        raise Unreachable(f"{name} was not taken; log in with: {engine} login")
+        raise Unreachable(f"{name} was not taken; log in with: {engine} login {name.partition('/')[0]}")
+    found = registries.pinned(name)
+    log.info("pushed: %s", found)
+    return found
 
 
 def output(*command: str) -> str:

@@ -29,6 +29,7 @@ def run(arguments: dict[str, Any], outputs: Path = OUTPUTS) -> None:
     import docker
     from docker.errors import DockerException
     from kfp import local
+    from kfp.local import docker_task_handler
 
     missing = [name for name, optional in ADDRESSES.items() if not optional and not os.environ.get(name)]
     if missing:
@@ -48,10 +49,29 @@ def run(arguments: dict[str, Any], outputs: Path = OUTPUTS) -> None:
     from pipelines.imagenet import vgg_imagenet
 
     name_images(vgg_imagenet.pipeline_spec, arguments)
+    assert hasattr(docker_task_handler, "run_docker_container"), "kfp.local has changed: see run_container()"
+    docker_task_handler.run_docker_container = run_container
     try:
         vgg_imagenet(**arguments)
+    except DockerException as failure:
+        raise Refused(f"a step's container does not start: {failure}. Are the images built (make images)?") from None
     except RuntimeError as failure:  # what failed has been printed
         raise Refused(f"the run failed: {failure}") from None
+
+
+def run_container(client: Any, image: str, command: list[str], volumes: dict[str, Any], **options: Any) -> int:
+    """A step's container, to its end; returns its exit code.
+
+    In place of kfp.local's own (2.17), which has containers removed as they end and takes one that is gone before it
+    was asked for its code, because it was killed or was quick, for a success.
+    """
+    container = client.containers.run(image=image, command=command, detach=True, volumes=volumes, **options)
+    try:
+        for line in container.logs(stream=True):
+            print(line.decode(errors="replace"), end="")
+        return int(container.wait()["StatusCode"])
+    finally:
+        container.remove(force=True)
 
 
 def name_images(spec: Any, arguments: dict[str, Any]) -> None:
@@ -64,14 +84,21 @@ def name_images(spec: Any, arguments: dict[str, Any]) -> None:
 
 
 def container_options() -> dict[str, Any]:
-    """What every step's container is started with: as little as on a cluster."""
+    """What every step's container is started with: as little as on a cluster.
+
+    Raises WrongParameters for a store that the steps cannot write.
+    """
     from docker.types import Mount
 
     names = (*ADDRESSES, *STORE_SECRET, *TRACKING_SECRET, "AWS_REGION")
     environment = {name: os.environ[name] for name in names if name in os.environ}
     store, mounts = environment["VGG_STORE"], []
     if "://" not in store:
-        mounts = [Mount(MOUNT, str(Path(store).resolve()), type="bind")]
+        folder = Path(store).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        if folder.stat().st_uid != USER and not folder.stat().st_mode & 0o002:
+            raise WrongParameters(f"VGG_STORE: {folder} is not writable for the steps' user: chown {USER} {folder}")
+        mounts = [Mount(MOUNT, str(folder), type="bind")]
         environment["VGG_STORE"] = MOUNT
     return {
         "environment": {

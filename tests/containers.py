@@ -9,8 +9,10 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from socket import create_connection as connection
 
 from conftest import ROOT
+from s3servers import free_port
 
 from pipelines.build import PYTHON
 
@@ -32,9 +34,11 @@ HARDENED = (
 
 def settle(folder: Path) -> None:
     """Have every podman started from here find its settings.  Fails where podman is not installed."""
-    needed = ("podman", "runc", "debootstrap")
+    needed = ("podman", "runc", "debootstrap", "docker-registry")
     missing = [name for name in needed if not shutil.which(name)]
-    assert not missing, f"{', '.join(missing)} missing; as root: apt-get install podman runc debootstrap"
+    assert not missing, (
+        f"{', '.join(missing)} missing; as root: apt-get install podman runc debootstrap docker-registry"
+    )
     path = folder / "containers.conf"
     path.write_text(SETTINGS)
     os.environ["CONTAINERS_CONF"] = str(path)
@@ -73,3 +77,26 @@ def socket(folder: Path) -> Iterator[str]:
     finally:
         service.terminate()
         service.wait(30)
+
+
+@contextlib.contextmanager
+def image_registry(folder: Path) -> Iterator[str]:
+    """A registry of images on loopback, without TLS: its host and port.  registries.conf in the folder says so."""
+    port = free_port()
+    (folder / "registries.conf").write_text(f'[[registry]]\nlocation = "localhost:{port}"\ninsecure = true\n')
+    storage = f"storage: {{filesystem: {{rootdirectory: {folder}/images}}}}"
+    (folder / "registry.yml").write_text(f"version: 0.1\nhttp: {{addr: 'localhost:{port}'}}\n{storage}\n")
+    with open(folder / "registry.log", "w") as log:
+        command = ["docker-registry", "serve", str(folder / "registry.yml")]
+        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        until = time.monotonic() + 30
+        while True:
+            with contextlib.suppress(OSError), connection(("localhost", port), 1):
+                break
+            assert time.monotonic() < until and server.poll() is None, (folder / "registry.log").read_text()
+            time.sleep(0.05)
+        yield f"localhost:{port}"
+    finally:
+        server.terminate()
+        server.wait(30)

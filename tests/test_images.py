@@ -6,6 +6,7 @@ shards and checkpoints in an S3 server, tracking in an MLflow server, metrics th
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,14 +16,17 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, environment
-from containers import CERTIFICATES, HARDENED, base, podman, settle, socket
+from containers import CERTIFICATES, HARDENED, base, image_registry, podman, settle, socket
 from s3servers import BUCKET, SECRET, Server, free_port, rclone_server  # noqa: F401  # a fixture
 from test_pipeline import make_repository
 from test_tracking import server as mlflow_server
 
 from components.images import TARGETS, lock, reference
+from pipelines.build import push
+from pipelines.registry import Registries
 from security.canary import find
 from security.sbom import main as write_sbom
+from vgg.errors import Refused
 from vgg.params import STAGES
 
 pytestmark = [pytest.mark.images, pytest.mark.timeout(2400)]
@@ -83,14 +87,26 @@ def test_an_image_is_what_its_lock_says_and_says_so(target: str, mounted: Path, 
     assert CANARY not in json.dumps(about) + podman("history", "--no-trunc", images[target])
 
 
-RUN = """
-import json, sys
-from pathlib import Path
-from pipelines import local
-from vgg.params import load, section_model, STAGES
-sections = {stage: load("params.yaml", stage, section_model(stage)).model_dump(mode="json") for stage in STAGES}
-local.run(sections, Path(sys.argv[1]))
-"""
+def test_a_pushed_image_is_found_by_digest_and_a_tag_never_moves(
+    images: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Against a real registry: pushed once, then there; what a submission passes on names its bytes."""
+    caplog.set_level("INFO", "vgg.build")
+    with image_registry(tmp_path) as host:
+        monkeypatch.setenv("CONTAINERS_REGISTRIES_CONF", str(tmp_path / "registries.conf"))
+        name = f"{host}/{images['data'].partition('/')[2]}"
+        podman("tag", images["data"], name)
+        try:
+            with pytest.raises(Refused, match="not in its registry"):
+                Registries().pinned(name)
+            pinned = push("podman", name)
+            assert re.fullmatch(rf"{host}/vgg-data@sha256:[0-9a-f]{{64}}", pinned)
+            assert push("podman", name) == Registries().pinned(name) == pinned
+            assert f"is there: {pinned}" in caplog.text
+            podman("tag", base(), name)  # somebody else's build under our tag
+            assert push("podman", name) == pinned
+        finally:
+            podman("untag", name, name)
 
 
 def kill_when_it_has_saved(store: Path, running: subprocess.Popen[bytes]) -> None:
@@ -116,15 +132,19 @@ def test_the_pipeline_in_containers_gives_the_metrics_of_dvc_repro(
             **rclone_server.env(VGG_STORE=f"s3://{BUCKET}/vgg"),
             "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}",
             "DOCKER_HOST": docker_host,
+            "PYTHONPATH": str(ROOT),
         }
 
         def start(name: str) -> subprocess.Popen[bytes]:
+            (tmp_path / name).mkdir()
+            command = [sys.executable, "-m", "pipelines.submit", "--local", "--params", str(ROOT / "params.yaml")]
             with open(OUT / f"{name}.log", "wb") as log:
-                command = ["timeout", "900", sys.executable, "-c", RUN, str(tmp_path / name)]
-                return subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
+                return subprocess.Popen(
+                    ["timeout", "900", *command], cwd=tmp_path / name, env=env, stdout=log, stderr=subprocess.STDOUT
+                )
 
         def outputs(name: str) -> Path:
-            return next((tmp_path / name).glob("vgg-imagenet-*"))
+            return next((tmp_path / name).glob("build/kubeflow/vgg-imagenet-*"))
 
         lost = start("lost")
         kill_when_it_has_saved(rclone_server.root / BUCKET, lost)
