@@ -17,7 +17,7 @@ from components.closure import ROOT, fingerprint, program
 TARGETS = {"shard": "data", "train": "train", "evaluate": "train", "register": "serve"}  # of docker/Dockerfile
 AROUND = {  # what runs in the image beside the stage's program
     "train": ("components.train.job", "components.launch"),
-    "register": ("components.report.__main__",),
+    "register": ("components.report.__main__", "components.register.served"),
 }
 
 

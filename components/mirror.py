@@ -13,6 +13,8 @@ import logging
 import os
 import re
 import socket
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,10 +23,11 @@ from components import program, storage
 from components.lease import Lease
 from components.s3 import Prefix
 from vgg import manifest
-from vgg.errors import Refused, Unreachable
+from vgg.errors import Preempted, Refused, Unreachable
 
 log = logging.getLogger("vgg")
 
+EXPIRY_SECONDS = 60.0  # of the lease
 ARRIVALS = 3  # of a file whose content is not what its manifest says
 STEP = re.compile("step-[0-9]{8}")  # a checkpoint's folder (vgg.checkpoint.step_name)
 
@@ -64,6 +67,7 @@ class Mirror(Folder):
     def __init__(self, place: str) -> None:
         """Raises WrongParameters for what is no such address."""
         self.remote = Prefix(place)
+        self._lease: Lease | None = None
         super().__init__(
             storage.cache_folder() / "work" / manifest.digest_of(self.remote.address)[: storage.KEY_DIGITS]
         )
@@ -71,10 +75,26 @@ class Mirror(Folder):
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Be the only writer, here and there.  Raises Preempted (run again) while another process is."""
-        with program.only_writer(self.directory):
-            with Lease(self.remote, f"process {os.getpid()} of {socket.gethostname()}") as lease:
-                yield
-                lease.check()
+        with program.only_writer(self.directory), self._lease_of_the_dead_runs_out() as self._lease:
+            yield
+
+    @contextlib.contextmanager
+    def _lease_of_the_dead_runs_out(self) -> Iterator[Lease]:
+        """A pod that was killed leaves its lease; whoever comes at once waits for it, instead of being a failure."""
+        until = time.monotonic() + 1.5 * EXPIRY_SECONDS
+        while True:
+            lease = Lease(self.remote, f"process {os.getpid()} of {socket.gethostname()}", EXPIRY_SECONDS)
+            try:
+                lease.__enter__()
+                break
+            except Preempted as taken:
+                if time.monotonic() > until:
+                    raise
+                log.info("%s", taken)
+                time.sleep(EXPIRY_SECONDS / 4)
+        with contextlib.ExitStack() as stack:
+            stack.push(lease.__exit__)
+            yield lease
 
     def fetch(self) -> Path:
         """Bring a finished directory and return where it lies.  Raises Refused if it is not finished, or damaged."""
@@ -89,6 +109,7 @@ class Mirror(Folder):
         raw = (self.directory / manifest.NAME).read_bytes()
         if self.remote.get(manifest.NAME) == raw:
             return
+        self._expect_lease()
         self.remote.delete(manifest.NAME)  # it would vouch for files that are being replaced
         entries = self._entries(raw, "")
         for entry in entries:
@@ -120,16 +141,24 @@ class Mirror(Folder):
 
     def keep_checkpoints(self) -> None:
         """Keep there the checkpoints that are here.  A store that is away is told of, and caught up with next time."""
+        self._expect_lease()
         try:
-            here = sorted(path.name for path in self.directory.glob("step-*") if STEP.fullmatch(path.name))
-            there = self._steps_there()
-            for name in here:
-                if name not in there:
+            if not (self.directory / manifest.NAME).exists():  # one there vouches for files that go now
+                self.remote.delete(manifest.NAME)
+            here = {path.name for path in self.directory.glob("step-*") if STEP.fullmatch(path.name)}
+            there = set(self._steps_there())
+            for name in sorted(here - there):
+                if (self.directory / name / manifest.NAME).exists():  # else it arrived in part
                     self._send_step(name)
-            for name in set(there) - set(here):
+            for name in there - here:
                 self._delete(name)
         except Unreachable as away:
             log.warning("the checkpoints since then are in %s alone: %s", self.directory, away)
+
+    def _expect_lease(self) -> None:
+        """Raise Preempted if another process has taken the place over."""
+        if self._lease:
+            self._lease.check()
 
     def _bring_step(self, name: str) -> None:
         raw = self.remote.get(f"{name}/{manifest.NAME}")
@@ -146,7 +175,11 @@ class Mirror(Folder):
         for _ in range(ARRIVALS):
             with contextlib.suppress(Refused):
                 return manifest.verify_file(self.directory, entry)
-            manifest.write_atomically(self.directory / entry["path"], lambda file: self.remote.fetch(entry, file))
+            # beside the folder of a checkpoint: what is left there by a kill would make that one no good
+            arrival = self.directory / f"arriving-{uuid.uuid4().hex[:12]}"
+            manifest.write_atomically(arrival, lambda file: self.remote.fetch(entry, file))
+            (self.directory / entry["path"]).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(arrival, self.directory / entry["path"])
         return manifest.verify_file(self.directory, entry)
 
     def _send_step(self, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
@@ -25,6 +26,11 @@ TYPES = {  # of a compiled package: in words, and in Python as YAML reads it
     "STRUCT": ("a mapping, {…}", (dict,)),
     "LIST": ("a list, […]", (list,)),
 }
+QUANTITIES = {  # by the end of a run argument's name
+    "_cpu": (r"\d+(\.\d+)?|\d+m", "16 or 500m"),
+    "_memory": (r"\d+(\.\d+)?([kMGTPE]|[KMGTPE]i)?", "64Gi"),
+    "_gpus": (r"\d+", "1"),
+}
 FRESH = "images_version"  # stands in sharding's cache key for the content of the folder `images`
 
 
@@ -45,6 +51,13 @@ def gather(package: Package, params: str, overrides: list[str], settings: list[s
     for name, least in (("nodes", 1), ("gpus", 0)):
         if arguments.get(name, least) < least:
             mistakes.append(f"-C {name}={arguments[name]}: must be {least} or more")
+    for name, value in arguments.items():
+        for ending, (form, example) in QUANTITIES.items():
+            if name.endswith(ending) and not re.fullmatch(form, str(value)):
+                mistakes.append(f"-C {name}={value}: no quantity of Kubernetes, such as {example}")
+    init = arguments.get("train", {}).get("init")
+    if init in ("shallower", "checkpoint") and "initial" in package.inputs and not arguments.get("initial"):
+        mistakes.append(f"-C initial=… is missing: train.init {init!r} begins with a finished checkpoint's weights")
     for name, about in package.inputs.items():
         if name not in (*STAGES, *arguments, *package.defaults) and not about.get("isOptional"):
             mistakes.append(f"-C {name}=… is missing: the pipeline has no default for it")

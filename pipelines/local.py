@@ -12,6 +12,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from pipelines.failure import RunFailed
 from pipelines.harden import ADDRESSES, STORE_SECRET, TRACKING_SECRET, USER
 from vgg.errors import Refused, Unreachable, WrongParameters
 
@@ -24,7 +25,7 @@ def run(arguments: dict[str, Any], outputs: Path = OUTPUTS) -> None:
     """Run the compiled graph, one container a step.
 
     outputs: folder of Kubeflow's artifacts.  Raises WrongParameters without VGG_STORE, Unreachable without a container
-    engine, Refused when the run fails.
+    engine, Refused without the images, RunFailed when the run fails.
     """
     import docker
     from docker.errors import DockerException
@@ -56,7 +57,7 @@ def run(arguments: dict[str, Any], outputs: Path = OUTPUTS) -> None:
     except DockerException as failure:
         raise Refused(f"a step's container does not start: {failure}. Are the images built (make images)?") from None
     except RuntimeError as failure:  # what failed has been printed
-        raise Refused(f"the run failed: {failure}") from None
+        raise RunFailed(f"the run failed: {failure}. Run again to go on; what it had made is kept", 1) from None
 
 
 def run_container(client: Any, image: str, command: list[str], volumes: dict[str, Any], **options: Any) -> int:

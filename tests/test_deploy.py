@@ -50,7 +50,6 @@ def test_the_pipeline_may_do_this_and_nothing_else() -> None:
     }
     assert allowed == {
         ("trainer.kubeflow.org", "trainjobs"): {"create", "get", "list", "watch", "delete"},
-        ("trainer.kubeflow.org", "trainingruntimes"): {"get"},
         ("", "pods"): {"get", "list", "watch"},
         ("", "pods/log"): {"get"},
         ("", "events"): {"list", "watch"},

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 from conftest import TRAIN, environment, flags, program
@@ -17,7 +18,7 @@ from components.s3 import Prefix
 from components.train.__main__ import expect_run
 from vgg import manifest
 from vgg.checkpoint import Trained
-from vgg.errors import Refused
+from vgg.errors import Refused, Unreachable
 from vgg.index import ShardSet
 
 SCHEMA = "test/1"
@@ -150,6 +151,55 @@ def test_a_damaged_checkpoint_in_the_store_is_passed_over(
     whole = sorted(path.parent.name for path in other.directory.glob("step-*/manifest.json"))
     assert whole == ["step-00000002", "step-00000006"]
     assert f"checkpoint refused: {address}/step-00000008" in caplog.text
+
+
+def test_what_arrives_in_part_is_no_obstacle(
+    moto: Server, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A download that breaks off leaves nothing in the checkpoint's folder, and what is there in part is not sent."""
+    monkeypatch.setenv("VGG_CACHE", str(tmp_path / "node-1"))
+    kept = Mirror(address)
+    make_step(kept, 2, best=2)
+    kept.keep_checkpoints()
+    monkeypatch.setenv("VGG_CACHE", str(tmp_path / "node-2"))
+    other = Mirror(address)
+
+    def breaks_off(entry: dict[str, Any], file: BinaryIO) -> None:
+        file.write(b"half")
+        raise Unreachable("the store went away")
+
+    with monkeypatch.context() as away:
+        away.setattr(other.remote, "fetch", breaks_off)
+        with pytest.raises(Unreachable):
+            other.bring_checkpoints()
+    assert not [path for path in other.directory.rglob("*") if path.is_file()]
+    (other.directory / "step-00000002").mkdir(parents=True)
+    (other.directory / "step-00000002/state.json").write_text("half")
+    other.keep_checkpoints()
+    assert other.remote.folders() == ["step-00000002"]
+    other.bring_checkpoints()
+    brought = sorted(path.name for path in (other.directory / "step-00000002").iterdir())
+    assert brought == ["manifest.json", "state.json", "weights.safetensors"]
+
+
+def test_another_run_takes_the_place_of_a_finished_one(
+    moto: Server, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its manifest goes first: it would vouch for checkpoints that are no longer there."""
+    monkeypatch.setenv("VGG_CACHE", str(tmp_path / "node-1"))
+    kept = Mirror(address)
+    make_step(kept, 8, best=8)
+    names = [f"step-00000008/{name}" for name in ("weights.safetensors", "state.json", "manifest.json")]
+    manifest.write(kept.directory, SCHEMA, {}, [manifest.file_entry(kept.directory, name) for name in names])
+    kept.send()
+    kept.directory.rename(tmp_path / "previous")  # as training does with what is another's
+    make_step(kept, 2, best=2)
+    kept.keep_checkpoints()
+    assert kept.remote.get(manifest.NAME) is None
+    monkeypatch.setenv("VGG_CACHE", str(tmp_path / "node-2"))
+    other = Mirror(address)
+    other.bring_checkpoints()
+    assert [path.name for path in other.directory.glob("step-*")] == ["step-00000002"]
 
 
 @pytest.mark.faults

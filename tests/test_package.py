@@ -262,6 +262,7 @@ def test_changed_code_is_another_image(tmp_path: Path) -> None:
     assert changed("vgg/evaluate.py", "\n# a remark\n") == set()
     assert changed("vgg/evaluate.py", "\nX = 1\n") == {"evaluate", "register"}
     assert changed("components/launch.py", "\nX = 1\n") == {"train"}
+    assert changed("components/register/served.py", "\nX = 1\n") == {"register"}  # used by its path
     assert changed("components/storage.py", "\nX = 1\n") == set(STAGES)
     assert changed("docker/serve.lock", "# another\n") == {"register"}
     assert changed("docker/install.sh", "# another\n") == set(STAGES)

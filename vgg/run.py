@@ -159,9 +159,9 @@ def find_run(directory: Path, about: dict[str, Any], accept_code_change: bool, g
     earlier = checkpoint.newest(directory, differs)
     found = group.gather(earlier.step if earlier else None)  # all have read before one moves
     if len(set(found)) > 1:
-        raise Refused(
-            f"{directory}: rank {group.rank} finds another newest checkpoint there than rank 0 (steps {found}). "
-            "All nodes need one and the same store: a shared volume, or s3://."
+        raise Preempted(  # a store that was away for a moment may be the reason
+            f"{directory}: rank {group.rank} finds another newest checkpoint there than rank 0 (steps {found}). All "
+            "nodes need one and the same store, a shared volume or s3://; if they have, run again."
         )
     if earlier is None:
         return None

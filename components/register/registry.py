@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +56,11 @@ def _unreachable() -> Iterator[None]:
             f"MLflow at {tracking.tracking_uri()}: {error}. Start it, or set MLFLOW_TRACKING_URI."
         ) from error
     except MlflowException as error:
+        if re.search(r"error code 40[13]\b", str(error)):
+            raise Refused(
+                f"MLflow at {tracking.tracking_uri()} does not let us in: check MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD (on a cluster, the secret vgg-tracking)."
+            ) from error
         if isinstance(error.__cause__, requests.exceptions.RequestException) or "API request to" in str(error):
             raise Unreachable(
                 f"MLflow at {tracking.tracking_uri()}: {error}. Start it, or set MLFLOW_TRACKING_URI."

@@ -99,7 +99,8 @@ def page(status: dict[str, Any], runs: list[Run], tracking_uri: str) -> str:
             lines += [f"Model: {model}", ""]
         lines += [f"MLflow: {tracking_uri}/#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}", ""]
     if state != "SUCCEEDED":
-        lines += [f"To go on where it stopped: `python -m pipelines.submit resume {name}`", ""]
+        again = "the same command again" if name.startswith("local-") else f"`python -m pipelines.submit resume {name}`"
+        lines += [f"To go on where it stopped: {again}", ""]
     return "\n".join(lines)
 
 

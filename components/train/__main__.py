@@ -72,7 +72,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     code = closure.fingerprints("train")
     needs_initial = params.init in ("shallower", "checkpoint")
     initial = mirror.fetched(args.initial) if needs_initial else Path(args.initial)
-    first = Trained.open(initial).weights_sha256 if needs_initial else None
+    first = None
+    if needs_initial:
+        begun = Trained.open(initial)
+        storage.expect(args.initial, begun.digest)
+        first = begun.weights_sha256
     identity = {"train": params.model_dump(), "shards": shards.digest, "initial": first, "code": code}
     place = storage.resolve(args.checkpoint, identity)
     kept = mirror.at(place)

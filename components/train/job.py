@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from components import program
 from components.train import trainjob
@@ -61,9 +61,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         become("components.launch", str(trainjob.processes(args.gpus)), args.module, *args.arguments)
     if not args.image:
         parser().error("--image is needed for the pods of a TrainJob")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, interrupt)
     if code := train(trainjob.body(args)):
         sys.exit(code)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
     become(args.module, "--finished", *args.arguments)
+
+
+def interrupt(_number: int, _frame: object) -> NoReturn:
+    """Once: Argo signals all processes of a step, and components.step passes it on; a second must not stop the end."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def become(module: str, *arguments: str) -> None:
@@ -153,8 +164,6 @@ def stopped(cluster: Cluster | None, name: str) -> Preempted:
 
     cluster: none yet if it came early; an earlier attempt may have made the TrainJob even so.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
     from components.train.cluster import connect
 
     began = time.monotonic()
