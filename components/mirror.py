@@ -58,7 +58,7 @@ class Folder:
 
     def send(self) -> None: ...
     def bring_checkpoints(self) -> None: ...
-    def keep_checkpoints(self) -> None: ...
+    def keep_checkpoints(self, only_add: bool = False) -> None: ...
 
 
 class Mirror(Folder):
@@ -139,18 +139,23 @@ class Mirror(Folder):
             else:
                 return
 
-    def keep_checkpoints(self) -> None:
-        """Keep there the checkpoints that are here.  A store that is away is told of, and caught up with next time."""
+    def keep_checkpoints(self, only_add: bool = False) -> None:
+        """Keep there the checkpoints that are here.  A store that is away is told of, and caught up with next time.
+
+        only_add: while it is not known yet whether what is there is this run's.
+        """
         self._expect_lease()
         try:
-            if not (self.directory / manifest.NAME).exists():  # one there vouches for files that go now
+            if (
+                not only_add and not (self.directory / manifest.NAME).exists()
+            ):  # one there vouches for files that go now
                 self.remote.delete(manifest.NAME)
             here = {path.name for path in self.directory.glob("step-*") if STEP.fullmatch(path.name)}
             there = set(self._steps_there())
             for name in sorted(here - there):
                 if (self.directory / name / manifest.NAME).exists():  # else it arrived in part
                     self._send_step(name)
-            for name in there - here:
+            for name in set() if only_add else there - here:
                 self._delete(name)
         except Unreachable as away:
             log.warning("the checkpoints since then are in %s alone: %s", self.directory, away)

@@ -151,6 +151,8 @@ def test_a_damaged_checkpoint_in_the_store_is_passed_over(
     whole = sorted(path.parent.name for path in other.directory.glob("step-*/manifest.json"))
     assert whole == ["step-00000002", "step-00000006"]
     assert f"checkpoint refused: {address}/step-00000008" in caplog.text
+    other.keep_checkpoints(only_add=True)  # before it is known whose they are
+    assert other.remote.folders() == ["step-00000002", "step-00000006", "step-00000008"]
 
 
 def test_what_arrives_in_part_is_no_obstacle(

@@ -108,7 +108,7 @@ def bring(kept: Folder, group: Group) -> None:
     """Have the checkpoints here, on every node the same: first where they are written, then elsewhere."""
     if group.is_first:
         kept.bring_checkpoints()
-        kept.keep_checkpoints()  # what a store that was away has missed
+        kept.keep_checkpoints(only_add=True)  # what a store that was away has missed
     group.barrier()
     if group.local_rank == 0 and not group.is_first:
         kept.bring_checkpoints()
