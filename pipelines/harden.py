@@ -18,6 +18,10 @@ ADDRESSES = {  # keys of the config map, and whether a step can do without
     "AWS_DEFAULT_REGION": True,
     "AWS_REQUEST_CHECKSUM_CALCULATION": True,
     "AWS_RESPONSE_CHECKSUM_VALIDATION": True,
+    "VGG_CACHE_BYTES": True,  # and limits that suit a site
+    "VGG_HANG_SECONDS": True,
+    "VGG_S3_PATIENCE_SECONDS": True,
+    "VGG_S3_TIMEOUT_SECONDS": True,
 }
 STORE_SECRET = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 TRACKING_SECRET = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
