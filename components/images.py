@@ -41,6 +41,10 @@ def reference(stage: str) -> str:
     return f"{os.environ.get('VGG_REGISTRY', 'localhost')}/vgg-{TARGETS[stage]}:{stage}-{tag(stage)}"
 
 
+def listing() -> str:
+    """The references, a stage a line."""
+    return "\n".join(f"{stage:10}{reference(stage)}" for stage in TARGETS)
+
+
 if __name__ == "__main__":
-    for stage in TARGETS:
-        print(f"{stage:10}{reference(stage)}")
+    print(listing())

@@ -23,13 +23,14 @@ from components import program, storage
 from components.lease import Lease
 from components.s3 import Prefix
 from vgg import manifest
+from vgg.checkpoint import step_name
 from vgg.errors import Preempted, Refused, Unreachable
 
 log = logging.getLogger("vgg")
 
 EXPIRY_SECONDS = 60.0  # of the lease
 ARRIVALS = 3  # of a file whose content is not what its manifest says
-STEP = re.compile("step-[0-9]{8}")  # a checkpoint's folder (vgg.checkpoint.step_name)
+STEP = re.compile("step-[0-9]{8}")  # a checkpoint's folder, as step_name() calls it
 
 
 def at(place: str) -> Folder:
@@ -82,18 +83,17 @@ class Mirror(Folder):
     def _lease_of_the_dead_runs_out(self) -> Iterator[Lease]:
         """A pod that was killed leaves its lease; whoever comes at once waits for it, instead of being a failure."""
         until = time.monotonic() + 1.5 * EXPIRY_SECONDS
-        while True:
-            lease = Lease(self.remote, f"process {os.getpid()} of {socket.gethostname()}", EXPIRY_SECONDS)
-            try:
-                lease.__enter__()
-                break
-            except Preempted as taken:
-                if time.monotonic() > until:
-                    raise
-                log.info("%s", taken)
-                time.sleep(EXPIRY_SECONDS / 4)
+        me = f"process {os.getpid()} of {socket.gethostname()}"
         with contextlib.ExitStack() as stack:
-            stack.push(lease.__exit__)
+            while True:
+                try:
+                    lease = stack.enter_context(Lease(self.remote, me, EXPIRY_SECONDS))
+                    break
+                except Preempted as taken:
+                    if time.monotonic() > until:
+                        raise
+                    log.info("%s", taken)
+                    time.sleep(EXPIRY_SECONDS / 4)
             yield lease
 
     def fetch(self) -> Path:
@@ -111,12 +111,8 @@ class Mirror(Folder):
             return
         self._expect_lease()
         self.remote.delete(manifest.NAME)  # it would vouch for files that are being replaced
-        entries = self._entries(raw, "")
-        for entry in entries:
-            if not self.remote.holds(entry):
-                self.remote.put_file(entry["path"], self.directory / entry["path"], entry)
-        self.remote.put_bytes(manifest.NAME, raw)
-        kept = {PurePosixPath(entry["path"]).parts[0] for entry in entries}
+        self._send("")
+        kept = {PurePosixPath(entry["path"]).parts[0] for entry in self._entries(raw, "")}
         for name in set(self._steps_there()) - kept:
             self._delete(name)
 
@@ -132,7 +128,7 @@ class Mirror(Folder):
             try:
                 self._bring_step(name)
                 best = json.loads((self.directory / name / "state.json").read_bytes())["best_step"]
-                if best and (best_name := f"step-{best:08d}") != name:
+                if best and (best_name := step_name(best)) != name:
                     self._bring_step(best_name)
             except (Refused, ValueError, KeyError, TypeError) as damage:
                 log.warning("checkpoint refused: %s: %s", self.remote.where(name), damage)
@@ -146,15 +142,14 @@ class Mirror(Folder):
         """
         self._expect_lease()
         try:
-            if (
-                not only_add and not (self.directory / manifest.NAME).exists()
-            ):  # one there vouches for files that go now
+            finished = (self.directory / manifest.NAME).exists()
+            if not only_add and not finished:  # a manifest there vouches for files that go now
                 self.remote.delete(manifest.NAME)
             here = {path.name for path in self.directory.glob("step-*") if STEP.fullmatch(path.name)}
             there = set(self._steps_there())
             for name in sorted(here - there):
                 if (self.directory / name / manifest.NAME).exists():  # else it arrived in part
-                    self._send_step(name)
+                    self._send(f"{name}/")
             for name in set() if only_add else there - here:
                 self._delete(name)
         except Unreachable as away:
@@ -187,12 +182,13 @@ class Mirror(Folder):
             os.replace(arrival, self.directory / entry["path"])
         return manifest.verify_file(self.directory, entry)
 
-    def _send_step(self, name: str) -> None:
-        raw = (self.directory / name / manifest.NAME).read_bytes()
-        for entry in self._entries(raw, f"{name}/"):
+    def _send(self, below: str) -> None:
+        """The files of the manifest below here, and then that."""
+        raw = (self.directory / below / manifest.NAME).read_bytes()
+        for entry in self._entries(raw, below):
             if not self.remote.holds(entry):
                 self.remote.put_file(entry["path"], self.directory / entry["path"], entry)
-        self.remote.put_bytes(f"{name}/{manifest.NAME}", raw)
+        self.remote.put_bytes(below + manifest.NAME, raw)
 
     def _entries(self, raw: bytes, below: str) -> list[dict[str, Any]]:
         """Of a manifest's files, by their paths in the whole directory.  Raises Refused for one that leads outside."""

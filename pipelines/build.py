@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from components.closure import ROOT
-from components.images import TARGETS, reference
+from components.images import TARGETS, listing, reference
 from components.program import Parser, run
 from pipelines.registry import Registries
 from vgg.errors import Refused, Unreachable, WrongParameters
@@ -43,10 +43,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    references = {stage: reference(stage) for stage in TARGETS}
     if args.print_tags:
-        print("\n".join(f"{stage:10}{name}" for stage, name in references.items()))
+        print(listing())
         return
+    references = {stage: reference(stage) for stage in TARGETS}
     engine = args.engine or find_engine()
     missing = {stage: name for stage, name in references.items() if not present(engine, name)}
     base = (args.base or pulled(engine, PYTHON)) if missing else ""

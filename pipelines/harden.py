@@ -9,22 +9,10 @@ from kfp import kubernetes
 from kfp.dsl import PipelineTask
 from kfp.dsl.pipeline_channel import PipelineParameterChannel
 
+from components.given import ADDRESSES, FIXED, STORE_SECRET, TRACKING_SECRET
+
 USER = 65532  # numeric and not root: Pod Security "restricted"
 HOUR = 3600
-ADDRESSES = {  # keys of the config map, and whether a step can do without
-    "VGG_STORE": False,
-    "MLFLOW_TRACKING_URI": False,
-    "AWS_ENDPOINT_URL": True,
-    "AWS_DEFAULT_REGION": True,
-    "AWS_REQUEST_CHECKSUM_CALCULATION": True,
-    "AWS_RESPONSE_CHECKSUM_VALIDATION": True,
-    "VGG_CACHE_BYTES": True,  # and limits that suit a site
-    "VGG_HANG_SECONDS": True,
-    "VGG_S3_PATIENCE_SECONDS": True,
-    "VGG_S3_TIMEOUT_SECONDS": True,
-}
-STORE_SECRET = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-TRACKING_SECRET = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 
 
 @dataclass(frozen=True)
@@ -71,8 +59,8 @@ def harden(task: PipelineTask, name: str, needs: Needs, cluster: Cluster) -> Pip
         task.set_accelerator_type(needs.gpu_type).set_accelerator_limit(needs.gpus)
         kubernetes.add_node_selector_json(task, cluster.node_selector)
         kubernetes.add_toleration_json(task, cluster.tolerations)
-    task.set_env_variable("HOME", "/tmp").set_env_variable("VGG_CACHE", "/store/cache")
-    task.set_env_variable("VGG_JOURNAL", "/store/tracking")
+    for variable, value in FIXED.items():
+        task.set_env_variable(variable, value)
     # what the stages of a run share: for the parent run and the provenance record
     kubernetes.use_field_path_as_env(task, "VGG_PIPELINE_RUN", "metadata.labels['pipeline/runid']")
     kubernetes.mount_pvc(task, pvc_name=cluster.claim, mount_path="/store")

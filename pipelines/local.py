@@ -12,8 +12,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from components.given import ADDRESSES, STORE_SECRET, TRACKING_SECRET
 from pipelines.failure import RunFailed
-from pipelines.harden import ADDRESSES, STORE_SECRET, TRACKING_SECRET, USER
+from pipelines.harden import USER
 from vgg.errors import Refused, Unreachable, WrongParameters
 
 OUTPUTS = Path("build/kubeflow")  # what the runner keeps of every step

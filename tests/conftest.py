@@ -160,6 +160,18 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def client(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Of an MLflow of this test's own, in which this process is a step of pipeline run 'run-1'."""
+    from components import tracking
+
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("VGG_JOURNAL", str(tmp_path / "journal"))
+    monkeypatch.setenv("VGG_PIPELINE_RUN", "run-1")
+    return tracking.connect()
+
+
+@pytest.fixture
 def params_file(tmp_path: Path, empty_database: Path) -> Path:
     """A params.yaml of the tiny run (JSON is YAML), in a folder where programs can run."""
     shutil.copy(empty_database, tmp_path / "mlflow.db")

@@ -1,7 +1,6 @@
 """The gate as a step of its own: asked before registration, with the registry's champion, and its answer is tracked."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,6 @@ from vgg.errors import Refused
 from vgg.index import ShardSet
 
 SECTION = {"model_name": "vgg", "gate": {"max_top1_error": 0.3, "max_top5_error": 0.2, "max_regression": 0.01}}
-
-
-@pytest.fixture
-def client(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    monkeypatch.setenv("VGG_JOURNAL", str(tmp_path / "journal"))
-    monkeypatch.setenv("VGG_PIPELINE_RUN", "run-1")
-    return tracking.connect()
 
 
 def evaluation(path: Path, shards: ShardSet, **changes: Any) -> Path:

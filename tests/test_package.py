@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from conftest import ROOT, all_tasks, compile_package, environment
 
+from components.given import ADDRESSES, STORE_SECRET, TRACKING_SECRET
 from components.images import reference
-from pipelines.harden import ADDRESSES, STORE_SECRET, TRACKING_SECRET
 from security.pods import restricted
 from vgg.params import STAGES
 

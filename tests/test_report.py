@@ -1,7 +1,6 @@
 """The end of a pipeline run: the parent run is closed as it ended, and the page says what people look for."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -9,15 +8,6 @@ from mlflow import MlflowClient
 
 from components import provenance, tracking
 from components.report.__main__ import main
-
-
-@pytest.fixture
-def client(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    monkeypatch.setenv("VGG_JOURNAL", str(tmp_path / "journal"))
-    monkeypatch.setenv("VGG_PIPELINE_RUN", "run-1")
-    return tracking.connect()
 
 
 def stage(name: str, **metrics: float) -> None:

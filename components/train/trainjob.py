@@ -13,6 +13,7 @@ import re
 from pathlib import PurePosixPath
 from typing import Any
 
+from components import given
 from vgg import manifest
 from vgg.errors import WrongParameters
 
@@ -23,13 +24,8 @@ LABELS = {"app.kubernetes.io/part-of": "vgg-imagenet", "vgg.stage": "train"}
 RUN_LABEL = "vgg.pipeline-run"
 SCRATCH = "/tmp"  # noqa: S108  # an emptyDir of the runtime
 
-FROM_ADDRESSES = (
-    "MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION",
-    "AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION",
-)  # fmt: skip
-FROM_STORE_SECRET = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-FROM_TRACKING_SECRET = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-FIXED = {"HOME": "/tmp", "VGG_CACHE": "/store/cache", "VGG_JOURNAL": "/store/tracking", "VGG_STORE": "/store"}  # noqa: S108
+FROM_ADDRESSES = [name for name in given.ADDRESSES if not name.startswith("VGG_")]  # those the step passes on
+FIXED = {**given.FIXED, "VGG_STORE": "/store"}
 # what the step has been told and its nodes have to know; addresses and numbers, no secrets
 PASSED_ON = (
     "VGG_STORE", "VGG_CACHE", "VGG_JOURNAL", "VGG_PIPELINE_RUN", "VGG_CACHE_BYTES", "VGG_HANG_SECONDS", "VGG_WORKERS",
@@ -113,8 +109,8 @@ def environment(args: argparse.Namespace) -> list[dict[str, Any]]:
     env: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in sorted(values.items())]
     for source, reference, names in (
         ("configMapKeyRef", args.addresses, FROM_ADDRESSES),
-        ("secretKeyRef", args.store_secret, FROM_STORE_SECRET),
-        ("secretKeyRef", args.tracking_secret, FROM_TRACKING_SECRET),
+        ("secretKeyRef", args.store_secret, given.STORE_SECRET),
+        ("secretKeyRef", args.tracking_secret, given.TRACKING_SECRET),
     ):
         for name in names if reference else ():
             env.append({"name": name, "valueFrom": {source: {"name": reference, "key": name, "optional": True}}})
