@@ -18,11 +18,14 @@ import pytest
 import requests
 from conftest import environment
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from rendering import rendered
 from requests.adapters import HTTPAdapter
 from s3servers import free_port
 
+from components.register.registry import open_registry
 from security.canary import find
+from vgg.errors import Refused
 
 PASSWORD, KEY = "a-long-enough-password", "a-key-for-sessions"  # of the secret vgg-mlflow
 STEPS_PASSWORD = "another-long-password"  # of the secret vgg-tracking
@@ -72,6 +75,14 @@ class Pod:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
+    def post(self, path: str, body: dict[str, str], auth: tuple[str, str], version: str = "2.0") -> requests.Response:
+        return requests.post(f"{self.address}/api/{version}/mlflow/{path}", auth=auth, json=body, timeout=20)
+
+    def make_user(self) -> None:
+        """Of the steps, as docs/cluster.md says."""
+        new = {"username": "vgg", "password": STEPS_PASSWORD}
+        assert self.post("users/create", new, auth=("admin", PASSWORD)).status_code == 200
+
     def ask(self, host: str, user: str = "", path: str = SEARCH) -> int:
         """Status of an answer.  user: 'name:password'."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
@@ -117,20 +128,30 @@ def test_the_server_of_the_deployment(tmp_path: Path, empty_database: Path, monk
             assert pod.ask(host, admin) == 403, host
         for user in ("admin:password1234", "admin:", "nobody:password1234"):
             assert pod.ask("mlflow:5000", user) == 401, user
-        # by the service's name, as in the cluster
-        monkeypatch.setattr(HTTPAdapter, "add_headers", lambda _, ask, **kw: ask.headers.update(Host="mlflow:5000"))
-        # whoever submits makes a user for the steps, as docs/cluster.md says; it is no administrator
-        users, new = f"{pod.address}/api/2.0/mlflow/users/create", {"username": "vgg", "password": STEPS_PASSWORD}
-        assert requests.post(users, auth=("admin", PASSWORD), json=new, timeout=20).status_code == 200
-        new["username"] = "other"
-        assert requests.post(users, auth=("vgg", STEPS_PASSWORD), json=new, timeout=20).status_code == 403
-        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "vgg")
-        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", STEPS_PASSWORD)
+        be_a_step(pod, monkeypatch)
+        new = {"username": "other", "password": STEPS_PASSWORD}
+        assert pod.post("users/create", new, auth=("vgg", STEPS_PASSWORD)).status_code == 403  # no administrator
         can_do_what_the_steps_do(pod, tmp_path)
+        finds_its_champion_from_the_first_run_on()
+        says_which_permission_is_missing(pod, "hidden", "DENY")
+        says_which_permission_is_missing(pod, "readable", "READ")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "not-the-password")
+        with pytest.raises(Refused, match="does not let us in: check MLFLOW_TRACKING_USERNAME"):
+            with open_registry("first") as models:
+                models.champion()
     written = {str(path.relative_to(tmp_path / "pod")) for path in (tmp_path / "pod").rglob("*") if path.is_file()}
     assert written >= {"data/mlflow.db", "data/users.db"}
     assert [line for secret in (PASSWORD, STEPS_PASSWORD, KEY) for line in find(secret, tmp_path / "pod")] == []
     assert all(path.startswith(("data/", "scratch/", "config/auth.ini")) for path in written)
+
+
+def be_a_step(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask by the service's name, as in the cluster, as the steps' user."""
+    monkeypatch.setattr(HTTPAdapter, "add_headers", lambda _, ask, **kw: ask.headers.update(Host="mlflow:5000"))
+    pod.make_user()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", pod.address)
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "vgg")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", STEPS_PASSWORD)
 
 
 def can_do_what_the_steps_do(pod: Pod, folder: Path) -> None:
@@ -145,6 +166,48 @@ def can_do_what_the_steps_do(pod: Pod, folder: Path) -> None:
     version = client.create_model_version("vgg", f"{run.artifact_uri}/package.txt", run.run_id)
     client.set_registered_model_alias("vgg", "champion", version.version)
     assert run.artifact_uri.startswith("mlflow-artifacts:/")  # never a path of the server's
+
+
+def finds_its_champion_from_the_first_run_on() -> None:
+    """An ordinary user, for whom the alias of a model that is not there looks like a forbidden one (403)."""
+    with open_registry("first") as models:
+        assert models.champion() is None
+    with open_registry("first") as models:  # a run before this one ended before it registered something
+        with contextlib.suppress(MlflowException):  # there already where nothing may be read by default
+            models.client.create_registered_model("first")
+        assert models.champion() is None
+        run = models.client.create_run(models.client.search_experiments()[0].experiment_id).info
+        tags = {"weights_sha256": "a" * 64, "evaluation": '{"top1_error": 0.1}'}
+        made = models.client.create_model_version("first", run.artifact_uri, run.run_id, tags)
+        models.promote(made.version, None)
+        found = models.champion()
+        assert found and (found.version, found.evaluation) == (made.version, {"top1_error": 0.1})
+
+
+def says_which_permission_is_missing(pod: Pod, name: str, permission: str) -> None:
+    """A model that is there and hidden is not taken for one that is not there: its champion would not be asked."""
+    admin = ("admin", PASSWORD)
+    assert pod.post("registered-models/create", {"name": name}, auth=admin).status_code == 200
+    grant = {"username": "vgg", "resource_type": "registered_model", "resource_id": name, "permission": permission}
+    assert pod.post("users/permissions/grant", grant, admin, version="3.0").status_code == 200
+    with pytest.raises(Refused, match=f"forbids user vgg what registered model '{name}' needs"):
+        with open_registry(name) as models:
+            assert models.champion() is None and permission == "READ"
+            models.client.create_model_version(name, "/nowhere")
+
+
+def test_a_server_that_shows_nothing_by_default(
+    tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod = Pod(tmp_path / "pod", empty_database)
+    config = pod.mounts["/etc/mlflow"] / "auth.ini"
+    config.write_text(config.read_text().replace("default_permission = READ", "default_permission = NO_PERMISSIONS"))
+    assert "NO_PERMISSIONS" in config.read_text()
+    with running(pod):
+        be_a_step(pod, monkeypatch)
+        MlflowClient(pod.address).create_experiment("vgg-imagenet")
+        finds_its_champion_from_the_first_run_on()
+        says_which_permission_is_missing(pod, "hidden", "DENY")
 
 
 def test_it_does_not_start_without_its_secret(tmp_path: Path, empty_database: Path) -> None:

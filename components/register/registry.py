@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-import re
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +25,7 @@ from vgg.errors import Refused, Unreachable
 
 log = logging.getLogger("vgg.register")
 
+ABOUT = "VGG (arXiv 1409.1556): JPEG bytes to classes"
 CHAMPION, PREVIOUS = "champion", "previous"
 PROBABILITY_TOLERANCE = 0.02  # bf16 and batch sizes differ between evaluation and serving
 
@@ -38,13 +39,16 @@ class Champion:
 
 @contextmanager
 def open_registry(name: str) -> Iterator[Registry]:
-    """MLflow is ours alone meanwhile.  Raises Unreachable if the server cannot be reached."""
-    with tracking.MLFLOW, _unreachable():
+    """MLflow is ours alone meanwhile.
+
+    Raises Unreachable if the server cannot be reached, Refused if it does not let us in or forbids something.
+    """
+    with tracking.MLFLOW, _explained(name):
         yield Registry(name)
 
 
 @contextmanager
-def _unreachable() -> Iterator[None]:
+def _explained(name: str) -> Iterator[None]:
     import requests
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import OperationalError
@@ -56,10 +60,16 @@ def _unreachable() -> Iterator[None]:
             f"MLflow at {tracking.tracking_uri()}: {error}. Start it, or set MLFLOW_TRACKING_URI."
         ) from error
     except MlflowException as error:
-        if re.search(r"error code 40[13]\b", str(error)):
+        if error.error_code == "UNAUTHENTICATED":
             raise Refused(
                 f"MLflow at {tracking.tracking_uri()} does not let us in: check MLFLOW_TRACKING_USERNAME and "
                 "MLFLOW_TRACKING_PASSWORD (on a cluster, the secret vgg-tracking)."
+            ) from error
+        if error.error_code == "PERMISSION_DENIED":
+            raise Refused(
+                f"MLflow at {tracking.tracking_uri()} forbids user {os.environ.get('MLFLOW_TRACKING_USERNAME', '?')} "
+                f"what registered model {name!r} needs: {error}. An administrator grants MANAGE on it, or removes it "
+                "if it is empty: whoever makes a model manages it."
             ) from error
         if isinstance(error.__cause__, requests.exceptions.RequestException) or "API request to" in str(error):
             raise Unreachable(
@@ -86,8 +96,11 @@ class Registry:
         self.client = tracking.connect()
 
     def champion(self) -> Champion | None:
+        """The version that the alias names; None if there is none yet."""
         from mlflow.exceptions import MlflowException
 
+        if not self._exists():
+            return None
         try:
             found = self.client.get_model_version_by_alias(self.name, CHAMPION)
         except MlflowException as error:
@@ -95,6 +108,30 @@ class Registry:
                 return None
             raise
         return Champion(found.version, found.tags["weights_sha256"], json.loads(found.tags["evaluation"]))
+
+    def _exists(self) -> bool:
+        """Whether the registered model is there.
+
+        To a user who is no administrator, MLflow answers 403 for the alias of a model that is not there.  Where users
+        may read nothing by default, it does so for the model itself, too, and only the attempt to make the model tells
+        one that is hidden from none.  Whoever makes it manages it, as its first version needs.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.get_registered_model(self.name)
+            return True
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            if error.error_code != "PERMISSION_DENIED":
+                raise
+            hidden = error
+        try:
+            self.client.create_registered_model(self.name, description=ABOUT)
+        except MlflowException as error:
+            raise (hidden if error.error_code == "RESOURCE_ALREADY_EXISTS" else error) from None
+        return False
 
     def register(self, package: Package, provenance: dict[str, Any], tracker: tracking.Tracker) -> tuple[str, bool]:
         """(version, whether it was made now)."""
@@ -132,7 +169,7 @@ class Registry:
             "provenance": json.dumps(provenance, sort_keys=True),
         }
         made = mlflow.register_model(logged.model_uri, self.name, tags=tags)
-        self.client.update_registered_model(self.name, "VGG (arXiv 1409.1556): JPEG bytes to classes")
+        self.client.update_registered_model(self.name, ABOUT)
         self.client.update_model_version(self.name, made.version, package.card(provenance))
         return str(made.version)
 
