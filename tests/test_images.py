@@ -1,7 +1,8 @@
 """The images, built and run for real: make test-images.
 
 Each target's self-test with nothing but its rights on a cluster, and the whole pipeline on the digits in containers:
-shards and checkpoints in an S3 server, tracking in an MLflow server, metrics those of dvc repro, bit for bit.
+shards and checkpoints in an S3 server, tracking in the MLflow server of deploy/ as its ordinary user, metrics those of
+dvc repro, bit for bit.
 """
 
 import json
@@ -17,9 +18,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, environment
 from containers import CERTIFICATES, HARDENED, base, image_registry, podman, settle, socket
-from s3servers import BUCKET, SECRET, Server, free_port, rclone_server  # noqa: F401  # a fixture
+from s3servers import BUCKET, SECRET, Server, rclone_server  # noqa: F401  # a fixture
 from test_pipeline import make_repository
-from test_tracking import server as mlflow_server
+from test_tracking_server import STEPS_PASSWORD, Pod, running
 
 from components.images import TARGETS, lock, reference
 from pipelines.build import push
@@ -121,16 +122,19 @@ def kill_when_it_has_saved(store: Path, running: subprocess.Popen[bytes]) -> Non
 
 
 def test_the_pipeline_in_containers_gives_the_metrics_of_dvc_repro(
-    images: dict[str, str], rclone_server: Server, tmp_path: Path
+    images: dict[str, str], rclone_server: Server, tmp_path: Path, empty_database: Path
 ) -> None:
     """Its training is killed once; another run goes on from the store; a third finds everything done."""
-    port = free_port()
-    (tmp_path / "mlflow").mkdir()
-    with mlflow_server(tmp_path / "mlflow", port), socket(tmp_path) as docker_host:
+    mlflow = Pod(tmp_path / "mlflow", empty_database)
+    mlflow.answer_here()
+    with running(mlflow), socket(tmp_path) as docker_host:
+        mlflow.make_user()
         env = {
             **os.environ,
             **rclone_server.env(VGG_STORE=f"s3://{BUCKET}/vgg"),
-            "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}",
+            "MLFLOW_TRACKING_URI": mlflow.address,
+            "MLFLOW_TRACKING_USERNAME": "vgg",
+            "MLFLOW_TRACKING_PASSWORD": STEPS_PASSWORD,
             "DOCKER_HOST": docker_host,
             "PYTHONPATH": str(ROOT),
         }
@@ -176,5 +180,6 @@ def test_the_pipeline_in_containers_gives_the_metrics_of_dvc_repro(
     store = rclone_server.root / BUCKET
     assert list(store.glob("vgg/checkpoints/*/manifest.json"))
     runs = [tmp_path / name for name in ("lost", "first", "again")]
-    assert not find(SECRET, *runs, store, tmp_path / "mlflow", OUT)
+    for secret in (SECRET, STEPS_PASSWORD):
+        assert not find(secret, *runs, store, tmp_path / "mlflow", OUT)
     shutil.copy(first / "evaluate/report", OUT / "evaluation.html")

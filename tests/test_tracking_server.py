@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 import requests
@@ -56,7 +57,12 @@ class Pod:
         text = re.sub(rf"(?<![\w.-])({paths})(?=/|$)", lambda found: str(self.mounts[found[1]]), text)
         return text.replace("$(NAMESPACE)", NAMESPACE).replace("--port=5000", f"--port={self.port}")
 
-    def start(self, secret: dict[str, str]) -> subprocess.Popen[str]:
+    def answer_here(self) -> None:
+        """To its address on this machine too, for clients that cannot ask by the service's name."""
+        here = self.address.removeprefix("http://")
+        self.container["args"] = [word.replace("127.0.0.1:5000", here) for word in self.container["args"]]
+
+    def start(self, secret: dict[str, str], said: IO[str] | int = subprocess.PIPE) -> subprocess.Popen[str]:
         env = {}
         for variable in self.container["env"]:
             source = variable.get("valueFrom", {})
@@ -72,7 +78,7 @@ class Pod:
         home = {"HOME": str(self.mounts["/tmp"]), "TMPDIR": str(self.mounts["/tmp"])}
         return subprocess.Popen(
             [sys.executable, *words[1:]], cwd=self.mounts["/tmp"], env=environment(**{**env, **home}),
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            stdout=said, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
     def post(self, path: str, body: dict[str, str], auth: tuple[str, str], version: str = "2.0") -> requests.Response:
@@ -95,7 +101,8 @@ class Pod:
 
 @contextlib.contextmanager
 def running(pod: Pod) -> Iterator[None]:
-    process = pod.start({"admin-password": PASSWORD, "secret-key": KEY})
+    with open(pod.mounts["/tmp"] / "said", "w") as said:  # a pipe that nobody reads would fill
+        process = pod.start({"admin-password": PASSWORD, "secret-key": KEY}, said)
     try:
         deadline, ready = time.monotonic() + 90, 0
         probe = pod.container["readinessProbe"]["httpGet"]
