@@ -44,9 +44,26 @@ class StageParser(Parser):
         )
 
 
-def add_executor_output(parser: argparse.ArgumentParser) -> None:
-    """Last of all flags: where Kubeflow wants to hear of outputs and metrics."""
-    parser.add_argument("--executor-output", metavar="FILE", help="Kubeflow's ExecutorOutput JSON; set by the pipeline")
+def add_executor_input(parser: argparse.ArgumentParser) -> None:
+    """Last of all flags: what Kubeflow says of the task, parsed to the file in which it wants to hear of its outputs.
+
+    It is the whole ExecutorInput, {{$}}: that file by itself has a placeholder too, {{$.outputs.output_file}}, but only
+    kfp.local knows it; the launcher of a cluster (2.17) leaves it as it is.
+    """
+    parser.add_argument(
+        "--executor-input", dest="executor_output", type=_output_file, metavar="JSON",
+        help="Kubeflow's ExecutorInput; its outputs.outputFile gets the ExecutorOutput; set by the pipeline",
+    )  # fmt: skip
+
+
+def _output_file(executor_input: str) -> str:
+    """Raises argparse.ArgumentTypeError."""
+    try:
+        return str(json.loads(executor_input)["outputs"]["outputFile"])
+    except (ValueError, KeyError, TypeError):
+        raise argparse.ArgumentTypeError(
+            f"no ExecutorInput of Kubeflow with outputs.outputFile: {executor_input[:80]!r}"
+        ) from None
 
 
 def run(work: Callable[[], None]) -> NoReturn:
@@ -140,7 +157,8 @@ def write_executor_output(
 ) -> None:
     """Tell Kubeflow of output parameters and artifacts, in the one form the cluster and kfp.local both read.
 
-    artifacts: by name, the file and what Kubeflow's pages show of it.
+    path: of the ExecutorOutput JSON, None outside of Kubeflow.  artifacts: by name, the file and what Kubeflow's pages
+    show of it.
     """
     if path is None:
         return

@@ -217,6 +217,11 @@ def flags(stage: str, tmp_path: Path, params: object) -> list[object]:
     }[stage]  # fmt: skip
 
 
+def executor_input(output_file: object) -> str:
+    """What Kubeflow tells a program, as far as ours read it."""
+    return json.dumps({"inputs": {}, "outputs": {"outputFile": str(output_file)}})
+
+
 def compile_package(path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pipelines.submit", "--compile", str(path)],

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 import kfp_server_api as api
+import kfplauncher
 import yaml
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec, PlatformSpec
@@ -71,6 +72,10 @@ def package(data: bytes) -> dict[str, Any]:
         raise Wrong(3, "invalid v2 pipeline spec: name or root")
     if "kubernetes" not in platform.platforms:
         raise Wrong(3, "no kubernetes platform")
+    for executor in documents[0]["deploymentSpec"]["executors"].values():
+        container = executor["container"]  # a server takes any word here; no run of it would end well
+        for word in kfplauncher.unknown([*container.get("command", []), *container.get("args", [])]):
+            raise Wrong(3, f"the launcher does not know {word}")
     # through protobuf's Struct every number becomes a float
     kept = {"pipeline_spec": MessageToDict(spec), "platform_spec": MessageToDict(platform)}
     floats: dict[str, Any] = json.loads(json.dumps(kept), parse_int=float)

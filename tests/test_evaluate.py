@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import EVALUATE, NUM_VAL, flags, program, train_params
+from conftest import EVALUATE, NUM_VAL, executor_input, flags, program, train_params
 from PIL import Image
 from test_train import ALONE, run
 
@@ -115,8 +115,9 @@ def test_the_program_writes_what_people_read(
     shards: ShardSet, trained: Trained, params_file: Path, tmp_path: Path
 ) -> None:
     done = program(
-        "evaluate", *flags("evaluate", tmp_path, params_file), "--executor-output", tmp_path / "out.json", cwd=tmp_path
-    )
+        "evaluate", *flags("evaluate", tmp_path, params_file),
+        "--executor-input", executor_input(tmp_path / "out.json"), cwd=tmp_path,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "m/evaluate.json").read_text())
     assert metrics["num_images"] == NUM_VAL

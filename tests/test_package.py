@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import importlib
 import json
 import re
 import subprocess
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import kfplauncher
+import kfprules
 import pytest
 from conftest import ROOT, all_tasks, compile_package, environment
 
@@ -178,6 +181,56 @@ def test_kubeflows_pods_have_what_the_run_arguments_say() -> None:
         assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     for pod in PODS.values():
         assert re.fullmatch(r"registry\.example/vgg-\w+@sha256:0{64}", pod["containers"][0]["image"])
+
+
+# --- the programs as Kubeflow's own launcher starts them (tests/kubeflow/launch_test.go)
+
+COMMANDS = json.loads((ROOT / "tests/kubeflow/commands.json").read_text())
+PARSERS = {stage: f"components.{stage}.__main__" for stage in (*STAGES, "report")} | {"train": "components.train.job"}
+
+
+def words(package: Package, name: str) -> list[str]:
+    container, _ = executors(package)[name]
+    return [*container["command"], *container["args"]]
+
+
+def comparable(command: list[str]) -> list[Any]:
+    """JSON by what it says: Go and Python write it with other spaces and in another order."""
+    return [json.loads(word) if word.startswith("{") else word for word in command]
+
+
+@pytest.mark.parametrize("name", EXECUTORS)
+def test_the_launcher_leaves_no_placeholder(name: str, package: Package) -> None:
+    """By its own code for the kept package, and by the fake, which makes the same of this one."""
+    kept = COMMANDS[name]
+    driven = [word.replace("pipelinechannel--", "") for word in words(package, name)]  # the driver has put those in
+    made = kfplauncher.command(driven, kept["executor_input"])
+    assert comparable(made) == comparable(kept["command"])
+    assert not [word for word in made if "{{" in word]
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_a_program_takes_what_the_launcher_gives_it(name: str) -> None:
+    """Its outputs go where the launcher collects them."""
+    kept = COMMANDS[name]
+    step = importlib.import_module("components.step").parser().parse_args(kept["command"][3:])
+    assert step.module == PARSERS[name].removesuffix(".__main__")
+    parser = importlib.import_module(PARSERS[name]).parser()
+    if name == "train":
+        job = parser.parse_args(step.arguments)
+        parser, step = importlib.import_module("components.train.__main__").parser(), job
+    parsed = parser.parse_args(step.arguments)
+    assert parsed.executor_output == kept["executor_input"]["outputs"]["outputFile"]
+
+
+def test_a_placeholder_of_kfp_local_alone_is_noticed(package: Package) -> None:
+    """It was in every command once: on a cluster the programs wrote to a file of that name."""
+    broken = copy.deepcopy(package)
+    broken[0]["deploymentSpec"]["executors"]["exec-shard"]["container"]["args"][-1] = "{{$.outputs.output_file}}"
+    assert kfplauncher.unknown(words(broken, "shard")) == ["{{$.outputs.output_file}}"]
+    with pytest.raises(kfprules.Wrong, match=r"does not know \{\{\$.outputs.output_file\}\}"):
+        kfprules.package("\n---\n".join(map(json.dumps, broken)).encode())
+    assert kfprules.package("\n---\n".join(map(json.dumps, package)).encode())
 
 
 # --- caching: what Kubeflow 2.17 hashes (backend/src/v2/cacheutils, driver/cache.go), of a task of ours

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, all_tasks, environment
+from conftest import ROOT, all_tasks, environment, executor_input
 from ruamel.yaml import YAML
 
 from components.closure import closure, fingerprints
@@ -34,21 +34,22 @@ def words_of_dvc(stage: str) -> list[str]:
 
 
 def words_of_kubeflow(package: list[dict[str, Any]], stage: str) -> list[str]:
-    """The component's arguments, its parameters placeholder replaced as Kubeflow does: all numbers floats."""
+    """The component's arguments, with parameters and Kubeflow's own words put in as it does: all numbers floats."""
     container = package[0]["deploymentSpec"]["executors"][f"exec-{stage}"]["container"]
     assert container["command"][:3] == ["python", "-m", "components.step"]
     assert container["command"][-1] == f"components.{stage}"
     section = load(str(ROOT / "params.yaml"), stage, section_model(stage)).model_dump()
     floats = json.dumps(json.loads(json.dumps(section), parse_int=float))
-    return [floats if word == "{{$.inputs.parameters['params']}}" else word for word in container["args"]]
+    given = {"{{$.inputs.parameters['params']}}": floats, "{{$}}": executor_input("/tmp/out.json")}
+    return [given.get(word, word) for word in container["args"]]
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_both_roads_give_a_program_the_same_flags_and_parameters(stage: str, package: list[dict[str, Any]]) -> None:
     roads = [words_of_dvc(stage), words_of_kubeflow(package, stage)]
     flags = [[word for word in words if word.startswith("--")] for words in roads]
-    assert flags[0] == [flag for flag in flags[1] if flag != "--executor-output"]
-    assert flags[1][-1] == "--executor-output"
+    assert flags[0] == [flag for flag in flags[1] if flag != "--executor-input"]
+    assert flags[1][-1] == "--executor-input"
     assert flags[0][0] == "--params"
     parsed = [vars(parser(stage).parse_args(words)) for words in roads]
     loaded = [
@@ -145,7 +146,7 @@ def test_help_is_quick_and_whole(stage: str) -> None:
         cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=30,
     )  # fmt: skip
     assert done.returncode == 0
-    assert "--executor-output" in done.stdout
+    assert "--executor-input" in done.stdout
     assert time.monotonic() - started < 5  # 0.06 s; heavy imports would take more than this
 
 

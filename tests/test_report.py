@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import executor_input
 from mlflow import MlflowClient
 
 from components import provenance, tracking
@@ -18,7 +19,7 @@ def stage(name: str, **metrics: float) -> None:
 
 def report(tmp_path: Path, **status: object) -> str:
     words = ["--status", json.dumps(status), "--summary", str(tmp_path / "page.md")]
-    main([*words, "--executor-output", str(tmp_path / "executor.json")])
+    main([*words, "--executor-input", executor_input(tmp_path / "executor.json")])
     said = json.loads((tmp_path / "executor.json").read_text())
     assert said["artifacts"]["summary"]["artifacts"][0]["uri"] == str(tmp_path / "page.md")
     return (tmp_path / "page.md").read_text()

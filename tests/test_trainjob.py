@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TRAIN, environment, flags, program
+from conftest import TRAIN, environment, executor_input, flags, program
 from kubehttp import stamp
 from kubeserver import KubeServer, wait_for
 
@@ -57,7 +57,7 @@ class Step:
         values |= {"AWS_SECRET_ACCESS_KEY": CANARY, "MLFLOW_TRACKING_PASSWORD": CANARY}
         env = environment(**{**values, **env})
         env["PYTHONPATH"] += f":{folder}"
-        arguments = more or ("last", *ARGUMENTS, "--executor-output", "/out.json")
+        arguments = more or ("last", *ARGUMENTS, "--executor-input", executor_input("/out.json"))
         self.said = folder / f"said-{time.monotonic_ns()}"
         with open(self.said, "w") as file:
             self.process = subprocess.Popen([*command, *arguments], cwd=folder, env=env, stdout=file, stderr=file)
@@ -118,7 +118,7 @@ def test_from_pending_to_complete(cluster: KubeServer, tmp_path: Path) -> None:
     assert said.count("0/3 nodes") == 1 and "somebody else" not in said and "of node 1" not in said
     assert f"--- log of pod {name}, node 0" in said
     # what Kubeflow collects is the step's own business, and told to nobody else
-    assert f"the end: {['--finished', *ARGUMENTS, '--executor-output', '/out.json']}" in said
+    assert f"the end: {['--finished', *ARGUMENTS, '--executor-input', executor_input('/out.json')]}" in said
     assert made["metadata"]["ownerReferences"] == [
         {key: workflow[key] for key in ("apiVersion", "kind", "name", "uid")}
     ]
@@ -282,7 +282,8 @@ def test_a_checkpoint_that_is_not_there_is_no_success(cluster: KubeServer, shard
 def test_the_outputs_of_a_finished_training(
     cluster: KubeServer, shards: ShardSet, params_file: Path, tmp_path: Path
 ) -> None:
-    arguments = [*map(str, flags("train", tmp_path, params_file)), "--executor-output", str(tmp_path / "out.json")]
+    arguments = [*map(str, flags("train", tmp_path, params_file))]
+    arguments += ["--executor-input", executor_input(tmp_path / "out.json")]
     step = Step(cluster, tmp_path, "components.train", *arguments)
     made = cluster.made()
     scratch = {"/tmp/curves.csv": tmp_path / "pod/curves.csv", "/tmp/train.json": tmp_path / "pod/train.json"}

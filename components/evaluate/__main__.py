@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.add_argument("--report", required=True, metavar="FILE", help="out: all of it on one page, HTML")
     flags.add_argument("--metrics", required=True, metavar="FILE", help="out: errors of every mode, JSON; written last")
-    program.add_executor_output(flags)
+    program.add_executor_input(flags)
     return flags
 
 

@@ -29,6 +29,6 @@ def evaluate(
             *("--confusion", confusion.path),
             *("--report", report.path),
             *("--metrics", metrics.path),
-            *("--executor-output", dsl.PIPELINE_TASK_EXECUTOR_OUTPUT_PATH_PLACEHOLDER),
+            *("--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER),
         ],
     )

@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--metrics", required=True, metavar="FILE", help="out: name, version and aliases, JSON; written last"
     )
-    program.add_executor_output(flags)
+    program.add_executor_input(flags)
     return flags
 
 

@@ -39,6 +39,6 @@ def register(
             *("--predictions", predictions),
             *("--evaluation", evaluation.path),
             *("--metrics", metrics.path),
-            *("--executor-output", dsl.PIPELINE_TASK_EXECUTOR_OUTPUT_PATH_PLACEHOLDER),
+            *("--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER),
         ],
     )

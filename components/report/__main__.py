@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     flags = program.Parser("components.report", __doc__)
     flags.add_argument("--status", required=True, metavar="JSON", help="Kubeflow's PipelineTaskFinalStatus")
     flags.add_argument("--summary", required=True, metavar="FILE", help="out: the page, Markdown")
-    program.add_executor_output(flags)
+    program.add_executor_input(flags)
     return flags
 
 

@@ -17,6 +17,6 @@ def report(
         args=[
             *("--status", status),
             *("--summary", summary.path),
-            *("--executor-output", dsl.PIPELINE_TASK_EXECUTOR_OUTPUT_PATH_PLACEHOLDER),
+            *("--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER),
         ],
     )

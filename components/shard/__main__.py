@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
         "--shards", required=True, metavar="DIR", help="out: shards, indexes, manifest.json; may be s3://bucket/prefix"
     )
     flags.add_argument("--metrics", required=True, metavar="FILE", help="out: counts, JSON; written last")
-    program.add_executor_output(flags)
+    program.add_executor_input(flags)
     return flags
 
 

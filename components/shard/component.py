@@ -25,6 +25,6 @@ def shard(
             *("--images", images),
             *("--shards", "store:shards/{key}"),
             *("--metrics", metrics.path),
-            *("--executor-output", dsl.PIPELINE_TASK_EXECUTOR_OUTPUT_PATH_PLACEHOLDER),
+            *("--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER),
         ],
     )

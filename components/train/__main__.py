@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.add_argument("--curves", required=True, metavar="FILE", help="out: loss and error of every epoch, CSV")
     flags.add_argument("--metrics", required=True, metavar="FILE", help="out: the last epoch, JSON; written last")
-    program.add_executor_output(flags)
+    program.add_executor_input(flags)
     flags.add_argument(
         "--finished", action="store_true", help="train nothing: verify the finished checkpoint and write the outputs"
     )

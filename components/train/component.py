@@ -46,6 +46,6 @@ def train(
             *("--checkpoint", "store:checkpoints/{key}"),
             *("--curves", curves.path),
             *("--metrics", metrics.path),
-            *("--executor-output", dsl.PIPELINE_TASK_EXECUTOR_OUTPUT_PATH_PLACEHOLDER),
+            *("--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER),
         ],
     )

@@ -32,7 +32,7 @@ PASSED_ON = (
     "VGG_S3_PATIENCE_SECONDS", "VGG_S3_TIMEOUT_SECONDS", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID",
 )  # fmt: skip
 OUTPUTS = ("--curves", "--metrics")  # of the step, in folders that only its own pod has
-EXECUTOR_OUTPUT = "--executor-output"
+EXECUTOR_INPUT = "--executor-input"  # of the step itself
 
 
 def body(args: argparse.Namespace) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def for_nodes(arguments: list[str]) -> list[str]:
     for flag, value in _pairs(arguments):
         if flag in OUTPUTS and value is not None:
             kept += [flag, f"{SCRATCH}/{PurePosixPath(value).name}"]
-        elif flag != EXECUTOR_OUTPUT:
+        elif flag != EXECUTOR_INPUT:
             kept += [flag] if value is None else [flag, value]
     return kept
 
@@ -87,7 +87,7 @@ def _pairs(arguments: list[str]) -> list[tuple[str, str | None]]:
     rest = iter(arguments)
     for argument in rest:
         flag, equals, value = argument.partition("=")
-        if flag not in (*OUTPUTS, EXECUTOR_OUTPUT):
+        if flag not in (*OUTPUTS, EXECUTOR_INPUT):
             pairs.append((argument, None))
         else:
             pairs.append((flag, value if equals else next(rest, None)))

@@ -1,24 +1,47 @@
 #!/usr/bin/env bash
-# Have Kubeflow Pipelines' own code judge the package, and keep the pods it makes of it:
+# Have Kubeflow Pipelines' own code judge the package, and keep what it makes of it:
 #   tests/kubeflow/render.sh CHECKOUT      a git checkout of kubeflow/pipelines at 2.17.0 (020857a43a); needs Go 1.26
-# Writes tests/kubeflow/pods.json, which tests/test_package.py holds against Pod Security and against the package.
+# Writes pods.json, the pods of its driver, and commands.json, the programs as its launcher starts them; the suite holds
+# both against the package.  Runs one step, sharding of the digits, under the launcher's own code; as root, because that
+# keeps outputs in /s3, which is removed again.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 checkout=$(cd "$1" && pwd)
 scratch=$(mktemp -d)
-trap 'rm -rf "$scratch" "$checkout/backend/src/v2/driver/render_vgg_test.go"' EXIT
-(cd "$here/../.." && python -m pipelines.submit --compile "$scratch/package.yaml")
-cp "$here/render_test.go" "$checkout/backend/src/v2/driver/render_vgg_test.go"
-(cd "$checkout" && VGG_PACKAGE=$scratch/package.yaml VGG_ARGUMENTS=$here/arguments.json VGG_OUT=$scratch/pods.json \
-    go test ./backend/src/v2/driver/ -run TestRenderVGG -count=1)
-# the launcher's own words hold the whole component; what matters is ours
-python - "$scratch/pods.json" "$here/pods.json" <<'PYTHON'
+driver=$checkout/backend/src/v2/driver/render_vgg_test.go launcher=$checkout/backend/src/v2/component/launch_vgg_test.go
+outputs=/s3/mlpipeline/v2/artifacts
+trap 'rm -rf "$scratch" "$driver" "$launcher" $outputs/shard; rmdir -p --ignore-fail-on-non-empty $outputs' EXIT
+cd "$here/../.."
+python -m pipelines.submit --compile "$scratch/package.yaml"
+cp "$here/render_test.go" "$driver"
+cp "$here/launch_test.go" "$launcher"
+
+# go PACKAGE TEST: with the run arguments of a file
+go_test() { (cd "$checkout" && go test "./backend/src/v2/$1/" -run "^($2)\$" -count=1); }
+export VGG_PACKAGE=$scratch/package.yaml VGG_PODS=$scratch/pods.json VGG_LAUNCHES=$scratch/launches.json
+export VGG_COMMANDS=$scratch/commands.json
+
+python - "$here/arguments.json" >"$scratch/digits.json" <<'PYTHON'
 import json, sys
-pods = json.load(open(sys.argv[1]))
-for pod in pods.values():
-    for container in pod["containers"]:
-        container["command"] = container["command"][:1]
-with open(sys.argv[2], "w") as file:
-    json.dump(pods, file, indent=1, sort_keys=True)
-    file.write("\n")
+from pipelines.arguments import sections
+print(json.dumps({**json.load(open(sys.argv[1])), **sections("params.yaml", [])}))
+PYTHON
+VGG_ARGUMENTS=$scratch/digits.json go_test driver TestRenderVGG
+VGG_STORE=$scratch/store VGG_JOURNAL=$scratch/journal VGG_CACHE=$scratch/cache PYTHONPATH=$PWD \
+    MLFLOW_TRACKING_URI=sqlite:///$scratch/mlflow.db go_test component "TestStepVGG|TestRefusalVGG"
+
+VGG_ARGUMENTS=$here/arguments.json go_test driver TestRenderVGG
+go_test component TestCommandsVGG
+# the launcher's own words hold the whole component; what matters is ours
+python - "$VGG_PODS" "$VGG_COMMANDS" "$here" <<'PYTHON'
+import json, sys
+for path in sys.argv[1:3]:
+    found = json.load(open(path))
+    if path.endswith("pods.json"):
+        for pod in found.values():
+            for container in pod["containers"]:
+                container["command"] = container["command"][:1]
+    with open(f"{sys.argv[3]}/{path.rpartition('/')[2]}", "w") as file:
+        json.dump(found, file, indent=1, sort_keys=True)
+        file.write("\n")
 PYTHON

@@ -50,7 +50,7 @@ func TestRenderVGG(t *testing.T) {
 	}
 	convert(t, spec.GetDeploymentSpec().AsMap(), deployment)
 
-	pods := map[string]json.RawMessage{}
+	pods, launches := map[string]json.RawMessage{}, map[string]map[string]any{}
 	for name, component := range spec.GetComponents() {
 		if label := component.GetExecutorLabel(); label != "" {
 			inputs := values(t, spec, component, arguments)
@@ -58,27 +58,58 @@ func TestRenderVGG(t *testing.T) {
 			settings, err := protojson.Marshal(platform.GetPlatforms()["kubernetes"].GetDeploymentSpec().GetExecutors()[label])
 			require.NoError(t, err)
 			require.NoError(t, protojson.Unmarshal(settings, config))
-			patch, err := initPodSpecPatch(deployment.GetExecutors()[label].GetContainer(), component,
-				&pipelinespec.ExecutorInput{Inputs: &pipelinespec.ExecutorInput_Inputs{ParameterValues: inputs}},
-				1, "vgg-imagenet", "run-1", "vgg", "1", "false", "false", nil, false, false, "",
+			input := executorInput(strings.TrimPrefix(name, "comp-"), component, inputs)
+			patch, err := initPodSpecPatch(deployment.GetExecutors()[label].GetContainer(), component, input, 1, "vgg-imagenet", "run-1", "vgg", "1", "false", "false", nil, false, false, "",
 				"ml-pipeline.kubeflow", "8887", "metadata-grpc-service.kubeflow", "8080", map[string]string{})
 			require.NoError(t, err, name)
 			options := Options{KubernetesExecutorConfig: config, Component: component}
 			require.NoError(t, extendPodSpecPatch(context.Background(), patch, options, nil, nil, nil, inputs, nil), name)
 			pods[strings.TrimPrefix(name, "comp-")] = merged(t, workflow.Workflow, patch)
+			own := map[string]*structpb.Value{}
+			for input := range component.GetInputDefinitions().GetParameters() {
+				own[input] = inputs[input]
+			}
+			input = executorInput(strings.TrimPrefix(name, "comp-"), component, own)
+			launches[strings.TrimPrefix(name, "comp-")] = map[string]any{
+				"executor_input": message(t, input), "component": message(t, component), "command": patch.Containers[0].Args,
+			}
 		}
 	}
-	out, err := json.Marshal(pods)
-	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(os.Getenv("VGG_OUT"), out, 0o644))
+	for variable, found := range map[string]any{"VGG_PODS": pods, "VGG_LAUNCHES": launches} {
+		out, err := json.Marshal(found)
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(os.Getenv(variable), out, 0o644))
+	}
 }
 
-// values of a component's inputs: run arguments where they come from there, else a word.
+// executorInput is what the driver tells the launcher of a task: the values, and where its outputs go.
+func executorInput(task string, component *pipelinespec.ComponentSpec, values map[string]*structpb.Value) *pipelinespec.ExecutorInput {
+	root := "s3://mlpipeline/v2/artifacts"
+	inputs := &pipelinespec.ExecutorInput_Inputs{ParameterValues: values, Artifacts: map[string]*pipelinespec.ArtifactList{}}
+	for name, about := range component.GetInputDefinitions().GetArtifacts() {
+		artifact := &pipelinespec.RuntimeArtifact{Name: name, Uri: root + "/before/" + name, Type: about.GetArtifactType()}
+		inputs.Artifacts[name] = &pipelinespec.ArtifactList{Artifacts: []*pipelinespec.RuntimeArtifact{artifact}}
+	}
+	outputs := provisionOutputs(root, task, component.GetOutputDefinitions(), "salt", "false")
+	return &pipelinespec.ExecutorInput{Inputs: inputs, Outputs: outputs}
+}
+
+// values of a component's inputs: run arguments where they come from there, a stage's section for its params, else a word.
 func values(t *testing.T, spec *pipelinespec.PipelineSpec, component *pipelinespec.ComponentSpec, arguments []byte) map[string]*structpb.Value {
 	given, found := map[string]any{}, map[string]*structpb.Value{}
 	require.NoError(t, json.Unmarshal(arguments, &given))
 	for input := range component.GetInputDefinitions().GetParameters() {
 		found[input] = structpb.NewStringValue("given")
+	}
+	sections := map[string]string{"exec-gate": "register"}
+	section := sections[component.GetExecutorLabel()]
+	if section == "" {
+		section = strings.TrimPrefix(component.GetExecutorLabel(), "exec-")
+	}
+	if _, there := found["params"]; there {
+		value, err := structpb.NewValue(given[section])
+		require.NoError(t, err)
+		found["params"] = value
 	}
 	for name, about := range spec.GetRoot().GetInputDefinitions().GetParameters() {
 		value := about.GetDefaultValue()
@@ -118,6 +149,12 @@ func merged(t *testing.T, workflow *wfapi.Workflow, patch *k8score.PodSpec) json
 	}
 	t.Fatal("the workflow has no template for steps")
 	return nil
+}
+
+func message(t *testing.T, from proto.Message) json.RawMessage {
+	text, err := protojson.Marshal(from)
+	require.NoError(t, err)
+	return text
 }
 
 func convert(t *testing.T, from any, to proto.Message) {
