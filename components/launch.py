@@ -23,7 +23,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from components import program
+from components import program, signals
 from components.nodes import Nodes, from_environment, met
 from components.watched import hang_seconds
 from vgg.errors import BadData, Preempted, Refused, WrongParameters
@@ -80,6 +80,8 @@ def run_once(processes: int, module: str, arguments: list[str], nodes: Nodes | N
         Watchdog(Path(folder)) as watchdog,
     ):
         os.environ |= {"VGG_RANKS": folder, "VGG_LAUNCHER": str(os.getpid())}
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup; torchrun would listen all the same
+            os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGQUIT"
         where = nodes.flags() if nodes else ["--standalone"]
         try:
             torchrun([*where, f"--nproc-per-node={processes}", "-m", module, *arguments])
@@ -93,7 +95,8 @@ def run_once(processes: int, module: str, arguments: list[str], nodes: Nodes | N
             # the launcher ends the others with SIGTERM, which they answer with 75: the first is the one that counts
             return first.exitcode if first.exitcode > 0 else 128 - first.exitcode, False
         except SignalException as stopped:
-            return Preempted.exit_code if stopped.sigval == signal.SIGTERM else 128 + stopped.sigval, True
+            asked = stopped.sigval in signals.ASKED
+            return Preempted.exit_code if asked else 128 + stopped.sigval, True
     return 0, False
 
 

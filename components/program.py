@@ -15,9 +15,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from components import signals
 from vgg.errors import Interrupted, Preempted, Problem, StorageFailure, WrongParameters
 
 log = logging.getLogger("vgg")
+
+LAST_WORDS = "VGG_LAST_WORDS"  # environment: a file for exit codes and messages, of components.step
 
 
 class Parser(argparse.ArgumentParser):
@@ -71,24 +74,29 @@ def run(work: Callable[[], None]) -> NoReturn:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("alembic", "mlflow", "matplotlib", "botocore", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what can be stopped more gently sets its own
+    signals.on_asked(signals.interrupt)  # what can be stopped more gently sets its own
     try:
         work()
     except Problem as problem:
-        print(f"{'' if isinstance(problem, Preempted) else 'error: '}{problem}", file=sys.stderr)
-        sys.exit(problem.exit_code)
+        end(problem.exit_code, f"{'' if isinstance(problem, Preempted) else 'error: '}{problem}")
     except OSError as error:  # what is not foreseen is still a path and a reason, not a traceback
         if error.filename is None:
             raise
-        print(
-            f"error: {error.filename}: {error.strerror}. Check that it exists, is writable and has room.",
-            file=sys.stderr,
-        )
-        sys.exit(StorageFailure.exit_code)
+        where = f"{error.filename}: {error.strerror}"
+        end(StorageFailure.exit_code, f"error: {where}. Check that it exists, is writable and has room.")
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(Preempted.exit_code)
+        signals.ignore_asked()
+        end(Preempted.exit_code, "interrupted; run the same command again to go on")
     sys.exit(0)
+
+
+def end(exit_code: int, message: str) -> NoReturn:
+    """Say why, and exit.  components.step, which may stand around this program, hears of it too."""
+    print(message, file=sys.stderr)
+    if path := os.environ.get(LAST_WORDS):
+        with contextlib.suppress(OSError), open(path, "a") as file:
+            file.write(json.dumps({"exit_code": exit_code, "message": message}) + "\n")
+    sys.exit(exit_code)
 
 
 @contextlib.contextmanager
@@ -115,7 +123,7 @@ def only_writer(directory: Path) -> Iterator[None]:
 
 
 class StopSignal:
-    """Whether this process has been asked to stop (SIGTERM, Ctrl-C): a vgg.stopping.Stop.
+    """Whether this process has been asked to stop (SIGTERM, SIGHUP, Ctrl-C): a vgg.stopping.Stop.
 
     A second Ctrl-C stops at once.
     beat: called whenever somebody asks, as a sign of life.
@@ -123,12 +131,11 @@ class StopSignal:
 
     def __init__(self, beat: Callable[[], None] = lambda: None) -> None:
         self.received, self._interrupting, self._beat = False, False, beat
-        signal.signal(signal.SIGTERM, self._receive)
-        signal.signal(signal.SIGINT, self._receive)
+        signals.on_asked(self._receive)
 
     def _receive(self, _number: int, _frame: FrameType | None) -> None:
         self.received = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, signals.interrupt)
         if self._interrupting:
             self._interrupting = False  # once: whoever cleans up is not interrupted again
             raise Interrupted

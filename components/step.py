@@ -10,15 +10,19 @@ repeat; the program goes on where it was.  SIGTERM is passed on, and nothing is 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import logging
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from types import FrameType
 
-from components import program
+from components import program, signals
 from vgg.errors import Preempted, StorageFailure, Unreachable
 from vgg.stopping import die_with_parent
 
@@ -27,6 +31,8 @@ log = logging.getLogger("vgg.step")
 AGAIN = {Unreachable.exit_code, StorageFailure.exit_code, Preempted.exit_code}
 LONGEST_BACKOFF_SECONDS = 900
 LOOK_SECONDS = 0.5
+TERMINATION_LOG = Path("/dev/termination-log")  # Kubernetes mounts it in every container
+MOST_BYTES = 2048  # it keeps 4096, and cuts at the front
 PROGRESS_SECONDS = 3600  # an attempt that lasted this long did something: the count begins anew
 
 
@@ -37,6 +43,10 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--backoff-seconds", type=float, default=30, metavar="S", help="before the second; doubled each time (30)"
     )
+    flags.add_argument(
+        "--last-words", type=Path, default=TERMINATION_LOG, metavar="FILE",
+        help=f"gets exit code and message if it fails, where it is there ({TERMINATION_LOG})",
+    )  # fmt: skip
     flags.add_argument("module", help="whose program runs, for example components.shard")
     flags.add_argument("arguments", nargs=argparse.REMAINDER, help="of the program")
     return flags
@@ -48,9 +58,25 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if args.image:
         os.environ["VGG_IMAGE"] = args.image
+    with tempfile.NamedTemporaryFile(prefix="vgg-words-") as words:
+        os.environ[program.LAST_WORDS] = words.name
+        code = repeated(args, Path(words.name))
+        if code:
+            failed = f"{args.module}: exit code {code}"  # pipelines.failure looks for it
+            log.error("%s", failed)
+            leave(args.last_words, f"{failed}: {message_of(code, Path(words.name))}".removesuffix(": "))
+    return code
+
+
+def repeated(args: argparse.Namespace, words: Path) -> int:
+    """Run the program until its exit code says that nothing more would help; returns that.
+
+    words: file for what its last run says of its end.
+    """
     step = Step([sys.executable, "-m", args.module, *args.arguments])
     failures = 0
     while True:
+        words.write_text("")
         began = time.monotonic()
         code = step.attempt()
         failures = 1 if time.monotonic() - began > PROGRESS_SECONDS else failures + 1
@@ -65,15 +91,30 @@ def main(argv: list[str] | None = None) -> int:
             return code
 
 
+def message_of(code: int, words: Path) -> str:
+    """What the program said as it ended with this code; of several ranks, the first that did.  '' if nothing."""
+    said = [json.loads(line) for line in words.read_text().splitlines()]
+    return next((str(one["message"]) for one in said if one["exit_code"] == code), "")
+
+
+def leave(path: Path, text: str) -> None:
+    """Where Kubernetes takes it into the pod's status, and Argo from there into the workflow's.
+
+    An exit code alone would be lost: Kubeflow's launcher (2.17), which stands around this, ends with 1 after any.
+    """
+    if path.exists():
+        with contextlib.suppress(OSError):
+            path.write_bytes(text.encode()[:MOST_BYTES].decode(errors="ignore").encode())
+
+
 class Step:
-    """One program at a time, and a SIGTERM or Ctrl-C that is meant for it."""
+    """One program at a time, and whoever asks it to end."""
 
     def __init__(self, command: list[str]) -> None:
         self._command = command
         self._told = False
         self._running: subprocess.Popen[bytes] | None = None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._pass_on)
+        signals.on_asked(self._pass_on)
 
     def stopped(self) -> bool:
         """Whether it has been told to stop."""

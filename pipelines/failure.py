@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.cluster import Cluster, NotAllowed
 from pipelines.package import NAME
 from pipelines.server import Server
-from vgg.errors import BadData, Preempted, Problem, Refused, StorageFailure, Unreachable, WrongParameters
+from vgg.errors import Problem
 
 LOG_LINES = 30
-OURS = {kind.exit_code for kind in (BadData, Preempted, Refused, StorageFailure, Unreachable, WrongParameters)}
 # nodes of the graph that stand for no step of ours
 _STRUCTURE = re.compile(
-    rf"executor(\(\d+\))?|.*-driver|root|(exit-handler|condition|for-loop|{NAME})-.*|run|gate-is-open|.*\.onExit"
+    rf"executor|.*-driver|.*\(\d+\)|root|(exit-handler|condition|for-loop|{NAME})-.*|run|gate-is-open|.*\.onExit"
 )
 
 
@@ -44,13 +43,14 @@ class FailedTask:
 
     @property
     def exit_code(self) -> int:
-        """Of the program; the pod's own is always 1, and only its last lines say what Kubeflow's launcher saw."""
-        seen = re.findall(r"execut\w+[^\n]*: exit status (\d+)", "\n".join(self.log or []))
-        return int(seen[-1]) if seen and int(seen[-1]) in OURS else 1
+        """Of the program, as components.step leaves it in the pod's status and says it last; the pod's own is always 1,
+        because Kubeflow's launcher ends so."""
+        seen = re.findall(r"components\.[\w.]+: exit code (\d+)", "\n".join([*(self.log or []), self.message]))
+        return int(seen[-1]) if seen else 1
 
 
 def is_step(name: str) -> bool:
-    """Whether a task of Kubeflow's list is one of the pipeline's steps."""
+    """Whether a task of Kubeflow's list is one of the pipeline's steps, and not one of its attempts."""
     return not _STRUCTURE.fullmatch(name)
 
 
@@ -69,13 +69,14 @@ def was_terminated(workflow: dict[str, Any]) -> bool:
 
 
 def explain(server: Server, run: Any, workflow: dict[str, Any], cluster: Callable[[], Cluster]) -> RunFailed:
-    """The failed tasks of a run with their last lines, first the one that failed first."""
+    """The tasks that failed for good with their last lines, first the one that failed first."""
     tasks = from_workflow(workflow) or from_pods(run, cluster) or from_details(run)
     for task in tasks:
         text = server.log_of(run.run_id, task.pod) if task.pod else None
         if text is None and task.pod:
             text = _pod_log(cluster, task.pod)
         task.log = None if text is None else server.access.clean(text).rstrip().splitlines()[-LOG_LINES:]
+        task.message = server.access.clean(task.message)
     said = str(workflow.get("status", {}).get("message") or "")
     lines = [f"run {run.display_name} FAILED" + (f": {said}" if said else "")]
     for task in tasks:
@@ -87,18 +88,46 @@ def explain(server: Server, run: Any, workflow: dict[str, Any], cluster: Callabl
 def from_workflow(workflow: dict[str, Any]) -> list[FailedTask]:
     """By the nodes of the Argo workflow."""
     nodes = workflow.get("status", {}).get("nodes", {})
+    around = _around(nodes)
     found: dict[str, tuple[str, FailedTask]] = {}
-    for node in nodes.values():
+    for mark, node in nodes.items():
         if node.get("type") != "Pod" or node.get("phase") not in ("Failed", "Error"):
             continue
+        outer = [nodes[other] for other in around(mark)]
+        if any(other.get("phase") == "Succeeded" for other in outer):
+            continue  # another attempt has done it
         # the pod that runs the program is called executor; the task is the graph around it
-        around = nodes.get(node.get("boundaryID", ""), {})
-        own = node["displayName"]
-        name = around.get("displayName", own) if own.startswith("executor") else own
+        own = _task_name(node)
+        graphs = [_task_name(other) for other in outer if other.get("type") == "DAG"]
+        name = graphs[0] if own == "executor" and graphs else own
         began, pod = node.get("startedAt", ""), _pod_name(workflow, node)
         if name not in found or found[name][0] < began:  # of several attempts the last
             found[name] = began, FailedTask(name, pod, node.get("message", ""))
     return [task for _, task in sorted(found.values(), key=lambda one: one[0])]
+
+
+def _around(nodes: dict[str, Any]) -> Callable[[str], Iterator[str]]:
+    """A function: the node that repeats a node, the graph in which it stands, what repeats or holds that, and so on.
+
+    With a retry strategy for all templates, which Kubeflow 2.17 installs, Argo puts a Retry node around every pod and
+    every graph.
+    """
+    repeats = {
+        child: mark for mark, node in nodes.items() if node.get("type") == "Retry" for child in node.get("children", [])
+    }
+
+    def around(mark: str) -> Iterator[str]:
+        seen = {mark}
+        while (mark := repeats.get(mark) or nodes[mark].get("boundaryID", "")) in nodes and mark not in seen:
+            seen.add(mark)
+            yield mark
+
+    return around
+
+
+def _task_name(node: dict[str, Any]) -> str:
+    """Without the number of the attempt: train(1) is train."""
+    return re.sub(r"\(\d+\)$", "", str(node["displayName"]))
 
 
 def _pod_name(workflow: dict[str, Any], node: dict[str, Any]) -> str:
@@ -115,13 +144,12 @@ def from_pods(run: Any, cluster: Callable[[], Cluster]) -> list[FailedTask]:
         pods = cluster().pods(run.run_id)
     except (NotAllowed, Problem):
         return []
-    failed: dict[str, FailedTask] = {}  # of several attempts the last
+    last: dict[str, dict[str, Any]] = {}  # of several attempts
     for pod in sorted(pods, key=lambda one: str(one["status"].get("startTime", ""))):
-        if pod["status"].get("phase") == "Failed":
-            name = pod["metadata"]["name"]
-            stage = pod["metadata"].get("labels", {}).get("vgg.stage", name)
-            failed[stage] = FailedTask(stage, name, _reason(pod))
-    return list(failed.values())
+        stage = pod["metadata"].get("labels", {}).get("vgg.stage", pod["metadata"]["name"])
+        last[stage] = pod
+    failed = {stage: pod for stage, pod in last.items() if pod["status"].get("phase") == "Failed"}
+    return [FailedTask(stage, pod["metadata"]["name"], _reason(pod)) for stage, pod in failed.items()]
 
 
 def _reason(pod: dict[str, Any]) -> str:
@@ -132,7 +160,8 @@ def _reason(pod: dict[str, Any]) -> str:
         for one in status.get("containerStatuses", [])
         if one["name"] == "main"
     ]
-    said = [status.get("reason"), status.get("message"), *(ended.get("reason") for ended in main)]
+    said = [status.get("reason"), status.get("message")]
+    said += [ended.get(key) for ended in main for key in ("reason", "message")]
     return ", ".join(text for text in said if text and text != "Error")
 
 

@@ -26,10 +26,15 @@ class Ask:
 
 @dataclass(frozen=True)
 class Frame:
-    """What a look at a run sees: its state, and those of its steps."""
+    """What a look at a run sees: its state, and those of its steps.
+
+    said: by step, what its container left as termination message.  lost: steps whose first pod was deleted.
+    """
 
     state: str
     steps: dict[str, str] = field(default_factory=dict)
+    said: dict[str, str] = field(default_factory=dict)
+    lost: tuple[str, ...] = ()
 
 
 @dataclass
@@ -205,14 +210,31 @@ def _new(kind: str, items: list[Item], **fields: Any) -> Item:
 
 
 def _nodes(frame: Frame) -> Iterator[Item]:
-    """The graph around every step, its driver, and the pod that runs the program."""
+    """The graph around every step, its driver, and the pod that runs the program, each in a Retry node, as the retry
+    strategy for all templates of Kubeflow's manifests makes them."""
     for number, name in enumerate((WORKFLOW, "root", "exit-handler-1")):
         yield {"id": f"{WORKFLOW}-{number}", "displayName": name, "type": "DAG", "phase": frame.state.title()}
     for number, (step, state) in enumerate(frame.steps.items(), 10):
         mark, phase = f"{WORKFLOW}-{number}", state.title()
         pod = {"type": "Pod", "templateName": "system-container-impl", "startedAt": WHEN.format(number)}
-        graph = {"type": "DAG", "boundaryID": f"{WORKFLOW}-2"}
-        message = {"message": "Error (exit code 1)"} if state == "FAILED" else {}
-        yield {"id": f"{mark}0", "displayName": f"{step}-driver", "phase": "Succeeded", **pod}
-        yield {"id": f"{mark}1", "displayName": step, "phase": phase, **graph}
-        yield {"id": f"{mark}2", "displayName": "executor", "phase": phase, "boundaryID": f"{mark}1", **pod, **message}
+        outside, inside = {"boundaryID": f"{WORKFLOW}-2"}, {"boundaryID": f"{mark}3"}
+        yield from _attempts(f"{mark}0", f"{step}-driver", [{"phase": "Succeeded", **pod, **outside}])
+        yield from _attempts(f"{mark}2", step, [{"phase": phase, "type": "DAG", **outside}])
+        ended = {"phase": phase, **pod, **inside}
+        if state == "FAILED":  # inferFailedReason of Argo: the container, how it ended, and its termination message
+            said = frame.said.get(step)
+            ended["message"] = "main: Error (exit code 1)" + (f": {said}" if said else "")
+        deleted = {**ended, "phase": "Error", "startedAt": WHEN.format(number - 10), "message": "pod deleted"}
+        yield from _attempts(f"{mark}4", "executor", [*([deleted] if step in frame.lost else []), ended])
+
+
+def _attempts(mark: str, name: str, attempts: list[Item]) -> Iterator[Item]:
+    """A Retry node, which is as its last attempt is, and the attempts.  Their ids: the mark, counted on."""
+    ids = [f"{mark[:-1]}{int(mark[-1]) + number}" for number in range(1, len(attempts) + 1)]
+    boundary = attempts[-1]["boundaryID"]
+    yield {
+        "id": mark, "displayName": name, "type": "Retry", "phase": attempts[-1]["phase"], "boundaryID": boundary,
+        "children": ids, "startedAt": attempts[0].get("startedAt", ""),
+    }  # fmt: skip
+    for number, (own, attempt) in enumerate(zip(ids, attempts, strict=True)):
+        yield {"id": own, "displayName": f"{name}({number})", **attempt}

@@ -108,3 +108,38 @@ def wait_for(path: Path) -> None:
     while not path.exists():
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+REFUSING = """
+import os, sys
+from components.program import run
+from vgg.errors import Refused, Unreachable
+def main():
+    if not os.path.exists("once"):
+        open("once", "w").close()
+        raise Unreachable("the store is away")
+    raise Refused("e.json: lacks modes. " + "é" * 3000)
+run(main)
+"""
+
+
+def test_the_last_words_of_the_last_attempt_are_left_where_kubernetes_takes_them(
+    command: list[str], tmp_path: Path
+) -> None:
+    """Code and message; what is too long is cut between characters.  Where no cluster is, nothing is written."""
+    (tmp_path / "refusing.py").write_text(REFUSING)
+    env = environment(PYTHONPATH=f"{environment()['PYTHONPATH']}:{tmp_path}")
+    log = tmp_path / "termination-log"
+    for there in (False, True):
+        if there:
+            log.touch()
+        done = subprocess.run(
+            [*command, "--last-words", str(log), "refusing"],
+            cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 78
+        assert done.stderr.splitlines()[-1] == "refusing: exit code 78"
+        assert log.exists() == there
+    said = log.read_bytes()
+    assert said.decode().startswith("refusing: exit code 78: error: e.json: lacks modes. é")
+    assert 2000 < len(said) <= 2048

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, environment
 from kfpserver import Fault, Frame, KfpServer
+from kfpstate import WHEN
 from kfpworld import CANARIES, World, package, world  # noqa: F401
 from kubeobjects import Http
 
@@ -152,7 +154,8 @@ def test_waiting_says_every_change_and_how_it_ended(world: World) -> None:
 
 
 LOG = "".join(f"line {n}\n" for n in range(60)) + (
-    "the program before it: exit status 1\nerror: vgg: damaged\n"
+    "components.train ended with 75; again in 30 s (attempt 2 of 6)\nerror: vgg: damaged\n"
+    "components.train: exit code 78\n"
     "F1125 10:00:00.000000      41 main.go:30] failed to execute component: exit status 78\n"
 )
 FAILED = Frame("FAILED", {"shard": "SUCCEEDED", "train": "FAILED", "report": "SUCCEEDED"})
@@ -160,8 +163,8 @@ FAILED = Frame("FAILED", {"shard": "SUCCEEDED", "train": "FAILED", "report": "SU
 
 def test_a_failed_run_tells_the_task_its_last_lines_and_its_exit_code(world: World) -> None:
     world.kfp.frames = [Frame("RUNNING"), FAILED]
-    world.kfp.logs["vgg-imagenet-x7k2p-system-container-impl-112"] = LOG
-    with pytest.raises(Problem, match=r"task train failed: Error \(exit code 1\)") as caught:
+    world.kfp.logs["vgg-imagenet-x7k2p-system-container-impl-115"] = LOG
+    with pytest.raises(Problem, match=r"task train failed: main: Error \(exit code 1\)") as caught:
         world.submit("--no-image-check", "--wait")
     assert caught.value.exit_code == 78
     assert "  | error: vgg: damaged\n" in str(caught.value)
@@ -172,6 +175,21 @@ def test_a_failed_run_tells_the_task_its_last_lines_and_its_exit_code(world: Wor
     assert caught.value.exit_code == 1
 
 
+def test_what_failed_for_good_comes_first_and_tells_its_code_though_the_log_is_gone(world: World) -> None:
+    """A training pod was deleted and made anew; then the gate was refused."""
+    steps = {"shard": "SUCCEEDED", "train": "SUCCEEDED", "evaluate": "SUCCEEDED", "gate": "FAILED", "report": "FAILED"}
+    said = {
+        "gate": "components.register.gate: exit code 78: error: e.json: lacks modes. Run the evaluate stage.",
+        "report": "components.report: exit code 64",
+    }
+    world.kfp.frames = [Frame("FAILED", steps, said, lost=("train", "gate"))]
+    with pytest.raises(Problem) as caught:
+        world.submit("--no-image-check", "--wait")
+    assert caught.value.exit_code == 78
+    told = re.findall(r"^task (\w+) failed: (.*)", str(caught.value), re.MULTILINE)
+    assert told == [(step, f"main: Error (exit code 1): {words}") for step, words in said.items()]
+
+
 def test_a_failed_run_is_explained_by_its_pods_where_kubeflow_cannot(world: World) -> None:
     world.kfp.frames, world.kfp.workflows = [FAILED], False
     world.submit("--no-image-check")
@@ -179,13 +197,15 @@ def test_a_failed_run_is_explained_by_its_pods_where_kubeflow_cannot(world: Worl
     terminated = {"name": "main", "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}
     pods = [
         {
-            "metadata": {"name": f"pod-of-{stage}", "labels": {"pipeline/runid": run_id, "vgg.stage": stage}},
-            "status": {"phase": phase, "containerStatuses": [terminated]},
+            "metadata": {"name": name, "labels": {"pipeline/runid": run_id, "vgg.stage": name.split("-")[2]}},
+            "status": {"phase": phase, "startTime": WHEN.format(number), "containerStatuses": [terminated]},
         }
-        for stage, phase in (("shard", "Succeeded"), ("train", "Failed"))
-    ]
+        for number, (name, phase) in enumerate((
+            ("pod-of-shard-lost", "Failed"), ("pod-of-shard", "Succeeded"), ("pod-of-train", "Failed"),
+        ))
+    ]  # fmt: skip
     world.kube.put("pods", items=pods)
-    world.kube.logs["pod-of-train"] = '{"loss": 6.9}\nF1125 main.go:30] failed to execute component: exit status 75\n'
+    world.kube.logs["pod-of-train"] = '{"loss": 6.9}\ncomponents.train: exit code 75\n'
     with pytest.raises(Problem, match=r'task train failed: OOMKilled\n  \| {"loss": 6.9}') as caught:
         world.submit("wait", run_id)
     assert caught.value.exit_code == 75
@@ -322,7 +342,7 @@ def test_the_program_itself(world: World, tmp_path: Path) -> None:
     assert "resume RUN_ID" in program(tmp_path, "--help").stdout
     assert time.monotonic() - began < 1.5  # 0.2 s, where nothing else runs
     world.kfp.frames, world.kfp.token = [Frame("RUNNING"), FAILED], "canary-of-a-token"
-    world.kfp.logs["vgg-imagenet-x7k2p-system-container-impl-112"] = LOG
+    world.kfp.logs["vgg-imagenet-x7k2p-system-container-impl-115"] = LOG
     known = {name: os.environ[name] for name in ("KUBECONFIG", "REGISTRY_AUTH_FILE")}
     flags = ["--host", world.kfp.endpoint, "--params", str(ROOT / "params.yaml"), "--poll", "0.1", "--wait"]
     done = program(tmp_path, *flags, *world.images(), KF_PIPELINES_TOKEN="canary-of-a-token", **known)

@@ -13,13 +13,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from components import program
+from components import program, signals
 from components.train import trainjob
 from vgg.errors import Preempted, Problem, Refused
 
@@ -61,20 +60,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         become("components.launch", str(trainjob.processes(args.gpus)), args.module, *args.arguments)
     if not args.image:
         parser().error("--image is needed for the pods of a TrainJob")
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, interrupt)
+    signals.on_asked(interrupt)
     if code := train(trainjob.body(args)):
         sys.exit(code)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
+    signals.on_asked(signals.interrupt)
     become(args.module, "--finished", *args.arguments)
 
 
 def interrupt(_number: int, _frame: object) -> NoReturn:
     """Once: Argo signals all processes of a step, and components.step passes it on; a second must not stop the end."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
+    signals.ignore_asked()
+    raise signals.Asked
 
 
 def become(module: str, *arguments: str) -> None:
