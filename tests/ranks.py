@@ -5,7 +5,8 @@ attempt each: {"world": ranks, ...} and what shall happen to them.  A line of JS
 
     "kill": [rank or -1 for all, seconds]   SIGKILL at that time after the first rank's first step (or start)
     "stop": {"rank": -1, "at": "update", "call": 3}   SIGTERM to that rank (-1: to each) at the n-th call of a function,
-                                                      or at "batch": when the n-th batch does not come
+                                                      or at "batch": when the n-th batch does not come;
+                                                      "signal": another one
     "directory": ...    another one than the others;
     "fresh": true       nothing is there when it begins;   "expect": a directory whose bytes shall be there after it
     "trace": {"in": "save" or "finish", "inject": "rename:signal=KILL:when=2"}   strace on the thread that saves
@@ -55,6 +56,8 @@ HUNG_SECONDS = 60
 
 # where a signal can be raised: name -> (module or class, attribute)
 PLACES: dict[str, tuple[Any, str]] = {
+    "start": (vgg.train, "start"),
+    "arithmetic": (vgg.train, "arithmetic"),  # said when all is ready for the first step
     "update": (vgg.train, "update"),
     "validate": (vgg.train, "validate"),
     "save": (vgg.train, "save"),
@@ -112,7 +115,8 @@ def rank_main(spec: dict[str, Any], phase: dict[str, Any], rank: int, port: int,
         if wanted["at"] == "batch":
             stall(wanted["call"])
         else:
-            before(wanted["at"], lambda call: os.kill(os.getpid(), signal.SIGTERM) if call == wanted["call"] else None)
+            number = signal.Signals[wanted.get("signal", "SIGTERM")]
+            before(wanted["at"], lambda call: os.kill(os.getpid(), number) if call == wanted["call"] else None)
     if (traced := phase.get("trace")) and rank == 0:
         place = "write" if traced["in"] == "save" else "finish"
         before(place, lambda call: trace(traced["inject"], tell) if call == 1 else None)

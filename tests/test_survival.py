@@ -184,6 +184,44 @@ def test_sigterm_at_any_phase(world: int, attempts: Attempts, tmp_path: Path) ->
         assert finished["same"], f"{place}: other bytes than the undisturbed run"
 
 
+PLATEAU = {
+    "rule": "plateau", "warmup_epochs": 0, "drop_factor": 10, "patience": 1, "min_improvement": 0.0, "max_drops": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize(
+    "changes", [{}, {"momentum": 0.0}, pytest.param({"schedule": PLATEAU}, marks=pytest.mark.faults)],
+    ids=["steps", "no-momentum", "plateau"],
+)  # fmt: skip
+def test_stopped_before_there_is_anything_to_save(
+    changes: dict[str, Any], world: int, attempts: Attempts, tmp_path: Path
+) -> None:
+    """At step 0, twice at the same validation, and with an optimiser that has no state; then the same bytes."""
+    straight = str(tmp_path / "straight")
+    last = {"rank": world - 1}
+    stops = {
+        "while it starts": [{"at": "start", "call": 1}],
+        "ready": [{"at": "arithmetic", "call": 1}],
+        "the terminal is closed": [{"at": "arithmetic", "call": 1, "signal": "SIGHUP"}],
+        "no batch comes": [{"at": "batch", "call": 1}],
+        "two starts in turn": [{"at": "arithmetic", "call": 1}] * 2,
+        "the first save": [{"at": "save", "call": 1}],
+        "validating before the first step": [{"at": "validate", "call": 1}] * 2,
+    }
+    phases: list[dict[str, Any]] = [{"world": world, "directory": straight}]
+    for told in stops.values():
+        phases += [{"world": world, "stop": {**last, **stop}, "fresh": not n} for n, stop in enumerate(told)]
+        phases.append({"world": world, "expect": straight})
+    results = iter(attempts(tmp_path / "stopped", phases, **changes)[1:])
+    for name, told in stops.items():
+        for result in (next(results) for _ in told):
+            assert result["codes"] == [75] * world, f"{name}: {result['stderr']}"
+        finished = next(results)
+        assert finished["codes"] == [0] * world, f"{name}: {finished['stderr']}"
+        assert finished["same"], f"{name}: other bytes than the undisturbed run"
+
+
 def test_three_ranks_stopped_once_end_with_the_same_bytes(attempts: Attempts, tmp_path: Path) -> None:
     """Three numbers add up by their order, which DDP chooses anew at every start unless it is made to before."""
     straight, stop = str(tmp_path / "straight"), {"rank": 2, "at": "update", "call": 3}

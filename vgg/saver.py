@@ -68,7 +68,7 @@ class Saver:
 
     def _copy(self, kind: str, tensors: Tensors) -> Tensors:
         """Into memory that is used again: page-locked for a GPU, which then copies while the host goes on."""
-        if self._copies.get(kind, {}).keys() != tensors.keys():
+        if kind not in self._copies or self._copies[kind].keys() != tensors.keys():  # there may be none at all
             self._copies[kind] = {
                 name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
                 for name, tensor in tensors.items()
