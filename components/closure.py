@@ -46,7 +46,10 @@ def fingerprints(stage: str) -> dict[str, str]:
 
 
 def fingerprint(name: str) -> str:
-    """sha256 of a file without comments and layout: only what the interpreter sees counts."""
+    """sha256 of a file without comments, layout and docstrings: only what can change a result counts.
+
+    So no result may depend on a docstring, and nothing in vgg/ reads one (tests/test_closure.py).
+    """
     return _read((ROOT / name).read_bytes())[0]
 
 
@@ -64,7 +67,15 @@ def _imports(path: Path) -> tuple[str, ...]:
 def _read(source: bytes) -> tuple[str, tuple[str, ...]]:
     """Fingerprint and imports of a file; four stages have most of their files in common."""
     tree = ast.parse(source)
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), tuple(_modules(tree))
+    modules = tuple(_modules(tree))
+    return hashlib.sha256(ast.dump(_WithoutDocstrings().visit(tree)).encode()).hexdigest(), modules
+
+
+class _WithoutDocstrings(ast.NodeTransformer):
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        """None, which leaves it out, for a text that stands by itself."""
+        is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        return None if is_text else node
 
 
 def _modules(tree: ast.Module) -> Iterator[str]:
