@@ -10,6 +10,7 @@ Kubeflow plugin) is adopted as the child.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -21,7 +22,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from vgg import manifest
 from vgg.errors import Preempted, StorageFailure, Unreachable
@@ -60,17 +61,50 @@ def connect() -> MlflowClient:
     return mlflow.MlflowClient()
 
 
+def key(identity: dict[str, Any], output: str) -> str:
+    """What a stage's journal is called after: what it computes from, and where to, a path or an address.
+
+    The same work done twice at once, to two places, is two runs in MLflow.
+    """
+    return manifest.digest_of({**identity, "output": output if "://" in output else str(Path(output).resolve())})
+
+
 class Journal:
-    """An append-only file of events, and how many of them have been delivered."""
+    """An append-only file of events, and how many of them have been delivered.  One process has it at a time.
+
+    Raises Preempted while another one does.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / "events.jsonl"
         self._position = directory / "delivered"
         self._runs = directory / "runs.json"
+        self._file = self._locked()
         self._mend()
-        self._file = open(self.path, "ab")  # noqa: SIM115  # as long as the journal
+
+    def _locked(self) -> BinaryIO:
+        """The file, opened for appending; the lock ends with the process that holds it."""
+        while True:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            try:
+                file = open(self.path, "ab")  # noqa: SIM115  # as long as the journal
+            except FileNotFoundError:  # its holder has just removed the journal
+                continue
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                raise Preempted(
+                    f"{self.directory}: another process does this very work, from the same inputs to the same output; "
+                    "wait for it, or stop it"
+                ) from None
+            if os.fstat(file.fileno()).st_nlink:
+                return file
+            file.close()  # removed between opening and locking
+
+    def close(self) -> None:
+        self._file.close()
 
     def _mend(self) -> None:
         """Cut off a line that a kill left unfinished."""
@@ -121,8 +155,8 @@ class Journal:
         return Path(shutil.copy(path, self.directory / "files")).resolve()
 
     def remove(self) -> None:
-        self._file.close()
-        shutil.rmtree(self.directory)
+        shutil.rmtree(self.directory, ignore_errors=True)  # somebody who waits for it may be making it anew
+        self.close()
 
 
 class Tracker:
@@ -211,6 +245,8 @@ class Tracker:
             )  # fmt: skip
         elif not goes_on:
             self.journal.remove()
+        if not self._sender.is_alive():  # else the end of the process lets go of it
+            self.journal.close()
 
     def _send_all(self) -> None:
         client: MlflowClient | None = None
@@ -327,7 +363,11 @@ def replay(root: Path) -> int:
     """Deliver every journal that waits below a folder; returns how many events still wait."""
     client, waiting = connect(), 0
     for directory in sorted(path.parent for path in root.glob("*/events.jsonl")):
-        journal = Journal(directory)
+        try:
+            journal = Journal(directory)
+        except Preempted:
+            log.info("%s: its stage runs, and sends its events", directory)
+            continue
         try:
             deliver(client, journal)
         except Exception as error:
@@ -336,6 +376,7 @@ def replay(root: Path) -> int:
         log.info("%s: %d events wait", directory, left)
         if not left and last and last[0].get("status") in ("FINISHED", "FAILED"):
             journal.remove()
+        journal.close()
         waiting += left
     return waiting
 

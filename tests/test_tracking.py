@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import environment
+from conftest import environment, flags
+from mlflow import MlflowClient
 
 from components import tracking
 from vgg.errors import Preempted
+from vgg.index import ShardSet
 
 
 @pytest.fixture(autouse=True)
@@ -150,6 +152,7 @@ def test_a_line_cut_off_by_a_kill_is_mended(tmp_path: Path) -> None:
     journal.append({"kind": "tags", "values": {}})
     with open(journal.path, "ab") as file:
         file.write(b'{"kind":"met')
+    journal.close()
     assert [event["kind"] for event, _ in tracking.Journal(tmp_path / "j").events()] == ["tags"]
 
 
@@ -163,3 +166,39 @@ def test_a_preempted_stage_does_not_wait_long_for_a_server(monkeypatch: pytest.M
             raise Preempted("stopped at step 1")
         assert time.monotonic() - began < 10
         assert tracker.journal.waiting() > 0
+
+
+def test_the_same_work_to_two_places_has_two_journals_and_to_one_place_is_done_once(tmp_path: Path) -> None:
+    """Whoever ended first used to remove the journal of both."""
+    here, there = (tracking.key({"train": 1}, str(tmp_path / name)) for name in ("a", "b"))
+    with tracking.Tracker("train", here, "lineage") as first, tracking.Tracker("train", there, "lineage") as other:
+        first.point(1, {"train/loss": 2.0})
+        with pytest.raises(Preempted, match="another process does this very work"):
+            tracking.Tracker("train", here, "lineage")
+        assert tracking.replay(tmp_path / ".tracking") == 0  # leaves those alone that are in use
+        other.point(1, {"train/loss": 3.0})
+    with tracking.Tracker("train", here, "lineage"):  # free again
+        pass
+    client = tracking.connect()
+    runs = client.search_runs([client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id])
+    losses = [run.data.metrics.get("train/loss") for run in runs if run.data.tags["vgg.stage"] == "train"]
+    assert sorted(filter(None, losses)) == [2.0, 3.0]
+
+
+def test_two_identical_trainings_at_once(shards: ShardSet, params_file: Path, tmp_path: Path) -> None:
+    """In one folder, to two places: both end well, with the same weights and a run each."""
+    wanted, running = flags("train", tmp_path, params_file), []
+    for name in ("one", "two"):
+        words = [str(word).replace(f"{tmp_path}/m", f"{tmp_path}/{name}/m") for word in wanted]
+        command = [sys.executable, "-m", "components.train", *words]
+        running.append(subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True))
+    for process in running:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    metrics = [(tmp_path / name / "m/train.json").read_bytes() for name in ("one", "two")]
+    assert metrics[0] == metrics[1]
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    [experiment] = client.search_experiments(filter_string=f"name = '{tracking.EXPERIMENT}'")
+    runs = client.search_runs([experiment.experiment_id], "tags.`vgg.stage` = 'train'")
+    assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
+    assert not list((tmp_path / ".tracking").iterdir())

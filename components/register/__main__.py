@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
+    program.expect_one_process("components.register")
     from vgg.params import load
     from vgg.params.register import RegisterParams
 
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     record = provenance.record("register", params.model_dump(), inputs)
     identity = {"register": params.model_dump(), "code": closure.fingerprints("register"), **inputs}
     with (
-        tracking.Tracker("register", manifest.digest_of(identity), provenance.lineage(args.params)) as tracker,
+        tracking.Tracker("register", tracking.key(identity, args.metrics), provenance.lineage(args.params)) as tracker,
         registry.open_registry(params.model_name) as models,
     ):
         tracker.params({"register": params.model_dump()})

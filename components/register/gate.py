@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     params = load(args.params, "register", RegisterParams)
-    reasons = ask(params, args.params, args.shards, Path(args.evaluation))
+    reasons = ask(params, args.params, args.shards, Path(args.evaluation), args.answer)
     for reason in reasons:
         program.log.warning("the gate does not open: %s", reason)
     if not reasons:
@@ -65,14 +65,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     manifest.write_json(Path(args.answer), not reasons)
 
 
-def ask(params: RegisterParams, source: str, shards: str, path: Path) -> list[str]:
-    """Reasons against, which are written to the runs in MLflow too."""
+def ask(params: RegisterParams, source: str, shards: str, path: Path, answer: str) -> list[str]:
+    """Reasons against, which are written to the runs in MLflow too.
+
+    answer: where they are asked for; what makes this question another than the same one of another run.
+    """
     found = registry.read_evaluation(path)
     opened = storage.open_shards(shards)
     storage.expect(shards, opened.digest)
     inputs = {"shards": opened.digest, "weights_sha256": found["weights_sha256"]}
     identity = {"gate": params.model_dump(), "evaluation": found}
-    with tracking.Tracker("gate", manifest.digest_of(identity), provenance.lineage(source)) as tracker:
+    with tracking.Tracker("gate", tracking.key(identity, answer), provenance.lineage(source)) as tracker:
         tracker.tags(provenance.tags(provenance.record("register", params.model_dump(), inputs)))
         with registry.open_registry(params.model_name) as models:
             reasons = reasons_against(params, found, opened, models.champion())

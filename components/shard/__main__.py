@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         verify.main(words[1:])
         return
     args = parser().parse_args(words)
+    program.expect_one_process("components.shard")
     from vgg.params import load
     from vgg.params.shard import ShardParams
 
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     record = provenance.record("shard", params.model_dump(), {})
     with (
         writing(place) as (target, check),
-        tracking.Tracker("shard", manifest.digest_of(identity), provenance.lineage(args.params)) as tracker,
+        tracking.Tracker("shard", tracking.key(identity, place), provenance.lineage(args.params)) as tracker,
     ):
         tracker.params({"shard": params.model_dump()})
         tracker.tags(provenance.tags(record))

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from vgg.params.train import TrainParams
 
     params = load(args.params, "train", TrainParams)
-    from components import closure, mirror, nodes, storage
+    from components import closure, mirror, nodes, storage, tracking
 
     life = Life()
     stop = program.StopSignal(life.beat)
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             bring(kept, group)
             train(params, shards, kept.directory, initial, code, group, Silent(life), stop, args.accept_code_change)
             return
-        with kept.writing(), Watching(args, params, shards, identity, life, kept) as watching:
+        with kept.writing(), Watching(args, params, shards, tracking.key(identity, place), life, kept) as watching:
             bring(kept, group)
             train(params, shards, kept.directory, initial, code, group, watching, stop, args.accept_code_change)
             kept.send()
@@ -143,15 +143,12 @@ class Silent:
 class Watching:
     """Rank 0: the bar, the curves in MLflow, the checkpoints to where they are kept."""
 
-    def __init__(
-        self, args: argparse.Namespace, params: Any, shards: Any, identity: Any, life: Life, kept: Folder
-    ) -> None:
+    def __init__(self, args: argparse.Namespace, params: Any, shards: Any, key: str, life: Life, kept: Folder) -> None:
         from components import progress, provenance, tracking
-        from vgg import manifest
 
         self.life, self.saved = life, kept.keep_checkpoints
         self.bar = progress.Progress("train", scale=params.batch_size, warm=True)
-        self.tracker = tracking.Tracker("train", manifest.digest_of(identity), provenance.lineage(args.params))
+        self.tracker = tracking.Tracker("train", key, provenance.lineage(args.params))
         self.tracker.params({"train": params.model_dump(mode="json")})
         self.tracker.tags(
             provenance.tags(provenance.record("train", params.model_dump(mode="json"), {"shards": shards.digest}))
