@@ -90,6 +90,12 @@ def run(work: Callable[[], None]) -> NoReturn:
     sys.exit(0)
 
 
+def expect_one_process(module: str) -> None:
+    """Raises WrongParameters where torchrun (components.launch) has started several: each would do all the work."""
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise WrongParameters(f"{module} is one process; start it with: python -m {module} …")
+
+
 def end(exit_code: int, message: str) -> NoReturn:
     """Say why, and exit.  components.step, which may stand around this program, hears of it too."""
     print(message, file=sys.stderr)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import EVALUATE, NUM_VAL, executor_input, flags, program, train_params
+from mlflow import MlflowClient
 from PIL import Image
 from test_train import ALONE, run
 
 from vgg.checkpoint import Trained
-from vgg.distributed import Group
 from vgg.errors import Refused
 from vgg.evaluate import Views, batches_of_one_size, evaluate, resize, row_type, short_side
 from vgg.images import decode
@@ -77,16 +77,38 @@ def test_resize_is_pillows_within_a_grey_level(images: Path) -> None:
         assert np.abs(ours - theirs).max() <= 1
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
-def test_ranks_share_the_images_out(world_size: int, shards: ShardSet) -> None:
+def test_every_image_is_in_one_batch_with_others_of_its_size(shards: ShardSet) -> None:
     split, seen = shards.split("val"), []
-    for rank in range(world_size):
-        group = Group(rank, world_size, rank, world_size, torch.device("cpu"))
-        for numbers in batches_of_one_size(split, parameters(), group):
-            sizes = {(int(split.rows[n]["width"]), int(split.rows[n]["height"])) for n in numbers}
-            assert len(sizes) == 1
-            seen += numbers.tolist()
+    for numbers in batches_of_one_size(split, parameters()):
+        sizes = {(int(split.rows[n]["width"]), int(split.rows[n]["height"])) for n in numbers}
+        assert len(sizes) == 1
+        seen += numbers.tolist()
     assert sorted(seen) == list(range(NUM_VAL))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.faults)])
+def test_several_ranks_give_the_bytes_of_one_and_one_of_them_writes(
+    ranks: int, shards: ShardSet, trained: Trained, params_file: Path, tmp_path: Path
+) -> None:
+    words = flags("evaluate", tmp_path, params_file)
+    for mine, command in (("alone", ["evaluate"]), ("together", ["launch", ranks, "components.evaluate"])):
+        done = program(str(command[0]), *command[1:], *words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("← headline") == 1
+        (tmp_path / mine).mkdir()
+        for made in ("predictions", "m"):
+            (tmp_path / made).rename(tmp_path / mine / made)
+    assert len(files(tmp_path / "alone")) == 9
+    assert files(tmp_path / "together") == files(tmp_path / "alone")
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("vgg-imagenet")
+    assert experiment
+    runs = client.search_runs([experiment.experiment_id], "tags.`vgg.stage` = 'evaluate'")
+    assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
 
 
 def test_other_classes_are_refused(shards: ShardSet, trained: Trained) -> None:

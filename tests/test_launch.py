@@ -46,6 +46,14 @@ def started(tmp_path: Path) -> dict[int, dict[str, str]]:
     return {pid: values for pid, values in found.items() if alive(pid)}
 
 
+@pytest.mark.parametrize("stage", ["shard", "register"])
+def test_what_is_one_process_says_so(stage: str, tmp_path: Path, params_file: Path) -> None:
+    """Every rank would do all of it."""
+    done = program("launch", 2, f"components.{stage}", *flags(stage, tmp_path, params_file), cwd=tmp_path)
+    assert done.returncode == 64, done.stderr
+    assert f"error: components.{stage} is one process; start it with: python -m components.{stage} …" in done.stderr
+
+
 def trains(pid: int) -> bool:
     """Whether a rank has told its launcher that it is past its first step."""
     values = variables(pid)

@@ -48,8 +48,10 @@ def evaluate(
     group: Group,
     report: Callable[[int, int], None],
 ) -> Evaluation:
-    """Every validation image exactly once, in every mode.  report: called with (images done, images in all).
+    """Every validation image exactly once, in every mode.
 
+    The ranks take whole batches in turn: what an image is computed with is the same for any number of them, and so are
+    its scores, to the last bit.  report: called with (images done, images in all) of this rank.
     Raises Refused if the checkpoint knows other classes than the shards, a test scale is below the network's input, or
     a score is not finite.
     """
@@ -65,14 +67,15 @@ def evaluate(
     max_pixels = shards.manifest["parameters"]["max_pixels"]
     views = Views(params, trained.network(), trained.manifest["pixels"], group.device)
     predictions = np.zeros(0, row_type(len(views.modes)))
-    done = 0
-    for numbers in batches_of_one_size(split, params, group):
+    mine = list(batches_of_one_size(split, params))[group.rank :: group.world_size]
+    done, share = 0, sum(map(len, mine))
+    for numbers in mine:
         images = [torch.from_numpy(np.array(split.image(int(n), max_pixels))) for n in numbers]
         posteriors = views.posteriors(torch.stack(images).to(group.device))
         labels = torch.from_numpy(split.rows["label"][numbers].astype(np.int64)).to(group.device)
         predictions = np.append(predictions, _rows(numbers, labels, posteriors, split))
         done += len(numbers)
-        report(done, -(-len(split) // group.world_size))
+        report(done, share)
     everything = np.concatenate(group.gather(predictions))
     everything = everything[np.argsort(everything["number"])]
     if not np.array_equal(everything["number"], np.arange(len(split))):
@@ -149,12 +152,11 @@ def resize(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return planes.permute(0, 2, 3, 1)
 
 
-def batches_of_one_size(split: Split, params: EvaluateParams, group: Group) -> Iterator[np.ndarray]:
-    """This rank's images, each once over all ranks, in batches of equal width and height within the pixel budget."""
-    mine = np.arange(group.rank, len(split), group.world_size)
-    sizes = np.stack([split.rows["height"][mine], split.rows["width"][mine]], -1).astype(np.int64)
+def batches_of_one_size(split: Split, params: EvaluateParams) -> Iterator[np.ndarray]:
+    """All images, each once, in batches of equal width and height within the pixel budget."""
+    sizes = np.stack([split.rows["height"], split.rows["width"]], -1).astype(np.int64)
     for height, width in np.unique(sizes, axis=0):
-        same = mine[(sizes == (height, width)).all(1)]
+        same = np.flatnonzero((sizes == (height, width)).all(1))
         resized = np.prod(short_side(int(height), int(width), max(params.test_scales)))
         batch_size = max(1, params.batch_pixels // int(max(resized, height * width)))
         for first in range(0, len(same), batch_size):

@@ -1,12 +1,22 @@
-"""Stage 3 of 4: a trained network and shards → the paper's evaluation, predictions of every image, plots."""
+"""Stage 3 of 4: a trained network and shards → the paper's evaluation, predictions of every image, plots.
+
+Several GPUs of one machine: python -m components.launch 8 components.evaluate …  The results are those of one.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from components import program
+
+if TYPE_CHECKING:
+    from vgg.checkpoint import Trained
+    from vgg.distributed import Group
+    from vgg.index import ShardSet
+    from vgg.params.evaluate import EvaluateParams
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,29 +39,51 @@ def main(argv: Sequence[str] | None = None) -> None:
     from vgg.params.evaluate import EvaluateParams
 
     params = load(args.params, "evaluate", EvaluateParams)
+    from components import storage
+    from vgg.distributed import joined
+    from vgg.evaluate import evaluate
+
+    shards = storage.open_shards(args.shards)
+    storage.expect(args.shards, shards.digest)
+    with joined() as group:
+        trained = opened(args.checkpoint, params.weights, group)
+        shards.verify(group.local_rank, group.local_world_size)
+        if group.is_first:
+            write(args, params, shards, trained, group)
+        else:
+            program.log.setLevel("WARNING")  # what all know is said once
+            evaluate(params, trained, shards, group, lambda *_: None)
+
+
+def opened(checkpoint: str, weights: str, group: Group) -> Trained:
+    """The trained network; on every node one rank brings it, if it is in a store, before the others look for it."""
+    from components import mirror, storage
+    from vgg.checkpoint import Trained
+
+    if group.local_rank:
+        group.barrier()
+    trained = Trained.open(mirror.fetched(checkpoint), weights)
+    storage.expect(checkpoint, trained.digest)
+    if not group.local_rank:
+        group.barrier()
+    return trained
+
+
+def write(args: argparse.Namespace, params: EvaluateParams, shards: ShardSet, trained: Trained, group: Group) -> None:
+    """Rank 0: evaluate together with the others; all that is written and tracked."""
     from components import closure, mirror, progress, provenance, storage, tracking
     from components.evaluate import confusion, page, report
     from components.evaluate.table import table
     from vgg import manifest
-    from vgg.checkpoint import Trained
-    from vgg.distributed import joined
     from vgg.evaluate import evaluate
 
-    shards, trained = (
-        storage.open_shards(args.shards),
-        Trained.open(mirror.fetched(args.checkpoint), params.weights),
-    )
-    storage.expect(args.shards, shards.digest)
-    storage.expect(args.checkpoint, trained.digest)
-    shards.verify()
     inputs = {"shards": shards.digest, "checkpoint": trained.digest}
     identity = {"evaluate": params.model_dump(), "code": closure.fingerprints("evaluate"), **inputs}
     place = storage.resolve(args.predictions, identity)
     kept = mirror.at(place)
     with (
-        joined() as group,
         kept.writing(),
-        tracking.Tracker("evaluate", manifest.digest_of(identity), provenance.lineage(args.params)) as tracker,
+        tracking.Tracker("evaluate", tracking.key(identity, place), provenance.lineage(args.params)) as tracker,
     ):
         tracker.params({"evaluate": params.model_dump(), "train": trained.manifest["run"]["train"]})
         tracker.tags(provenance.tags(provenance.record("evaluate", params.model_dump(), inputs)))
