@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
@@ -26,9 +27,12 @@ TYPES = {  # of a compiled package: in words, and in Python as YAML reads it
     "STRUCT": ("a mapping, {…}", (dict,)),
     "LIST": ("a list, […]", (list,)),
 }
+CPU, MEMORY = r"\d+(\.\d+)?|\d+m", r"\d+(\.\d+)?([kMGTPE]|[KMGTPE]i)?"
 QUANTITIES = {  # by the end of a run argument's name
-    "_cpu": (r"\d+(\.\d+)?|\d+m", "16 or 500m"),
-    "_memory": (r"\d+(\.\d+)?([kMGTPE]|[KMGTPE]i)?", "64Gi"),
+    "_cpu": (CPU, "16 or 500m"),
+    "_memory": (MEMORY, "64Gi"),
+    "_cpu_request": (CPU, "500m"),
+    "_memory_request": (MEMORY, "512Mi"),
     "_gpus": (r"\d+", "1"),
 }
 FRESH = "images_version"  # stands in sharding's cache key for the content of the folder `images`
@@ -63,7 +67,20 @@ def gather(package: Package, params: str, overrides: list[str], settings: list[s
             mistakes.append(f"-C {name}=… is missing: the pipeline has no default for it")
     if mistakes:
         raise WrongParameters("\n".join(mistakes))
-    return {**arguments, **_of_training_step(package, arguments)}
+    whole = {**arguments, **_of_training_step(package, arguments)}
+    if mistakes := list(_more_asked_than_allowed({**package.defaults, **whole})):
+        raise WrongParameters("\n".join(mistakes))
+    return whole
+
+
+def _more_asked_than_allowed(arguments: dict[str, Any]) -> Iterator[str]:
+    """Requests above their limits, with which Kubernetes would not make the pod, in the middle of a run."""
+    from kubernetes.utils.quantity import parse_quantity
+
+    for name, value in arguments.items():
+        limit = name.removesuffix("_request")
+        if name != limit and parse_quantity(str(value)) > parse_quantity(str(arguments[limit])):
+            yield f"-C {name}={value} is more than {limit}={arguments[limit]}"
 
 
 def sections(path: str, overrides: list[str]) -> dict[str, dict[str, Any]]:
@@ -114,13 +131,18 @@ def unvouched(package: Package, arguments: dict[str, Any]) -> bool:
 def _of_training_step(package: Package, arguments: dict[str, Any]) -> dict[str, Any]:
     """What the training step's own pod gets: what training takes, or little where it watches over a TrainJob.
 
+
     Where training has no GPU, evaluation has none.
     """
     known = {**package.defaults, **arguments}
     if int(known["nodes"]) == 1:
-        step = {"step_gpus": str(known["gpus"]), "step_cpu": known["train_cpu"], "step_memory": known["train_memory"]}
+        step = {"step_gpus": str(known["gpus"])}
+        for name in ("cpu", "memory"):
+            step |= dict.fromkeys((f"step_{name}", f"step_{name}_request"), known[f"train_{name}"])
     else:
         step = {"step_gpus": "0", "step_cpu": "2", "step_memory": "8Gi"}
+        step |= {"step_cpu_request": "100m", "step_memory_request": "1Gi"}
+    step |= {f"step_{name}_request": known[f"step_{name}"] for name in ("cpu", "memory") if f"step_{name}" in arguments}
     if not known["gpus"]:
         step["evaluate_gpus"] = "0"
     return {name: value for name, value in step.items() if name in package.inputs and name not in arguments}

@@ -29,9 +29,11 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a step gets of its node.  cpu, memory, gpus: requested and limited; values or run arguments.
+    """What a step gets of its node; values or run arguments.
 
-    shared_memory: size of /dev/shm, which counts as memory; decoding processes pass batches through it.
+    cpu, memory: at most.  shared_memory: size of /dev/shm, which counts as memory; decoding processes pass batches
+    through it.  cpu_request, memory_request: what the node must have free; None: as much as cpu and memory say, so that
+    no neighbour takes it away.
     """
 
     image: Any
@@ -41,6 +43,8 @@ class Needs:
     timeout_seconds: int
     gpu_type: Any = None
     gpus: Any = None
+    cpu_request: Any = None
+    memory_request: Any = None
 
 
 def harden(task: PipelineTask, name: str, needs: Needs, cluster: Cluster) -> PipelineTask:
@@ -53,8 +57,8 @@ def harden(task: PipelineTask, name: str, needs: Needs, cluster: Cluster) -> Pip
     used = (*vars(needs).values(), *vars(cluster).values())
     task.channel_inputs.extend(value for value in used if isinstance(value, PipelineParameterChannel))
     task.set_container_image(needs.image)
-    task.set_cpu_request(needs.cpu).set_cpu_limit(needs.cpu)
-    task.set_memory_request(needs.memory).set_memory_limit(needs.memory)
+    task.set_cpu_request(needs.cpu_request or needs.cpu).set_cpu_limit(needs.cpu)
+    task.set_memory_request(needs.memory_request or needs.memory).set_memory_limit(needs.memory)
     if needs.gpus is not None:
         task.set_accelerator_type(needs.gpu_type).set_accelerator_limit(needs.gpus)
         kubernetes.add_node_selector_json(task, cluster.node_selector)

@@ -49,6 +49,20 @@ def vgg_imagenet(
     step_gpus: str = "1",
     step_cpu: str = "16",
     step_memory: str = "64Gi",
+    step_cpu_request: str = "16",
+    step_memory_request: str = "64Gi",
+    gate_cpu: str = "2",
+    gate_memory: str = "4Gi",
+    gate_cpu_request: str = "100m",
+    gate_memory_request: str = "1Gi",
+    register_cpu: str = "2",
+    register_memory: str = "8Gi",
+    register_cpu_request: str = "100m",
+    register_memory_request: str = "2Gi",
+    report_cpu: str = "2",
+    report_memory: str = "4Gi",
+    report_cpu_request: str = "100m",
+    report_memory_request: str = "512Mi",
     node_selector: dict = {},  # noqa: B006  # kfp reads it as JSON
     tolerations: list = [],  # noqa: B006
     claim: str = "vgg-store",
@@ -64,15 +78,20 @@ def vgg_imagenet(
     nodes, gpus: of training; gpus are of one node.  train_cpu, train_memory: of a training pod.
     evaluate_gpus: "0" where there are none.  A text, as step_gpus: of a number Kubeflow's driver (2.17) makes no GPU,
     without a word.
-    step_gpus, step_cpu, step_memory: of the training step's own pod; the same where it trains (nodes 1), and little
-    where it watches over a TrainJob (pipelines.submit fills them in).
+    *_cpu, *_memory: at most, and for the big steps what the node must have free, too.  *_cpu_request,
+    *_memory_request: what it must have free for a small one, which takes more for a moment if there is more.
+    step_*: of the training step's own pod; the same as train_* where it trains (nodes 1), and little where it watches
+    over a TrainJob (pipelines.submit fills them in).
     node_selector, tolerations: of the pods with GPUs, Kubernetes' JSON.  claim: volume claim, mounted as /store.
     addresses: config map; store_secret, tracking_secret: secrets; all by name.  runtime: TrainingRuntime for nodes > 1.
     """
     cluster = Cluster(claim, addresses, store_secret, tracking_secret, node_selector, tolerations)
-    small = Needs(register_image, "2", "8Gi", "1Gi", HOUR)
     reported = report_step(image=register_image)
-    harden(reported, "report", small, cluster).set_caching_options(False)
+    needs = Needs(
+        register_image, report_cpu, report_memory, "1Gi", HOUR,
+        cpu_request=report_cpu_request, memory_request=report_memory_request,
+    )  # fmt: skip
+    harden(reported, "report", needs, cluster).set_caching_options(False)
     with dsl.ExitHandler(reported, name="run"):
         shards = shard_step(params=shard, images=images, images_version=images_version, image=shard_image)
         harden(shards, "shard", Needs(shard_image, shard_cpu, shard_memory, "1Gi", 12 * HOUR), cluster)
@@ -95,7 +114,10 @@ def vgg_imagenet(
             tracking_secret=tracking_secret,
             runtime=runtime,
         )
-        needs = Needs(train_image, step_cpu, step_memory, "16Gi", 14 * DAY, gpu_type, step_gpus)
+        needs = Needs(
+            train_image, step_cpu, step_memory, "16Gi", 14 * DAY, gpu_type, step_gpus,
+            cpu_request=step_cpu_request, memory_request=step_memory_request,
+        )  # fmt: skip
         harden(trained, "train", needs, cluster)
 
         evaluated = evaluate_step(
@@ -108,7 +130,11 @@ def vgg_imagenet(
         harden(evaluated, "evaluate", needs, cluster)
 
         opened = gate_step(params=register, shards=shards.outputs["shards"], evaluation=evaluated.outputs["metrics"])
-        harden(opened, "gate", small, cluster).set_caching_options(False)  # the champion may be another by now
+        needs = Needs(
+            register_image, gate_cpu, gate_memory, "1Gi", HOUR,
+            cpu_request=gate_cpu_request, memory_request=gate_memory_request,
+        )  # fmt: skip
+        harden(opened, "gate", needs, cluster).set_caching_options(False)  # the champion may be another by now
 
         with dsl.If(opened.output == True, name="gate-is-open"):  # noqa: E712  # it becomes a condition of the graph
             registered = register_step(
@@ -119,4 +145,8 @@ def vgg_imagenet(
                 evaluation=evaluated.outputs["metrics"],
                 image=register_image,
             )
-            harden(registered, "register", small, cluster).set_caching_options(False)
+            needs = Needs(
+                register_image, register_cpu, register_memory, "1Gi", HOUR,
+                cpu_request=register_cpu_request, memory_request=register_memory_request,
+            )  # fmt: skip
+            harden(registered, "register", needs, cluster).set_caching_options(False)

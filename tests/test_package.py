@@ -172,7 +172,13 @@ def test_kubeflows_pods_have_what_the_run_arguments_say() -> None:
     train, evaluate = PODS["train"], PODS["evaluate"]
     resources = train["containers"][0]["resources"]
     assert resources["limits"] == {"cpu": "2", "memory": "8Gi", "nvidia.com/gpu": "0"}
-    assert resources["requests"] == {"cpu": "2", "memory": "8Gi"}
+    assert resources["requests"] == {"cpu": "100m", "memory": "1Gi"}
+    asked = {name: pod["containers"][0]["resources"]["requests"] for name, pod in PODS.items()}
+    assert asked["report"] == {"cpu": "100m", "memory": "512Mi"}  # beside a step that fills its node
+    assert asked["gate"] == {"cpu": "100m", "memory": "1Gi"}
+    assert asked["register"] == {"cpu": "100m", "memory": "2Gi"}
+    for name in ("shard", "evaluate"):  # no neighbour takes away what they were given
+        assert asked[name].items() <= PODS[name]["containers"][0]["resources"]["limits"].items()
     assert evaluate["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     words = train["containers"][0]["args"]
     assert words[words.index("--nodes") + 1 : words.index("--nodes") + 4] == ["2", "--gpus", "8"]

@@ -124,6 +124,24 @@ def test_every_mistake_is_told_at_once_before_anybody_is_asked(world: World) -> 
     assert not world.kfp.seen
 
 
+def test_what_a_step_asks_of_its_node(package: Package) -> None:
+    """The training step as much as it trains with; little where it watches over a TrainJob; never more than allowed."""
+
+    def step(*settings: str) -> list[str]:
+        found = arguments.gather(package, str(ROOT / "params.yaml"), [], list(settings))
+        return [found[f"step_{name}"] for name in ("cpu", "cpu_request", "memory", "memory_request")]
+
+    assert step("train_cpu=4", "train_memory=9Gi") == ["4", "4", "9Gi", "9Gi"]
+    assert step("nodes=2") == ["2", "100m", "8Gi", "1Gi"]
+    assert step("nodes=2", "step_cpu=1") == ["1", "1", "8Gi", "1Gi"]
+    with pytest.raises(WrongParameters) as caught:
+        step("report_cpu_request=3", "gate_memory_request=4097Mi", "register_memory=2Gi")
+    assert str(caught.value).splitlines() == [
+        "-C gate_memory_request=4097Mi is more than gate_memory=4Gi",
+        "-C report_cpu_request=3 is more than report_cpu=2",
+    ]
+
+
 def test_values_are_yaml_and_texts_stay_texts(package: Package) -> None:
     given = ["train_cpu=16", "claim=", "images=/store/a b", "node_selector={pool: gpu}", "gpu_type='x/y'", "gpus=0"]
     found = arguments.gather(package, str(ROOT / "params.yaml"), [], given)
