@@ -93,8 +93,12 @@ def repeated(args: argparse.Namespace, words: Path) -> int:
 
 def message_of(code: int, words: Path) -> str:
     """What the program said as it ended with this code; of several ranks, the first that did.  '' if nothing."""
-    said = [json.loads(line) for line in words.read_text().splitlines()]
-    return next((str(one["message"]) for one in said if one["exit_code"] == code), "")
+    for line in words.read_bytes().splitlines():
+        with contextlib.suppress(ValueError):  # who is killed writes half a line
+            said = json.loads(line)
+            if said["exit_code"] == code:
+                return str(said["message"])
+    return ""
 
 
 def leave(path: Path, text: str) -> None:

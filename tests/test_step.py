@@ -118,6 +118,7 @@ def main():
     if not os.path.exists("once"):
         open("once", "w").close()
         raise Unreachable("the store is away")
+    open(os.environ["VGG_LAST_WORDS"], "a").write('{"exit_code": 7\\n')
     raise Refused("e.json: lacks modes. " + "é" * 3000)
 run(main)
 """
