@@ -1,16 +1,18 @@
 """The networks of Table 1, torchvision's twins, the dense form, the schedule and the counts."""
 
 import math
+import shutil
 
 import pytest
 import torch
 import torchvision
 from torch import nn
 
+from vgg.augment import Prepare
 from vgg.dense import DenseVGG
 from vgg.errors import Refused
 from vgg.metrics import Counts, ranks_of_labels
-from vgg.model import CONFIGURATIONS, VGG, Architecture, blank, initialise, transplant
+from vgg.model import CONFIGURATIONS, VGG, Architecture, Dropout, blank, initialise, transplant
 from vgg.params.train import Plateau, Steps
 from vgg.schedule import Schedule
 
@@ -206,3 +208,44 @@ def test_counts_do_not_depend_on_how_images_are_shared_out() -> None:
     assert total[:3].tolist() == whole.total[:3].tolist()
     assert Counts(total).values()["num_images"] == 101
     assert Counts(total).values()["top1_error"] == whole.values()["top1_error"]
+
+
+def splitmix64(x: int) -> int:
+    """As its authors have it, on unsigned numbers."""
+    mask = 2**64 - 1
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & mask
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & mask
+    return x ^ x >> 31
+
+
+KEYS = torch.tensor([0, 1, -5, 2**62 + 7, -(2**63)])
+COLUMNS = 65
+
+
+@pytest.fixture
+def kept() -> torch.Tensor:
+    """Outputs of a layer that dropout leaves: a function of key, layer and column."""
+    mask, least = 2**64 - 1, round(0.3 * 2**24)
+    rows = [[splitmix64(key + (6 * 2**32 + n) * 0x9E3779B97F4A7C15 & mask) >> 40 >= least for n in range(1, COLUMNS + 1)]
+            for key in KEYS.tolist()]  # fmt: skip
+    assert 0.5 < sum(map(sum, rows)) / KEYS.numel() / COLUMNS < 0.9
+    return torch.tensor(rows)
+
+
+def test_dropout_by_hand(kept: torch.Tensor) -> None:
+    dropout = Dropout(0.3, 6).train()
+    assert torch.equal(dropout(torch.ones(kept.shape), KEYS) > 0, kept)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")
+def test_compiled_dropout_takes_the_same_outputs(kept: torch.Tensor) -> None:
+    """As on a GPU; a compiler that reckons with exact integers would refuse it, or take others."""
+    dropout = torch.compile(Dropout(0.3, 6).train(), dynamic=False)
+    assert torch.equal(dropout(torch.ones(kept.shape), KEYS) > 0, kept)
+
+
+def test_every_region_that_is_compiled_has_code_of_ours() -> None:
+    """Modules whose forward is torch.nn's own are passed over by the compiler of torch 2.11, without a word."""
+    model = blank(Architecture("A", False, 16, 3, 32))
+    for region in (model.features, model.classifier, Prepare([0.0] * 3, [1.0] * 3)):
+        assert type(region).forward.__module__.startswith("vgg."), region

@@ -39,6 +39,10 @@ class Architecture:
         return asdict(self)
 
 
+GOLDEN = -0x61C8864680B583EB  # SplitMix64's step, the golden ratio's, as a signed number
+GOLDEN_INVERSE = -0x0E217C1E66C88CC3  # GOLDEN * GOLDEN_INVERSE = 1 modulo 2^64
+
+
 class Dropout(nn.Module):
     """Zero each output of a layer with probability p, in training; scale the others by 1 / (1 - p).
 
@@ -56,8 +60,10 @@ class Dropout(nn.Module):
             return outputs
         if keys is None:
             raise ValueError("dropout: training needs the keys of the batch (Crops.dropout)")
-        columns = torch.arange(1, outputs.shape[1] + 1, device=outputs.device) + self.layer * 2**32
-        bits = _splitmix64(keys[:, None] + columns * -0x61C8864680B583EB)  # the golden ratio's, as a signed number
+        columns = torch.arange(1, outputs.shape[1] + 1, device=outputs.device)
+        # key + (layer * 2^32 + column) * GOLDEN modulo 2^64, by its inverse: a compiler takes `columns` for an index,
+        # and multiplies it in exact integers, unless what it multiplies is a tensor that wraps
+        bits = _splitmix64((keys[:, None] * GOLDEN_INVERSE + self.layer * 2**32 + columns) * GOLDEN)
         kept = (bits >> 40) & (2**24 - 1) >= round(self.p * 2**24)
         return torch.where(kept, outputs * (1 / (1 - self.p)), 0)
 
@@ -67,6 +73,15 @@ def _splitmix64(x: torch.Tensor) -> torch.Tensor:
     x = (x ^ ((x >> 30) & (2**34 - 1))) * -0x40A7B892E31B1A47
     x = (x ^ ((x >> 27) & (2**37 - 1))) * -0x6B2FB644ECCEEE15
     return x ^ ((x >> 31) & (2**33 - 1))
+
+
+class Features(nn.Sequential):
+    """The convolutions.  With a forward of its own: the compiler of torch 2.11 passes over code that is torch.nn's."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        for module in self:
+            images = module(images)
+        return images
 
 
 class Classifier(nn.Sequential):
@@ -112,7 +127,7 @@ class VGG(nn.Module):
         return scores
 
 
-def _features(architecture: Architecture) -> nn.Sequential:
+def _features(architecture: Architecture) -> Features:
     layers: list[nn.Module] = []
     channels = 3
     for stage in CONFIGURATIONS[architecture.configuration]:
@@ -127,7 +142,7 @@ def _features(architecture: Architecture) -> nn.Sequential:
                 layers.append(nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0))
             channels = outputs
         layers.append(nn.MaxPool2d(2, 2))
-    return nn.Sequential(*layers)
+    return Features(*layers)
 
 
 def blank(architecture: Architecture, dropout: float = 0.5) -> VGG:
