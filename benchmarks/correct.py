@@ -1,9 +1,9 @@
-"""Is what the other benchmarks time also right, on this device: python -m benchmarks.correct [step] [repeated] [learns]
+"""Is what the other benchmarks time also right, on this device: python -m benchmarks.correct [CHECK...]
 
-step: one update of ours (compiled, bf16) beside torchvision's vgg16 in float64, same weights and images.
+decoders: tests/test_roi.py of what decodes where the network is.
+step: one update of ours (compiled, bf16) beside torchvision's vgg16 in float64, same weights, images and dropout.
 repeated: two deterministic trainings, in processes with empty compiler caches, give the same bytes.
     A third that is stopped half-way and run again does too (resumed).
-learns: the loss of one batch falls when it is repeated.
 Exits with 1 if one of them fails.
 """
 
@@ -18,9 +18,10 @@ import logging
 import math
 import multiprocessing
 import os
+import re
+import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -42,6 +43,7 @@ from vgg.checkpoint import Trained
 from vgg.distributed import joined
 from vgg.errors import Preempted
 from vgg.index import ShardSet
+from vgg.model import Dropout
 from vgg.params.train import TrainParams
 from vgg.run import start
 from vgg.stopping import Never
@@ -51,40 +53,43 @@ from vgg.warmup import warm_up
 
 NUM_IMAGES, NUM_CLASSES = 96, 8
 SMALL = {  # a training that is over in some seconds
-    **TRAIN, "classifier_width": 256, "init": "kaiming", "standardise": True, "batch_size": 16, "epochs": 4,
-    "deterministic": True, "checkpoint_steps": 7,
+    **TRAIN, "configuration": "A", "classifier_width": 256, "init": "kaiming", "standardise": True, "batch_size": 16,
+    "epochs": 2, "deterministic": True, "checkpoint_steps": 5,
 }  # fmt: skip
+STOP_AFTER = 8  # times that training asks whether to stop: about half of its 12 steps
 WORSE = 1.5  # ours may be so many times as far from float64 as torchvision's own autocast is
+ONE_LOSS = 2**-8  # and the loss, one number that may be near by chance, by the last place of a bfloat16 more
 FAR = 0.2  # and no farther than this in any case: bf16 flips many a ReLU
-FALLS = 0.5  # what is left of the loss, at most
 
 
 def main() -> None:
     flags = argparse.ArgumentParser("python -m benchmarks.correct", description=__doc__)
     flags.formatter_class = argparse.RawDescriptionHelpFormatter
     flags.add_argument("checks", nargs="*", metavar="CHECK", help=f"{', '.join(CHECKS)} (default all)")
-    flags.add_argument("--json", action="store_true", help="print the findings as JSON")
+    flags.add_argument("--json", action="store_true", help="print the findings as JSON, a line each when it is known")
     args = flags.parse_args()
     if unknown := set(args.checks) - set(CHECKS):
         flags.error(f"no such check: {', '.join(unknown)}")
-    found: dict[str, Any] = {}
+    found = machine.Figures(args.json)
     with tempfile.TemporaryDirectory() as folder:
-        drawn(Path(folder))
         for name in args.checks or CHECKS:
-            began = time.monotonic()
             try:
-                found |= elsewhere(CHECKS[name], Path(folder))
+                CHECKS[name](Path(folder), found)
             except Exception as error:  # the others are still worth knowing
-                found[name] = {"ok": False, "error": f"{type(error).__name__}: {error}"[:500]}
-            print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
-    print(json.dumps({**found, "machine": machine.describe()}) if args.json else report(found))
+                found.know(**{name: {"ok": False, "error": f"{type(error).__name__}: {error}".split("\n")[0][:500]}})
+    if not args.json:
+        print(report(found))
+    for name, finding in found.items():
+        if not finding["ok"]:
+            print(f"{name}: {finding.get('error', finding)}", file=sys.stderr)
     sys.exit(not all(finding["ok"] for finding in found.values()))
 
 
-def elsewhere(work: Callable[..., Any], *arguments: Any) -> Any:
-    """The same call in a fresh process: deterministic mode cannot be left, and a compiler remembers."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(work, *arguments).result()
+def fresh() -> ProcessPoolExecutor:
+    """A process of its own, which begins to load: deterministic mode cannot be left, and a compiler remembers."""
+    process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    process.submit(int)
+    return process
 
 
 def drawn(folder: Path) -> ShardSet:
@@ -107,6 +112,8 @@ def params(**changes: Any) -> TrainParams:
 
 
 def opened(folder: Path) -> ShardSet:
+    if not (folder / "shards/manifest.json").exists():
+        drawn(folder)
     return ShardSet(folder / "shards")
 
 
@@ -114,20 +121,46 @@ def batch_of(shards: ShardSet, wanted: TrainParams) -> Crops:
     return next(training_batches(shards.split("train"), wanted, 0, 1, 0, 1, 0, False))
 
 
+# ---- crops beside Pillow's
+
+
+def decoders(_: Path, found: machine.Figures) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tests = ["-m", "pytest", "tests/test_roi.py", "-k", f"device and {device}", "-n", "4", "-vv", "--no-header"]
+    counts = {"passed": 0, "failed": 0, "error": 0, "skipped": 0}
+    command = [sys.executable, *tests, "-p", "no:cacheprovider"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout
+        for line in running.stdout:
+            if outcome := re.match(r"\[gw\d+\] .*(PASSED|FAILED|ERROR|SKIPPED) tests/", line):
+                counts[outcome[1].lower()] += 1
+            else:
+                print(line, end="", file=sys.stderr)
+            if outcome and sum(counts.values()) % 10 == 1:
+                found.know(decoders={"ok": False, **counts})  # until they have ended
+    ok = running.returncode == 0 and counts["passed"] == sum(counts.values()) > 0
+    found.know(decoders={"ok": ok, **counts})
+
+
 # ---- one step beside torchvision's
 
 
-def step(folder: Path) -> dict[str, Any]:
+def step(folder: Path, found: machine.Figures) -> None:
     shards, on_gpu = opened(folder), torch.cuda.is_available()
     size = 224 if on_gpu else 64
     wanted = params(
-        input_size=size, train_scale=[size, 2 * size], classifier_width=4096 if on_gpu else 512, dropout=0.0,
+        configuration="D", input_size=size, train_scale=[size, 2 * size], classifier_width=4096 if on_gpu else 512,
         batch_size=32 if on_gpu else 8, deterministic=False,
     )  # fmt: skip
     with joined() as group:
         run = start(wanted, shards, folder, group, len(shards.split("train")))
-        if on_gpu:
-            warm_up(run, Never())
+        regions = (run.prepare, run.model.features, run.model.classifier)
+        if not on_gpu:  # where a run leaves them as they are
+            for region in regions:
+                region.compile(dynamic=False)
+        warm_up(run, Never())
+        # a region that the compiler passes over in silence would be right, and slow
+        compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         before = {name: tensor.double().clone() for name, tensor in run.model.state_dict().items()}
         crops = batch_of(shards, wanted)
         update(run, crops)
@@ -142,16 +175,21 @@ def step(folder: Path) -> dict[str, Any]:
         device, precision = group.device, run.precision
     there = Crops(*(tensor.to(device) for tensor in crops))
     pixels = prepared(there, shards, wanted)
-    exact_loss, exact = torchvisions(before, pixels, there.labels, size, torch.float64)
-    plain_loss, plain = torchvisions(before, pixels, there.labels, size, precision)
+    exact_loss, exact = torchvisions(before, pixels, there, torch.float64)
+    plain_loss, plain = torchvisions(before, pixels, there, precision)
     errors = {
         "gradient": (distance(ours, exact), distance(plain, exact)),
         "worst_tensor": (worst(ours, exact), worst(plain, exact)),
         "loss": (abs(loss / exact_loss - 1), abs(plain_loss / exact_loss - 1)),
     }
-    ok = all(own <= WORSE * its + 1e-3 for own, its in errors.values()) and errors["gradient"][0] <= FAR
+    spare = {"loss": ONE_LOSS}
+    ok = all(own <= WORSE * its + spare.get(name, 1e-3) for name, (own, its) in errors.items())
+    ok = ok and errors["gradient"][0] <= FAR and not math.isnan(loss)
     rounded = {name: [round(own, 6), round(its, 6)] for name, (own, its) in errors.items()}
-    return {"step": {"ok": ok and not math.isnan(loss), "precision": str(precision).split(".")[1], **rounded}}
+    found.know(step={
+        "ok": ok and compiled >= len(regions), "compiled_regions": compiled, "of": len(regions),
+        "precision": str(precision).split(".")[1], **rounded,
+    })  # fmt: skip
 
 
 def prepared(crops: Crops, shards: ShardSet, wanted: TrainParams) -> torch.Tensor:
@@ -169,12 +207,29 @@ def prepared(crops: Crops, shards: ShardSet, wanted: TrainParams) -> torch.Tenso
     return torch.stack(found)
 
 
+class Keyed(nn.Module):
+    """Our dropout with the keys of a batch, as torchvision's classifier calls it."""
+
+    def __init__(self, p: float, layer: int, keys: torch.Tensor) -> None:
+        super().__init__()
+        self.dropout, self.keys = Dropout(p, layer), keys
+
+    def forward(self, outputs: torch.Tensor) -> torch.Tensor:
+        return self.dropout(outputs, self.keys)
+
+
 def torchvisions(
-    weights: dict[str, torch.Tensor], pixels: torch.Tensor, labels: torch.Tensor, size: int, precision: torch.dtype
+    weights: dict[str, torch.Tensor], pixels: torch.Tensor, crops: Crops, precision: torch.dtype
 ) -> tuple[float, dict[str, torch.Tensor]]:
-    """Mean loss and gradients of torchvision's vgg16, eager: in float64, or in float32 under autocast."""
-    model: Any = vgg16(num_classes=NUM_CLASSES, dropout=0.0)
+    """Mean loss and gradients of torchvision's vgg16, eager: in float64, or in float32 under autocast.
+
+    What it drops is what ours drops, eager too.
+    """
+    size, labels = pixels.shape[-1], crops.labels
+    model: Any = vgg16(num_classes=NUM_CLASSES)
     model.avgpool = nn.Identity()  # at 224 pixels it does nothing
+    for place, layer in ((2, 6), (5, 7)):
+        model.classifier[place] = Keyed(model.classifier[place].p, layer, crops.dropout)
     model.classifier[0] = nn.Linear(512 * (size // 32) ** 2, weights["classifier.0.weight"].shape[0])
     model.classifier[3] = nn.Linear(model.classifier[0].out_features, model.classifier[0].out_features)
     model.classifier[6] = nn.Linear(model.classifier[0].out_features, NUM_CLASSES)
@@ -201,14 +256,16 @@ def worst(found: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> flo
 # ---- trainings that must give the same bytes
 
 
-def repeated(folder: Path) -> dict[str, Any]:
-    first, second = (elsewhere(trained, folder, name, 0) for name in ("first", "second"))
-    stopped = elsewhere(trained, folder, "third", 12)
-    third = elsewhere(trained, folder, "third", 0)
-    return {
-        "repeated": {"ok": first == second, "weights": [first[0][:16], second[0][:16]]},
-        "resumed": {"ok": not stopped and first == third, "weights": [first[0][:16], third[0][:16]]},
-    }
+def repeated(folder: Path, found: machine.Figures) -> None:
+    opened(folder)
+    with fresh() as first, fresh() as second, fresh() as third, fresh() as again:
+        runs = [first.submit(trained, folder, "first", 0), second.submit(trained, folder, "second", 0)]
+        stopped = third.submit(trained, folder, "third", STOP_AFTER)
+        one, other = (run.result() for run in runs)
+        found.know(repeated={"ok": one == other, "weights": [one[0][:16], other[0][:16]]})
+        halves = stopped.result()
+        resumed = again.submit(trained, folder, "third", 0).result()
+        found.know(resumed={"ok": not halves and one == resumed, "weights": [one[0][:16], resumed[0][:16]]})
 
 
 def trained(folder: Path, name: str, stop_after: int) -> list[str]:
@@ -243,26 +300,7 @@ class Quiet:
     def point(self, *_: Any) -> None: ...
 
 
-# ---- a batch learnt by heart
-
-
-def learns(folder: Path) -> dict[str, Any]:
-    shards, wanted = opened(folder), params(deterministic=False, colour_shift=0.0, learning_rate=0.005)
-    with joined() as group:
-        run = start(wanted, shards, folder, group, len(shards.split("train")))
-        if group.device.type == "cuda":
-            warm_up(run, Never())
-        crops, losses = batch_of(shards, wanted), []
-        for _ in range(60):
-            run.window.total.zero_()
-            update(run, crops)
-            run.state.step += 1
-            losses.append(float(run.window.total[3] / run.window.total[0]))
-    first, last = losses[0], sum(losses[-5:]) / 5
-    return {"learns": {"ok": last <= FALLS * first, "loss": [round(first, 4), round(last, 4)]}}
-
-
-def report(found: dict[str, Any]) -> str:
+def report(found: machine.Figures) -> str:
     lines = [machine.describe()]
     for name, finding in found.items():
         details = ", ".join(f"{key} {value}" for key, value in finding.items() if key != "ok")
@@ -270,7 +308,7 @@ def report(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-CHECKS: dict[str, Callable[[Path], dict[str, Any]]] = {"step": step, "repeated": repeated, "learns": learns}
+CHECKS: dict[str, Callable[[Path, machine.Figures], None]] = {"decoders": decoders, "step": step, "repeated": repeated}
 
 if __name__ == "__main__":
     main()

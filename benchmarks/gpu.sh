@@ -1,56 +1,48 @@
 #!/usr/bin/env bash
-# All that needs a GPU: first whether results are right, then how fast they come, last one table for RESULTS.md.
+# All that needs a GPU, in one command of at most 9 minutes 30, and a table for RESULTS.md.
 #
-#   benchmarks/gpu.sh correct             GPU decoders beside Pillow, a training step beside torchvision's in float64
-#   benchmarks/gpu.sh repeat              deterministic training, repeated and resumed: the same bytes
-#   benchmarks/gpu.sh speed [IMAGES]      training beside torchvision's loop, and from shards of IMAGES; a profile
-#   benchmarks/gpu.sh loader IMAGES       decoding: the CPU's cores, the GPU's engines
-#   benchmarks/gpu.sh cifar10 TAR...      recipes/cifar10.yaml; exit 75: not finished, the same command goes on
-#   benchmarks/gpu.sh cifar10-bn TAR...   the same with batch norm
-#   benchmarks/gpu.sh all IMAGES TAR...   these six in turn
-#   benchmarks/gpu.sh table               the table of what has been measured so far
+#   benchmarks/gpu.sh lease IMAGES TAR...              on a GPU; ends with the table
+#   benchmarks/gpu.sh lease --rehearse IMAGES TAR...   the same programs, tiny, on a CPU: before a GPU is at hand
+#   benchmarks/gpu.sh lease --only train --seconds 200 IMAGES TAR...   some of it again
+#
+# In this order, each part with a limit of its own (benchmarks/lease.py): decoders and a training step are right; training
+# images/s; dense evaluation; decoding; repeated and resumed; recipes/cifar10-bn.yaml for as many epochs as fit.  What
+# fails or runs over costs itself alone, and says so in its row.  Exit 0: every program gave its result.
 #
 # Run it from the repository's root.  IMAGES: a tar (also .gz, .xz) or folder of <class>/<image>.jpg; TAR: the same of
-# CIFAR-10, {train,test}/<class>/<image>.jpg.  A word takes less than 10 minutes; one that fails does not stop the next.
-# PYTHON is the interpreter (python3), RESULTS where figures and logs go (build/gpu), WORK where CIFAR-10 is trained.
+# CIFAR-10, {train,test}/<class>/<image>.jpg.  PYTHON is the interpreter (python3), RESULTS the folder for results.json,
+# table.md, profile.txt and log.txt (build/gpu), WHEELS a folder of wheels of what the machine lacks (.whl).
 #
-# The machine needs PyTorch, torchvision, numpy, Pillow, OpenCV, safetensors, scikit-learn, pytest with -timeout and
-# -xdist.  Wheels of what it lacks are taken from .whl/ (WHEELS), without a network.  To fetch them for Python 3.12:
+# The machine needs PyTorch, torchvision, numpy, Pillow, OpenCV, safetensors, scikit-learn, PyYAML, pytest with -timeout
+# and -xdist; no network.  Beforehand, for Python 3.12 (32 MB; without the two nvidia-* wheels Pillow decodes, 'decoders'
+# and 'loader' fail):
 #
 #   python3 -m pip download -d .whl --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
 #     --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
 #     $(grep -oE '^(annotated-t|brace|google-cr|nvidia-nv(im|jp)|pydantic(-core)?=|ruam|simplej|typing|webd)[^ ]+' \
 #     requirements.lock)
 #
-# 33 MB; without the two nvidia-* wheels (29 MB) Pillow decodes, 'correct' skips the decoders and 'loader' fails.
+# and where no more than 64 MiB may be carried there, every fifth photograph (11 MB) and CIFAR-10 compressed (19 MB):
+#
+#   mkdir -p build/lease/images
+#   tar -tf IMAGES.tar | awk 'tolower($0) ~ /jpe?g$/ && ++n % 5 == 1' >build/lease/names
+#   tar -xf IMAGES.tar -C build/lease/images -T build/lease/names
+#   for split in train test; do xz -kc cifar10-$split.tar >build/lease/cifar10-$split.tar.xz; done
+#
+# Then there, with .whl and build/lease carried along, and RESULTS where files come back from:
+#
+#   RESULTS=$OUT benchmarks/gpu.sh lease build/lease/images build/lease/cifar10-{train,test}.tar.xz
 
 set -uo pipefail
 cd "$(dirname "$0")/.."
-PYTHON=${PYTHON:-python3} WHEELS=${WHEELS:-.whl} RESULTS=${RESULTS:-build/gpu} WORK=${WORK:-build/cifar10}
+PYTHON=${PYTHON:-python3} WHEELS=${WHEELS:-.whl} RESULTS=${RESULTS:-build/gpu}
 export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 unset PYTHONDONTWRITEBYTECODE
-mkdir -p "$RESULTS"
-failed=0
-
-# step NAME SECONDS COMMAND...: what it prints goes to NAME.json, its messages to NAME.log and here, its exit to NAME.rc
-step() {
-  local name=$1 seconds=$2 rc
-  shift 2
-  echo "== $name: $*" >&2
-  timeout --signal=TERM --kill-after=20 "$seconds" "$@" >"$RESULTS/$name.json" 2> >(tee "$RESULTS/$name.log" >&2)
-  rc=$?
-  echo "$rc" >"$RESULTS/$name.rc"
-  if [ "$rc" -ne 0 ]; then
-    tail -n 40 "$RESULTS/$name.json" >&2
-    echo "== $name: exit $rc" >&2
-    failed=$rc
-  fi
-}
 
 install_wheels() {
   compgen -G "$WHEELS/*.whl" >/dev/null || return 0
-  local site
   site=$(mktemp -d)
+  trap 'rm -rf "$site"' EXIT
   "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$WHEELS"/*.whl ||
     exit 1
   export PYTHONPATH="$site:$PYTHONPATH"
@@ -60,56 +52,10 @@ install_wheels() {
   fi
 }
 
-correct() {
-  if "$PYTHON" -c "from nvidia import nvimgcodec" 2>/dev/null; then
-    step decoders 150 "$PYTHON" -m pytest tests/test_roi.py -k cuda -n 4 -p no:cacheprovider
-  else
-    echo "== decoders: nvImageCodec is not installed" >&2
-  fi
-  step correct 420 "$PYTHON" -m benchmarks.correct step learns --json
-}
-
-repeat() {
-  step repeat 560 "$PYTHON" -m benchmarks.correct repeated --json
-}
-
-speed() {
-  step train 560 "$PYTHON" -m benchmarks.train --json --profile "$RESULTS/profile.txt" ${1:+--images "$1"}
-}
-
-loader() {
-  step loader 400 "$PYTHON" -m benchmarks.loader --json --rounds 3 --images "${1:?which images?}"
-}
-
-cifar10() {
-  step cifar10 560 "$PYTHON" -m benchmarks.cifar10 "${@:?which tars?}" --work "$WORK" --json
-}
-
-cifar10-bn() {
-  step cifar10-bn 560 "$PYTHON" -m benchmarks.cifar10 "${@:?which tars?}" --recipe cifar10-bn --work "$WORK" --json
-}
-
-what=${1:-}
-[ $# -gt 0 ] && shift
-case $what in
-  correct | repeat | speed | loader | cifar10 | cifar10-bn)
-    install_wheels
-    "$what" "$@"
-    ;;
-  all)
-    install_wheels
-    correct
-    repeat
-    speed "${1:?which images?}"
-    loader "$1"
-    shift
-    [ $# -eq 0 ] || { cifar10 "$@" && cifar10-bn "$@"; }
-    ;;
-  table) install_wheels ;;
-  *)
-    sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
-    exit 64
-    ;;
-esac
-"$PYTHON" -m benchmarks.table "$RESULTS" || failed=1
-exit "$failed"
+if [ "${1:-}" != lease ] || [ $# -lt 3 ]; then
+  sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
+  exit 64
+fi
+shift
+install_wheels
+"$PYTHON" -m benchmarks.lease --results "$RESULTS" --spent "$SECONDS" "$@"

@@ -35,8 +35,10 @@ from vgg.shards import pack
 from vgg.sources import Folder
 from vgg.stream import training_batches
 from vgg.targets import Directory
+from vgg.workers import num_workers
 
 SIZE = 224
+RATIOS = {"ratio_torchvision": "torchvision", "ratio_full_decode": "full_decode"}
 TARGETS = {"ratio_torchvision": 1.8, "ratio_full_decode": 1.1, "loader_efficiency": 0.85}
 SHARD = {
     "source": "folder", "check_md5": True, "seed": 1, "samples_per_shard": 100, "max_pixels": 50_000_000,
@@ -55,9 +57,11 @@ TRAIN = {
 def main() -> None:
     flags = argparse.ArgumentParser("python -m benchmarks.loader", description=__doc__)
     flags.add_argument("--images", type=Path, required=True, help="a tar or folder of JPEGs, <class>/<image>")
-    flags.add_argument("--json", action="store_true", help="print the figures as JSON")
+    flags.add_argument("--json", action="store_true", help="print the figures as JSON, a line when something is known")
     flags.add_argument("--rounds", type=int, default=5, help="of the competitors' turns (default 5)")
-    flags.add_argument("--seconds", type=float, default=30, help="that the whole loader runs (default 30)")
+    flags.add_argument(
+        "--seconds", type=float, default=30, help="that the loader runs, and the GPU decodes (default 30)"
+    )
     flags.add_argument("--batches", type=int, default=0, help="load so many batches of 8 and watch the memory")
     args = flags.parse_args()
     images = machine.read_images(args.images)
@@ -66,20 +70,21 @@ def main() -> None:
     crops = np.empty((len(data), SIZE, SIZE, 3), np.uint8)
     assert not roi.crops(data, windows, crops)
     largest, mean = differences(crops, data, windows)
-    figures: dict[str, Any] = {"max_difference": largest, "mean_difference": mean}
+    figures = machine.Figures(args.json)
+    figures.know(machine=machine.describe(), max_difference=largest, mean_difference=mean)
     with tempfile.TemporaryDirectory() as folder:
         shards = shard(images, Path(folder))
-        figures |= one_core(data, windows, shards, Path(folder), args.rounds)
-        figures |= on_gpu(data, windows) if torch.cuda.is_available() else {}
+        figures.know(**one_core(data, windows, shards, Path(folder), args.rounds))
+        for name, of in RATIOS.items():
+            figures.know(**{name: round(figures["ours"] / figures[of], 3)})
+        figures.know(**(on_gpu(data, windows, args.seconds) if torch.cuda.is_available() else {}))
         # in a process that has imported no competitor: a worker's memory is also what its parent had
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-            figures |= fresh.submit(whole_loader, shards, figures["ours"], args.seconds).result()
+            figures.know(**fresh.submit(whole_loader, shards, figures["ours"], args.seconds).result())
             if args.batches:
-                figures |= fresh.submit(memory, shards, args.batches).result()
-    figures["ratio_torchvision"] = round(figures["ours"] / figures["torchvision"], 3)
-    figures["ratio_full_decode"] = round(figures["ours"] / figures["full_decode"], 3)
-    figures["machine"] = machine.describe()
-    print(json.dumps(figures) if args.json else report(figures, len(data)))
+                figures.know(**fresh.submit(memory, shards, args.batches).result())
+    if not args.json:
+        print(report(figures, len(data)))
     sys.exit(largest > 2 or mean >= 0.2)
 
 
@@ -147,7 +152,7 @@ def one_core(data: list[bytes], windows: list[Window], shards: ShardSet, folder:
     return {name: round(rate, 1) for name, rate in found.items()}
 
 
-def on_gpu(data: list[bytes], windows: list[Window]) -> dict[str, Any]:
+def on_gpu(data: list[bytes], windows: list[Window], seconds: float) -> dict[str, Any]:
     """The GPU's own JPEG decoders: images per second of one process, and their distance from Pillow's crops."""
     device = torch.device("cuda")
     decoder = roi.DeviceDecoder(device)
@@ -155,7 +160,7 @@ def on_gpu(data: list[bytes], windows: list[Window]) -> dict[str, Any]:
     assert not decoder.crops(data, windows, into)  # the first call makes the decoders
     largest, mean = differences(into.cpu().numpy(), data, windows)
     began, count = time.monotonic(), 0
-    while time.monotonic() - began < 10:
+    while time.monotonic() - began < seconds:
         for first in range(0, len(data), 64):
             part = slice(first, first + 64)
             decoder.crops(data[part], windows[part], into[part])
@@ -189,8 +194,9 @@ def children() -> dict[int, dict[str, int]]:
 
 
 def whole_loader(shards: ShardSet, rate: float, seconds: float) -> dict[str, Any]:
-    """Batches of 64 from as many workers as there are cores (two at most), beside what that many cores could decode."""
-    workers = min(2, len(os.sched_getaffinity(0)))
+    """Batches of 64 from two workers, or as many as training has beside a GPU, and what so many cores could decode."""
+    beside_gpu = num_workers(torch.device("cuda"), 1) if torch.cuda.is_available() else 2
+    workers = min(beside_gpu, len(os.sched_getaffinity(0)))
     batches = loop(shards, 64, 10**6, workers)
     for _ in range(4 * workers):
         next(batches)

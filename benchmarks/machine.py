@@ -1,7 +1,11 @@
-"""What a figure was measured on, and how: CPU time, one core, competitors taking turns."""
+"""What a figure was measured on, and how: CPU time, one core, competitors taking turns.
+
+python -m benchmarks.machine prints it.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
@@ -11,6 +15,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +23,23 @@ LIBRARIES = (
     "torch", "torchvision", "triton", "pillow", "simplejpeg", "nvidia-nvimgcodec-cu13", "webdataset",
     "nvidia-dali-cuda130", "mosaicml-streaming",
 )  # fmt: skip
+
+
+class Figures(dict[str, Any]):
+    """What a benchmark has found so far.
+
+    aloud: print what is new as a line of JSON the moment it is known, so that whoever ends the program has that much.
+    The lines together are the figures.
+    """
+
+    def __init__(self, aloud: bool) -> None:
+        super().__init__()
+        self.aloud = aloud
+
+    def know(self, **found: Any) -> None:
+        self.update(found)
+        if self.aloud:
+            print(json.dumps(found), flush=True)
 
 
 def describe() -> str:
@@ -83,11 +105,14 @@ def read_images(path: Path) -> dict[str, bytes]:
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
         return {str(p.relative_to(path)): p.read_bytes() for p in files}
+    found = {}
     with tarfile.open(path) as tar:
-        found = {m.name: tar.extractfile(m) for m in tar.getmembers() if m.isreg()}
-        return {
-            name: file.read() for name, file in sorted(found.items()) if file and name.lower().endswith(("jpg", "jpeg"))
-        }
+        for member in tar:  # in the tar's order: what is compressed cannot be read backwards
+            if member.isreg() and member.name.lower().endswith(("jpg", "jpeg")):
+                file = tar.extractfile(member)
+                assert file
+                found[member.name] = file.read()
+    return dict(sorted(found.items()))
 
 
 def rates(competitors: dict[str, Callable[[], int]], rounds: int) -> dict[str, float]:
@@ -116,3 +141,7 @@ def table(rows: list[tuple[str, ...]]) -> str:
         )
         for row in rows
     )
+
+
+if __name__ == "__main__":
+    Figures(aloud=True).know(machine=describe(), gpu=gpu())

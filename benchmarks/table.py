@@ -1,115 +1,176 @@
-"""What benchmarks/gpu.sh has measured, as a section of RESULTS.md: python -m benchmarks.table DIRECTORY"""
+"""What a lease has found as a table in Markdown: every row is there, whatever became of its program."""
 
 from __future__ import annotations
 
-import argparse
 import datetime
-import json
-import re
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from benchmarks import machine, train
-
-Row = tuple[str, str, str]
-
-
-def main() -> None:
-    flags = argparse.ArgumentParser("python -m benchmarks.table", description=__doc__)
-    flags.add_argument("directory", type=Path)
-    directory = flags.parse_args().directory
-    print(f"{datetime.date.today()}, {machine.describe()}. `benchmarks/gpu.sh`\n")
-    print("| | measured | target |\n|---|---|---|")
-    for row in rows(directory):
-        print("| " + " | ".join(row) + " |")
-    shares = read(directory, "train").get("shares")
-    if shares:
-        print("\nA training step's time: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items()) + ".")
+Figures = dict[str, Any]
+TITLES = {  # in the order of the lease
+    "machine": "the machine",
+    "names": "names of torch and torchvision, also in 2.11 and 0.26",
+    "decoders": "crops beside Pillow's",
+    "step": "a training step beside float64",
+    "prepare": "CIFAR-10 sharded, compiled",
+    "train": "training",
+    "evaluate": "dense evaluation",
+    "loader": "decoding",
+    "repeated": "deterministic training",
+    "cifar10": "CIFAR-10",
+}
 
 
-def read(directory: Path, name: str) -> dict[str, Any]:
-    """A step's figures; nothing if it has not run or said none."""
+def rate(name: str, ratio: str = "") -> Callable[[Figures], str]:
+    def shown(figures: Figures) -> str:
+        return f"{figures[name]:,.0f}" + (f"; ours is {figures[ratio]:.2f} ×" if ratio else "")
+
+    return shown
+
+
+def verdict(name: str, detail: str = "") -> Callable[[Figures], str]:
+    def shown(figures: Figures) -> str:
+        found = figures[name]
+        return f"{'ok' if found['ok'] else 'NOT OK'} {detail.format(**found)}".strip()
+
+    return shown
+
+
+# of a program: what, measured, target on one H200
+ROWS: dict[str, list[tuple[str, Callable[[Figures], str], str]]] = {
+    "decoders": [
+        (
+            "crops where the network is, tests/test_roi.py",
+            verdict("decoders", "{passed} passed, {failed} failed"),
+            "≤ 2 grey levels from Pillow's",
+        ),
+    ],
+    "step": [
+        (
+            "one step beside torchvision's vgg16 in float64: gradient's distance",
+            verdict("step", "{gradient[0]:.4f}, plain autocast {gradient[1]:.4f}"),
+            "≤ 1.5 × plain autocast",
+        ),
+        ("regions that were compiled", verdict("step", "{compiled_regions} of {of}"), "all"),
+    ],
+    "prepare": [
+        ("CIFAR-10 sharded beside these", lambda f: f"{f['sharded']:,} images in {f['shard_seconds']} s", ""),
+        ("sharded and compiled", lambda f: f"{f['prepare_seconds']} s", ""),
+    ],
+    "train": [
+        (
+            "what is trained",
+            lambda f: f"VGG-16, {f['input_size']} px, batch {f['batch']}, {f['precision']}",
+            "224 px, batch 256",
+        ),
+        ("memory, GB", lambda f: f"{f['peak_memory_mb'] / 1024:.1f}", "< 20"),
+        ("training, images/s", rate("ours"), "≥ 4,500 (aim 5,500)"),
+        ("torchvision's loop, images/s", rate("reference", "ratio"), "≥ 1.3 ×"),
+        ("the same, channels_last", rate("reference_channels_last", "ratio_channels_last"), ""),
+        ("forward only, images/s", rate("forward"), "≥ 13,000"),
+        (
+            "TFLOP/s, of large matrix products'",
+            lambda f: f"{f['tflops']:,.2f} of {f['matmul_tflops']:,.2f}, {f['matmul_share']:.0%}",
+            "",
+        ),
+        ("a step's time", lambda f: ", ".join(f"{name} {share:.0%}" for name, share in f["shares"].items()), ""),
+        (
+            "training from shards, images/s",
+            lambda f: f"{f['real']:,.0f}; {f['real_share']:.1%} of synthetic, {f['data_wait']:.1%} waiting",
+            "≥ 97 % of synthetic",
+        ),
+    ],
+    "evaluate": [
+        (
+            "what is evaluated",
+            lambda f: f"{f['image'][0]} × {f['image'][1]} px, {f['batch']} at once, Q = {f['scales']}, mirrored",
+            "",
+        ),
+        ("dense, images in memory, images/s", rate("dense"), ""),
+        ("torchvision's vgg16, one centre crop, images/s", rate("reference"), ""),
+        (
+            "pixel for pixel, beside torchvision's",
+            lambda f: f"{f['share_of_reference']:.2f} × ({f['crops_seen']:.1f} crops' pixels an image)",
+            "≥ 1 ×",
+        ),
+        ("dense, decoding counted in, images/s", rate("decoded"), ""),
+    ],
+    "loader": [
+        (
+            "crops on one CPU core, images/s",
+            lambda f: f"{f['ours']:,.0f}; {f['max_difference']} grey levels from Pillow's at most",
+            "≤ 2",
+        ),
+        (
+            "crops on the GPU's engines, images/s",
+            lambda f: (
+                f"{f['gpu_decode']:,.0f}; {f['gpu_max_difference']} grey levels at most, "
+                f"{f['gpu_mean_difference']} on average"
+            ),
+            "≤ 2, < 0.2",
+        ),
+        (
+            "loader, images/s",
+            lambda f: (
+                f"{f['loader']:,.0f} from {f['loader_workers']} workers, {f['loader_efficiency']:.0%} of as many cores"
+            ),
+            "more than training takes",
+        ),
+    ],
+    "repeated": [
+        ("two deterministic trainings", verdict("repeated", "{weights}"), "same bytes"),
+        ("a training stopped half-way and resumed", verdict("resumed", "{weights}"), "same bytes"),
+    ],
+    "cifar10": [
+        (
+            "recipes/cifar10-bn.yaml, top-1",
+            lambda f: (
+                f"{f['top1']:.2%} after {f['epochs']:g} epochs (the recipe has {f['recipe_epochs']}), {f['mode']}"
+            ),
+            "≥ 94 % after 80",
+        ),
+        (
+            "its training with all validations",
+            lambda f: f"{f['images_per_second']:,.0f} images/s, {f['train_minutes']} minutes",
+            "",
+        ),
+        ("its evaluation", lambda f: f"{f['evaluate_minutes']} minutes", ""),
+    ],
+}
+
+
+def of(programs: dict[str, dict[str, Any]], rehearsal: bool) -> str:
+    """programs: by name, "exit" (None: has not ended), "seconds", "limit", "over", "last" and "figures"."""
+    machine = programs.get("machine", {}).get("figures", {}).get("machine", "machine not known")
+    mark = " (rehearsal, CPU)" if rehearsal else ""
+    title = "REHEARSAL on a CPU, tiny sizes: these are no results. " if rehearsal else ""
+    lines = [f"{title}{datetime.date.today()}, {machine}. `benchmarks/gpu.sh lease`", ""]
+    lines += ["| | measured | target, one H200 |", "|---|---|---|"]
+    for name, text in TITLES.items():
+        if name == "names" and not rehearsal:
+            continue
+        about = programs.get(name, {})
+        lines.append(f"| **{text}** (`{name}`) | {status(about)}{mark} | |")
+        for what, shown, target in ROWS.get(name, []):
+            lines.append(f"| {what} | {measured(about, shown)}{mark} | {target} |")
+    return "\n".join(lines)
+
+
+def status(about: dict[str, Any]) -> str:
+    if not about:
+        return "not begun"
+    code = about["exit"]
+    if code is None:
+        return "running"
+    last = "".join(about["last"]).replace("|", "/")[:200]
+    if about.get("over"):
+        return f"RAN OVER its {about['limit']} s, exit {code}: {last}"
+    return f"done in {about['seconds']:.0f} s of {about['limit']}" if code == 0 else f"FAILED, exit {code}: {last}"
+
+
+def measured(about: dict[str, Any], shown: Callable[[Figures], str]) -> str:
+    """A row's figure, also of a program that failed later on."""
     try:
-        found: dict[str, Any] = json.loads((directory / f"{name}.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return found
-
-
-def rows(directory: Path) -> list[Row]:
-    found: list[Row] = []
-    for name in ("decoders", "correct", "repeat", "train", "loader", "cifar10", "cifar10-bn"):
-        code = directory / f"{name}.rc"
-        if code.exists() and code.read_text().strip() != "0":
-            found.append((f"`{name}`", f"FAILED, exit {code.read_text().strip()}", "exit 0"))
-        elif code.exists() and name == "decoders":
-            # where there is no GPU all are skipped, which pytest calls a success
-            passed = re.search(r"\d+ passed", (directory / "decoders.json").read_text())
-            shown = passed[0] if passed else "not tested: skipped"
-            found.append(("crops of the GPU's decoders, tests/test_roi.py", shown, "≤ 2 grey levels from Pillow's"))
-    found += of_correctness(read(directory, "correct") | read(directory, "repeat"))
-    if figures := read(directory, "train"):
-        found += of_training(figures)
-    if figures := read(directory, "loader"):
-        found += of_decoding(figures)
-    for name in ("cifar10", "cifar10-bn"):
-        if figures := read(directory, name):
-            top1 = f"{figures['top1']:.2%} after {figures['epochs']} epochs"
-            found.append((f"recipes/{name}.yaml, top-1, {figures['mode']}", top1, f"≥ {figures['goal']:.0%}"))
-            time = f"{figures['train_minutes']} minutes, {figures['images_per_second']:,.0f} images/s"
-            found.append((f"recipes/{name}.yaml, training with all validations", time, ""))
-    return found
-
-
-def of_correctness(figures: dict[str, Any]) -> list[Row]:
-    names = {
-        "step": "one step beside torchvision's vgg16 in float64: gradient's relative distance",
-        "repeated": "two deterministic trainings",
-        "resumed": "a training stopped half-way and resumed",
-        "learns": "loss of one batch, at first and after 60 steps",
-    }
-    targets = {"step": "≤ 1.5 × plain autocast", "repeated": "same bytes", "resumed": "same bytes", "learns": "≤ half"}
-    found = []
-    for name, text in names.items():
-        if finding := figures.get(name):
-            values = {"step": "gradient", "learns": "loss"}
-            shown = finding.get("error") or finding.get(values.get(name, ""), "")
-            if name == "step" and "gradient" in finding:
-                shown = "{:.4f}, plain autocast {:.4f}".format(*finding["gradient"])
-            elif name == "learns" and "loss" in finding:
-                shown = "{:.3f}, {:.3f}".format(*finding["loss"])
-            found.append((text, f"{'ok' if finding['ok'] else 'FAILED'} {shown}".strip(), targets[name]))
-    return found
-
-
-def of_training(figures: dict[str, Any]) -> list[Row]:
-    setting = f"{figures['input_size']} px, batch {figures['batch']}, {figures['precision']}"
-    found: list[Row] = [(f"training, {setting}, images/s", f"{figures['ours']:,.0f}", "≥ 4,500 (aim 5,500)")]
-    for name, ratio in train.RATIOS.items():
-        if rate := figures[ratio]:
-            target = "≥ 1.3 ×" if name == "ratio" else ""
-            found.append((f"{train.NAMES[ratio]}, images/s", f"{rate:,.0f}; ours is {figures[name]:.2f} ×", target))
-    found.append(("forward, images/s", f"{figures['forward']:,.0f}", "≥ 13,000"))
-    if figures["real"]:
-        share, wait = figures["real_share"], figures["data_wait"]
-        shown = f"{figures['real']:,.0f}; {share:.1%} of synthetic, {wait:.1%} of the loop's time waiting"
-        found.append(("training from shards, images/s", shown, "≥ 97 % of synthetic"))
-    share = f"{figures['tflops']:,.0f} of {figures['matmul_tflops']:,.0f}, {figures['matmul_share']:.0%}"
-    found.append(("TFLOP/s, of large matrix products'", share, ""))
-    found.append(("memory, GB", f"{figures['peak_memory_mb'] / 1024:.1f}", "< 20 (batch 256)"))
-    return found
-
-
-def of_decoding(figures: dict[str, Any]) -> list[Row]:
-    found: list[Row] = [
-        ("crops on one CPU core, images/s", f"{figures['ours']:,.0f}", ""),
-        (f"loader, {figures['loader_workers']} workers, images/s", f"{figures['loader']:,.0f}", ""),
-    ]
-    if "gpu" in figures:
-        apart = f"{figures['gpu_max_difference']} grey levels at most, {figures['gpu_mean_difference']} on average"
-        found.append(("crops on the GPU, images/s", f"{figures['gpu_decode']:,.0f}; {apart}", "≤ 2, < 0.2"))
-    return found
-
-
-if __name__ == "__main__":
-    main()
+        return shown(about["figures"])
+    except KeyError:
+        return "none"

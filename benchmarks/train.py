@@ -3,7 +3,7 @@
 Ours is vgg.train.update on a run of vgg.run.start: preparing, checks and counters are in it.  The reference is
 torchvision's vgg16 trained as its references train a classifier: eager, autocast, default SGD, loss and accuracy read
 every step; its images are floats already.  With --images the same run of ours is also fed by the loader, from shards.
-Images per second, medians of rounds.
+Images per second, medians of rounds.  What matters most is measured first.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ REFERENCES = (  # name, channels_last, same shapes as ours
     ("reference_channels_last", True, False),
     ("reference_same_shapes", False, True),
 )
+ROUNDS_SHARE = 0.65  # of --seconds: until then all take turns, afterwards come the profile and the shards
 RATIOS = {
     "ratio": "reference",
     "ratio_channels_last": "reference_channels_last",
@@ -72,18 +74,20 @@ RATIOS = {
 
 def main() -> None:
     flags = argparse.ArgumentParser("python -m benchmarks.train", description=__doc__)
-    flags.add_argument("--json", action="store_true", help="print the figures as JSON")
+    flags.add_argument("--json", action="store_true", help="print the figures as JSON, a line when something is known")
     flags.add_argument("--images", type=Path, help="a tar or folder of JPEGs, <class>/<image>: feed real shards too")
     flags.add_argument("--decoder", choices=("cpu", "device"), default="cpu", help="of those JPEGs (default cpu)")
     flags.add_argument("--input-size", type=int, help="pixels (default 224; 64 on a CPU)")
     flags.add_argument("--batch", type=int, help="images a step (default 256; 8 on a CPU)")
     flags.add_argument("--steps", type=int, help="of a turn (default 20; 4 on a CPU)")
-    flags.add_argument("--rounds", type=int, default=5, help="of the competitors' turns (default 5)")
+    flags.add_argument("--rounds", type=int, default=5, help="of the competitors' turns, at most (default 5)")
+    flags.add_argument("--seconds", type=float, default=math.inf, help="for all of it: fewer rounds, but one at least")
     flags.add_argument(
         "--one-core", action="store_true", help="CPU time on one pinned core: for a CPU that does other things too"
     )
     flags.add_argument("--profile", type=Path, metavar="FILE", help="write where the time of our steps goes")
     args = flags.parse_args()
+    ends = Ends(args.seconds)
     if args.one_core:
         on_one_core()
     with joined() as group, tempfile.TemporaryDirectory() as folder:
@@ -91,9 +95,15 @@ def main() -> None:
         chosen = (args.input_size, args.batch, args.steps)
         size, batch, steps = (given or default for given, default in zip(chosen, defaults, strict=True))
         run = start(train_params(size, batch, args.decoder), thousand_classes(folder), Path(folder), group, NUM_CLASSES)
-        real = shard(machine.read_images(args.images), Path(folder) / "real") if args.images else None
-        figures = measure(run, real, steps, args)
-    print(json.dumps(figures) if args.json else report(figures))
+        figures = machine.Figures(args.json)
+        measure(run, steps, args, ends, figures)
+        if args.profile:
+            figures.know(shares=profiles.profile(Ours(run).step, group.device, args.profile))
+        if args.images:
+            real = shard(machine.read_images(args.images), Path(folder) / "real")
+            from_shards(run, real, steps, args.rounds, ends, figures)
+    if not args.json:
+        print(report(figures))
 
 
 def on_one_core() -> None:
@@ -103,18 +113,45 @@ def on_one_core() -> None:
     Turn.clock = staticmethod(time.process_time)
 
 
-def measure(run: Run, real: ShardSet | None, steps: int, args: argparse.Namespace) -> dict[str, Any]:
+class Ends:
+    """When the time that was given is over."""
+
+    def __init__(self, seconds: float) -> None:
+        self.began, self.seconds = time.monotonic(), seconds
+
+    def left(self, share: float = 1.0) -> float:
+        return self.began + share * self.seconds - time.monotonic()
+
+
+def measure(run: Run, steps: int, args: argparse.Namespace, ends: Ends, figures: machine.Figures) -> None:
     device, size, batch = run.group.device, run.params.input_size, run.params.batch_size
-    if device.type == "cuda":
-        warm_up(run, Never())
+    figures.know(
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else machine.cpu(),
+        kind=device.type, precision=str(run.precision).removeprefix("torch."), input_size=size, batch=batch,
+        machine=machine.describe(),
+    )  # fmt: skip
+    warm_up(run, Never())
     ours = Ours(run)
     for _ in range(3):  # compilation, choice of algorithms, momentum
         ours.step()
     machine.forget_peak(device)
     ours.step()
-    peak = machine.peak_mb(device)  # before any other competitor has taken memory
+    # before any other competitor has taken memory
+    figures.know(peak_memory_mb=round(machine.peak_mb(device), 1))
+    figures.know(matmul_tflops=round(matmul_tflops(device, run.precision), 3))
 
     competitors: dict[str, Turn] = {"ours": ours, "forward": Forward(run, ours.batches)}
+    flops = 3 * forward_flops(run.model.architecture)
+
+    def told(seconds: dict[str, float]) -> None:
+        rates = {name: steps * batch / taken for name, taken in seconds.items()}
+        tflops = flops * rates["ours"] / 1e12
+        figures.know(
+            **{name: round(rate, 2) for name, rate in rates.items()},
+            **{name: round(rates["ours"] / rates[of], 3) for name, of in RATIOS.items() if of in rates},
+            tflops=round(tflops, 3), matmul_share=round(tflops / figures["matmul_tflops"], 3),
+        )  # fmt: skip
+
     with contextlib.ExitStack() as stack:
         for name, channels_last, same_shapes in REFERENCES:
             if not same_shapes or size != PAPERS_SIZE:
@@ -122,33 +159,30 @@ def measure(run: Run, real: ShardSet | None, steps: int, args: argparse.Namespac
                 turn = Reference(device, *reference) if device.type == "cuda" else Elsewhere(args.one_core, reference)
                 stack.callback(turn.close)
                 competitors[name] = turn
-        if real:
-            competitors["real"] = fed = FromShards(run, real)
-            stack.callback(fed.close)
-        seconds = take_turns(competitors, args.rounds, steps)
+        take_turns(competitors, args.rounds, steps, lambda: ends.left(ROUNDS_SHARE), told)
+    expect_finite(run)
+
+
+def from_shards(run: Run, real: ShardSet, steps: int, rounds: int, ends: Ends, figures: machine.Figures) -> None:
+    """The same run fed from shards, taking turns with itself fed from memory."""
+    fed, batch = FromShards(run, real), run.params.batch_size
+
+    def told(seconds: dict[str, float]) -> None:
+        if "real" in seconds:
+            figures.know(
+                real=round(steps * batch / seconds["real"], 2),
+                real_share=round(seconds["ours"] / seconds["real"], 4),
+                data_wait=round(statistics.median(fed.waits[1:]), 4),  # the first turn warms up
+            )
+
+    with contextlib.closing(fed):
+        take_turns({"ours": Ours(run), "real": fed}, rounds, steps, ends.left, told)
+    expect_finite(run)
+
+
+def expect_finite(run: Run) -> None:
     if not math.isfinite(float(run.window.total[3])) or float(run.trouble):
         raise AssertionError("a step was not finite: no update was made then, so what was timed is not training")
-    rates = {name: round(steps * batch / taken, 2) for name, taken in seconds.items()}
-
-    tflops = 3 * forward_flops(run.model.architecture) * rates["ours"] / 1e12
-    matmul = matmul_tflops(device, run.precision)
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else machine.cpu(),
-        "kind": device.type,
-        "precision": str(run.precision).removeprefix("torch."),
-        "input_size": size,
-        "batch": batch,
-        **{name: rates.get(name) for name in NAMES},
-        **{name: round(rates["ours"] / rates[of], 3) if of in rates else None for name, of in RATIOS.items()},
-        "real_share": round(rates["real"] / rates["ours"], 4) if real else None,
-        "data_wait": round(statistics.median(fed.waits), 4) if real else None,
-        "tflops": round(tflops, 3),
-        "matmul_tflops": round(matmul, 3),
-        "matmul_share": round(tflops / matmul, 3),
-        "peak_memory_mb": round(peak, 1),
-        "shares": profiles.profile(ours.step, device, args.profile) if args.profile else None,
-        "machine": machine.describe(),
-    }
 
 
 def train_params(size: int, batch: int, decoder: str) -> TrainParams:
@@ -198,17 +232,32 @@ class Turn:
         """End what it has started."""
 
 
-def take_turns(competitors: dict[str, Turn], rounds: int, steps: int) -> dict[str, float]:
-    """Seconds of a turn of each, the median of the rounds."""
-    found: dict[str, list[float]] = {name: [] for name in competitors}
+def take_turns(
+    competitors: dict[str, Turn],
+    rounds: int,
+    steps: int,
+    left: Callable[[], float],
+    told: Callable[[dict[str, float]], None],
+) -> None:
+    """Rounds in which every competitor has its turn of so many steps: one at least, more while there is time.
+
+    left: seconds until no further round may begin.  told: hears after every turn how many seconds a turn of each takes,
+    the median so far.
+    """
+    found: dict[str, list[float]] = {}
+    longest = 0.0
     for number in range(rounds + 1):
+        if number > 1 and left() < longest:
+            break
+        began = time.monotonic()
         for name, turn in competitors.items():
             if turn.device.type == "cuda":
                 torch.cuda.empty_cache()  # what one leaves behind in the allocator, another may need
             taken = turn.seconds(steps if number else 2)
             if number:  # the first round warms up
-                found[name].append(taken)
-    return {name: statistics.median(taken) for name, taken in found.items()}
+                found.setdefault(name, []).append(taken)
+                told({name: statistics.median(turns) for name, turns in found.items()})
+        longest = max(longest, time.monotonic() - began) if number else 0.0
 
 
 class Ours(Turn):
@@ -404,7 +453,7 @@ def targets(figures: dict[str, Any]) -> list[tuple[str, float | None, float, str
             ("images/s in training (aim 5,500)", figures["ours"], 4500, ">="),
             ("times torchvision", figures["ratio"], 1.3, ">="),
             ("images/s forward", figures["forward"], 13_000, ">="),
-            ("from shards, of synthetic", figures["real_share"], 0.97, ">="),
+            ("from shards, of synthetic", figures.get("real_share"), 0.97, ">="),
             ("GB of memory for a batch of 256", memory, 20, "<"),
         ]
     return [("times torchvision", figures["ratio"], 1.6 if figures["input_size"] >= PAPERS_SIZE else 1.2, ">=")]
@@ -413,7 +462,7 @@ def targets(figures: dict[str, Any]) -> list[tuple[str, float | None, float, str
 def report(figures: dict[str, Any]) -> str:
     rows = [("", "images/s", "ours is")]
     for name, text in NAMES.items():
-        if rate := figures[name]:
+        if rate := figures.get(name):
             compared = name.startswith("reference")
             rows.append((text, f"{rate:,.1f}", f"{figures['ours'] / rate:.2f} x" if compared else ""))
     setting = f"{figures['input_size']} pixels, {figures['batch']} images a step, {figures['precision']}"
@@ -422,12 +471,12 @@ def report(figures: dict[str, Any]) -> str:
         f"{figures['tflops']:,.2f} TFLOP/s, {100 * figures['matmul_share']:.0f} % of the "
         f"{figures['matmul_tflops']:,.2f} of large matrix products; {figures['peak_memory_mb'] / 1024:.1f} GB of memory"
     )
-    if figures["real_share"]:
+    if "real" in figures:
         lines.append(
             f"from shards: {100 * figures['real_share']:.1f} % of synthetic; "
             f"the loop waits {100 * figures['data_wait']:.1f} % of its time for data"
         )
-    if figures["shares"]:
+    if "shares" in figures:
         lines.append(", ".join(f"{name} {100 * share:.1f} %" for name, share in figures["shares"].items()))
     for what, value, goal, relation in targets(figures):
         if value is not None:

@@ -225,9 +225,11 @@ COLUMNS = 65
 @pytest.fixture
 def kept() -> torch.Tensor:
     """Outputs of a layer that dropout leaves: a function of key, layer and column."""
-    mask, least = 2**64 - 1, round(0.3 * 2**24)
-    rows = [[splitmix64(key + (6 * 2**32 + n) * 0x9E3779B97F4A7C15 & mask) >> 40 >= least for n in range(1, COLUMNS + 1)]
-            for key in KEYS.tolist()]  # fmt: skip
+    mask, least, layer = 2**64 - 1, round(0.3 * 2**24), 6 * 2**32
+    rows = [
+        [splitmix64(key + (layer + n) * 0x9E3779B97F4A7C15 & mask) >> 40 >= least for n in range(1, COLUMNS + 1)]
+        for key in KEYS.tolist()
+    ]
     assert 0.5 < sum(map(sum, rows)) / KEYS.numel() / COLUMNS < 0.9
     return torch.tensor(rows)
 
