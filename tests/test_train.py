@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from components.program import StopSignal
+from components.signals import ASKED
 from vgg import checkpoint, manifest
 from vgg.checkpoint import Trained
 from vgg.distributed import Group
@@ -421,7 +422,7 @@ def test_sigterm_while_the_network_is_compiled_ends_that_at_once(
 ) -> None:
     """A compiler may dress the interruption up as an error of its own."""
     ours = start(train_params(), shards, Path("none"), ALONE, 30)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in ASKED}
 
     def compiled(*_: object) -> None:
         try:
