@@ -31,8 +31,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
-        print(f"{self.prog}: {message}", file=sys.stderr)
-        sys.exit(WrongParameters.exit_code)
+        end(WrongParameters.exit_code, f"{self.prog}: {message}")
 
 
 class StageParser(Parser):

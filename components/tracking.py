@@ -10,6 +10,7 @@ Kubeflow plugin) is adopted as the child.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -39,6 +40,7 @@ GIVE_UP_SECONDS = 30.0  # how long the end of a stage waits for the server
 GRACE_SECONDS = 5.0  # the same for a stage that goes on later: whoever preempts it kills it soon
 RETRY_SECONDS = 5.0
 MLFLOW = threading.Lock()  # held while MLflow is imported or called: its lazy imports do not stand two threads
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)  # what file systems without them say
 MAX_TAG, MAX_PARAM = 5000, 500  # characters: MLflow cuts longer ones off without a word
 
 
@@ -93,8 +95,12 @@ class Journal:
                 continue
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            except OSError as error:
+                if error.errno in NO_LOCKS:  # its name, by the output, must do
+                    return file
                 file.close()
+                if error.errno != errno.EWOULDBLOCK:
+                    raise
                 raise Preempted(
                     f"{self.directory}: another process does this very work, from the same inputs to the same output; "
                     "wait for it, or stop it"

@@ -1,5 +1,6 @@
 """MLflow at arm's length: a server that is away costs nothing and loses nothing; nothing is logged twice."""
 
+import errno
 import os
 import socket
 import subprocess
@@ -202,3 +203,13 @@ def test_two_identical_trainings_at_once(shards: ShardSet, params_file: Path, tm
     runs = client.search_runs([experiment.experiment_id], "tags.`vgg.stage` = 'train'")
     assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
     assert not list((tmp_path / ".tracking").iterdir())
+
+
+def test_a_file_system_without_locks_holds_no_work_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(tracking.fcntl, "flock", none)
+    with tracking.Tracker("train", "key", "lineage") as tracker:
+        tracker.point(1, {"train/loss": 2.0})
+    assert histories(tracking.connect())["train"] == [(1, 2.0)]
