@@ -13,8 +13,8 @@ ASKED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 class Asked(KeyboardInterrupt):
     """Somebody asked this process to end.
 
-    Not KeyboardInterrupt itself: where CPython (seen in 3.11 and 3.12) meets that inside exec() or eval() of a text, as many
-    imports do them, it remembers it and ends the process by signal 2 instead of with its exit code, although the
+    Not KeyboardInterrupt itself: where CPython (seen in 3.11 and 3.12) meets that inside exec() or eval() of a text, as
+    many imports do them, it remembers it and ends the process by signal 2 instead of with its exit code, although the
     exception was caught (Py_RunMain, unhandled_keyboard_interrupt).
     """
 
