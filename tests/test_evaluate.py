@@ -90,6 +90,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.faults)])
 def test_several_ranks_give_the_bytes_of_one_and_one_of_them_writes(
     ranks: int, shards: ShardSet, trained: Trained, params_file: Path, tmp_path: Path

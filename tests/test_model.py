@@ -239,6 +239,7 @@ def test_dropout_by_hand(kept: torch.Tensor) -> None:
     assert torch.equal(dropout(torch.ones(kept.shape), KEYS) > 0, kept)
 
 
+@pytest.mark.faults  # a compiler's 20 seconds
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")
 def test_compiled_dropout_takes_the_same_outputs(kept: torch.Tensor) -> None:
     """As on a GPU; a compiler that reckons with exact integers would refuse it, or take others."""

@@ -189,10 +189,18 @@ PLATEAU = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("world", [1, 2])
+NO_MOMENTUM = {"momentum": 0.0}
+
+
 @pytest.mark.parametrize(
-    "changes", [{}, {"momentum": 0.0}, pytest.param({"schedule": PLATEAU}, marks=pytest.mark.faults)],
-    ids=["steps", "no-momentum", "plateau"],
+    ("world", "changes"),
+    [
+        (1, NO_MOMENTUM),
+        (2, {}),
+        *(pytest.param(*other, marks=pytest.mark.faults) for other in (
+            (1, {}), (2, NO_MOMENTUM), (1, {"schedule": PLATEAU}), (2, {"schedule": PLATEAU}),
+        )),
+    ],
 )  # fmt: skip
 def test_stopped_before_there_is_anything_to_save(
     changes: dict[str, Any], world: int, attempts: Attempts, tmp_path: Path

@@ -186,6 +186,7 @@ def test_the_same_work_to_two_places_has_two_journals_and_to_one_place_is_done_o
     assert sorted(filter(None, losses)) == [2.0, 3.0]
 
 
+@pytest.mark.faults
 def test_two_identical_trainings_at_once(shards: ShardSet, params_file: Path, tmp_path: Path) -> None:
     """In one folder, to two places: both end well, with the same weights and a run each."""
     wanted, running = flags("train", tmp_path, params_file), []

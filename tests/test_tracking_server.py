@@ -203,6 +203,7 @@ def says_which_permission_is_missing(pod: Pod, name: str, permission: str) -> No
             models.client.create_model_version(name, "/nowhere")
 
 
+@pytest.mark.faults
 def test_a_server_that_shows_nothing_by_default(
     tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
