@@ -169,6 +169,7 @@ class Nobody(Never):
     received = False
 
 
+@pytest.mark.faults
 def test_a_training_that_runs_out_of_time_is_evaluated_as_far_as_it_came(
     tmp_path: Path, shards: ShardSet, narrow: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,8 +48,8 @@ def started(tmp_path: Path) -> dict[int, dict[str, str]]:
 
 @pytest.mark.parametrize("stage", ["shard", "register"])
 def test_what_is_one_process_says_so(stage: str, tmp_path: Path, params_file: Path) -> None:
-    """Every rank would do all of it."""
-    done = program("launch", 2, f"components.{stage}", *flags(stage, tmp_path, params_file), cwd=tmp_path)
+    """Every rank that torchrun starts would do all of it."""
+    done = program(stage, *flags(stage, tmp_path, params_file), cwd=tmp_path, RANK="1", WORLD_SIZE="2")
     assert done.returncode == 64, done.stderr
     assert f"error: components.{stage} is one process; start it with: python -m components.{stage} …" in done.stderr
 

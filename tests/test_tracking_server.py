@@ -218,6 +218,7 @@ def test_a_server_that_shows_nothing_by_default(
         says_which_permission_is_missing(pod, "hidden", "DENY")
 
 
+@pytest.mark.faults
 def test_it_does_not_start_without_its_secret(tmp_path: Path, empty_database: Path) -> None:
     started = {
         "needs a password": Pod(tmp_path / "a", empty_database).start({"secret-key": KEY}),
