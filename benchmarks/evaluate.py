@@ -28,7 +28,7 @@ from torchvision.models import vgg16
 
 from benchmarks import machine
 from benchmarks.loader import shard
-from benchmarks.train import NUM_CLASSES, PAPERS_SIZE, Ends
+from benchmarks.train import NUM_CLASSES, PAPERS_SIZE
 from vgg.distributed import Group, joined
 from vgg.evaluate import Views, evaluate, short_side
 from vgg.index import ShardSet
@@ -56,7 +56,7 @@ def main() -> None:
     flags.add_argument("--rounds", type=int, default=5, help="of turns, at most (default 5)")
     flags.add_argument("--seconds", type=float, default=math.inf, help="for all of it: fewer rounds, but one at least")
     args = flags.parse_args()
-    ends, figures = Ends(args.seconds), machine.Figures(args.json)
+    ends, figures = machine.Ends(args.seconds), machine.Figures(args.json)
     params = scaled(load(str(RECIPE), "evaluate", EvaluateParams), args.input_size)
     images, (height, width) = commonest(machine.read_images(args.images))
     batch = max(1, params.batch_pixels // (max(height * width, *areas(params, height, width))))
@@ -100,7 +100,7 @@ def in_memory(
     batch: int,
     device: torch.device,
     rounds: int,
-    ends: Ends,
+    ends: machine.Ends,
     figures: machine.Figures,
 ) -> None:
     size = model.architecture.input_size
@@ -165,7 +165,7 @@ def from_shards(
     folder: Path,
     group: Group,
     rounds: int,
-    ends: Ends,
+    ends: machine.Ends,
     figures: machine.Figures,
 ) -> None:
     repeated = itertools.islice(itertools.cycle(images), count)

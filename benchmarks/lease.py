@@ -22,10 +22,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, TextIO
 
 from benchmarks import table
+from components import signals
 
 TOTAL_SECONDS = 570
 GRACE_SECONDS = 4  # from being told to end to being ended
@@ -119,7 +119,7 @@ def main() -> None:
         chosen = [part for part in chosen if part.programs]
     chosen[-1] = Part(None, chosen[-1].programs)
     lease = Lease(args.results, work, args.rehearse, end)
-    signal.signal(signal.SIGTERM, interrupt)
+    signals.on_asked(signals.interrupt)
     try:
         lease.run(chosen)
     except KeyboardInterrupt:
@@ -132,10 +132,6 @@ def main() -> None:
     rehearsal = "rehearsal, CPU: " if args.rehearse else ""
     print(f"\n{rehearsal}{'without a result: ' + ', '.join(failed) if failed else 'every program gave its result'}")
     sys.exit(1 if failed else 0)
-
-
-def interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 class Lease:

@@ -25,6 +25,16 @@ LIBRARIES = (
 )  # fmt: skip
 
 
+class Ends:
+    """When the time that was given is over."""
+
+    def __init__(self, seconds: float) -> None:
+        self.began, self.seconds = time.monotonic(), seconds
+
+    def left(self, share: float = 1.0) -> float:
+        return self.began + share * self.seconds - time.monotonic()
+
+
 class Figures(dict[str, Any]):
     """What a benchmark has found so far.
 

@@ -87,7 +87,7 @@ def main() -> None:
     )
     flags.add_argument("--profile", type=Path, metavar="FILE", help="write where the time of our steps goes")
     args = flags.parse_args()
-    ends = Ends(args.seconds)
+    ends = machine.Ends(args.seconds)
     if args.one_core:
         on_one_core()
     with joined() as group, tempfile.TemporaryDirectory() as folder:
@@ -113,17 +113,7 @@ def on_one_core() -> None:
     Turn.clock = staticmethod(time.process_time)
 
 
-class Ends:
-    """When the time that was given is over."""
-
-    def __init__(self, seconds: float) -> None:
-        self.began, self.seconds = time.monotonic(), seconds
-
-    def left(self, share: float = 1.0) -> float:
-        return self.began + share * self.seconds - time.monotonic()
-
-
-def measure(run: Run, steps: int, args: argparse.Namespace, ends: Ends, figures: machine.Figures) -> None:
+def measure(run: Run, steps: int, args: argparse.Namespace, ends: machine.Ends, figures: machine.Figures) -> None:
     device, size, batch = run.group.device, run.params.input_size, run.params.batch_size
     figures.know(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else machine.cpu(),
@@ -163,7 +153,9 @@ def measure(run: Run, steps: int, args: argparse.Namespace, ends: Ends, figures:
     expect_finite(run)
 
 
-def from_shards(run: Run, real: ShardSet, steps: int, rounds: int, ends: Ends, figures: machine.Figures) -> None:
+def from_shards(
+    run: Run, real: ShardSet, steps: int, rounds: int, ends: machine.Ends, figures: machine.Figures
+) -> None:
     """The same run fed from shards, taking turns with itself fed from memory."""
     fed, batch = FromShards(run, real), run.params.batch_size
 

@@ -131,7 +131,6 @@ def unvouched(package: Package, arguments: dict[str, Any]) -> bool:
 def _of_training_step(package: Package, arguments: dict[str, Any]) -> dict[str, Any]:
     """What the training step's own pod gets: what training takes, or little where it watches over a TrainJob.
 
-
     Where training has no GPU, evaluation has none.
     """
     known = {**package.defaults, **arguments}

@@ -88,12 +88,14 @@ def explain(server: Server, run: Any, workflow: dict[str, Any], cluster: Callabl
 def from_workflow(workflow: dict[str, Any]) -> list[FailedTask]:
     """By the nodes of the Argo workflow."""
     nodes = workflow.get("status", {}).get("nodes", {})
-    around = _around(nodes)
+    repeats = {
+        child: mark for mark, node in nodes.items() if node.get("type") == "Retry" for child in node.get("children", [])
+    }
     found: dict[str, tuple[str, FailedTask]] = {}
     for mark, node in nodes.items():
         if node.get("type") != "Pod" or node.get("phase") not in ("Failed", "Error"):
             continue
-        outer = [nodes[other] for other in around(mark)]
+        outer = list(_around(mark, nodes, repeats))
         if any(other.get("phase") == "Succeeded" for other in outer):
             continue  # another attempt has done it
         # the pod that runs the program is called executor; the task is the graph around it
@@ -106,23 +108,16 @@ def from_workflow(workflow: dict[str, Any]) -> list[FailedTask]:
     return [task for _, task in sorted(found.values(), key=lambda one: one[0])]
 
 
-def _around(nodes: dict[str, Any]) -> Callable[[str], Iterator[str]]:
-    """A function: the node that repeats a node, the graph in which it stands, what repeats or holds that, and so on.
+def _around(mark: str, nodes: dict[str, Any], repeats: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """The node that repeats a node, or the graph in which it stands, then what repeats or holds that, and so on.
 
     With a retry strategy for all templates, which Kubeflow 2.17 installs, Argo puts a Retry node around every pod and
-    every graph.
+    every graph.  repeats: by child, the Retry node.
     """
-    repeats = {
-        child: mark for mark, node in nodes.items() if node.get("type") == "Retry" for child in node.get("children", [])
-    }
-
-    def around(mark: str) -> Iterator[str]:
-        seen = {mark}
-        while (mark := repeats.get(mark) or nodes[mark].get("boundaryID", "")) in nodes and mark not in seen:
-            seen.add(mark)
-            yield mark
-
-    return around
+    seen = {mark}
+    while (mark := repeats.get(mark) or nodes[mark].get("boundaryID", "")) in nodes and mark not in seen:
+        seen.add(mark)
+        yield nodes[mark]
 
 
 def _task_name(node: dict[str, Any]) -> str:

@@ -86,11 +86,14 @@ def vgg_imagenet(
     addresses: config map; store_secret, tracking_secret: secrets; all by name.  runtime: TrainingRuntime for nodes > 1.
     """
     cluster = Cluster(claim, addresses, store_secret, tracking_secret, node_selector, tolerations)
+
+    def small(cpu: str, memory: str, cpu_request: str, memory_request: str) -> Needs:
+        return Needs(
+            register_image, cpu, memory, "1Gi", HOUR, cpu_request=cpu_request, memory_request=memory_request
+        )  # fmt: skip
+
     reported = report_step(image=register_image)
-    needs = Needs(
-        register_image, report_cpu, report_memory, "1Gi", HOUR,
-        cpu_request=report_cpu_request, memory_request=report_memory_request,
-    )  # fmt: skip
+    needs = small(report_cpu, report_memory, report_cpu_request, report_memory_request)
     harden(reported, "report", needs, cluster).set_caching_options(False)
     with dsl.ExitHandler(reported, name="run"):
         shards = shard_step(params=shard, images=images, images_version=images_version, image=shard_image)
@@ -130,10 +133,7 @@ def vgg_imagenet(
         harden(evaluated, "evaluate", needs, cluster)
 
         opened = gate_step(params=register, shards=shards.outputs["shards"], evaluation=evaluated.outputs["metrics"])
-        needs = Needs(
-            register_image, gate_cpu, gate_memory, "1Gi", HOUR,
-            cpu_request=gate_cpu_request, memory_request=gate_memory_request,
-        )  # fmt: skip
+        needs = small(gate_cpu, gate_memory, gate_cpu_request, gate_memory_request)
         harden(opened, "gate", needs, cluster).set_caching_options(False)  # the champion may be another by now
 
         with dsl.If(opened.output == True, name="gate-is-open"):  # noqa: E712  # it becomes a condition of the graph
@@ -145,8 +145,5 @@ def vgg_imagenet(
                 evaluation=evaluated.outputs["metrics"],
                 image=register_image,
             )
-            needs = Needs(
-                register_image, register_cpu, register_memory, "1Gi", HOUR,
-                cpu_request=register_cpu_request, memory_request=register_memory_request,
-            )  # fmt: skip
+            needs = small(register_cpu, register_memory, register_cpu_request, register_memory_request)
             harden(registered, "register", needs, cluster).set_caching_options(False)
