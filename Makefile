@@ -26,10 +26,10 @@ test: install          ## the whole suite, no network beyond loopback
 faults: install        ## the long suite: sharding and training killed at every call, and the quick part with large numbers
 	@python -m pytest -m faults
 	@VGG_KILLS=500 VGG_CORRUPTIONS=20000 VGG_HOSTILE_CASES=10000 \
-		python -m pytest tests/test_survival.py tests/test_checkpoint.py tests/test_hostile.py
+		python -m pytest tests/runtime/test_survival.py tests/runtime/test_checkpoint.py tests/vgg/test_hostile.py
 
 test-images: install   ## the images built, and the whole pipeline in containers; root, podman and debootstrap
-	@python -m pytest -m images -n 0 tests/test_images.py
+	@python -m pytest -m images -n 0 tests/security/test_images.py
 
 lint: install          ## formatting, lint, types; any finding fails
 	@ruff format --check .
@@ -37,7 +37,7 @@ lint: install          ## formatting, lint, types; any finding fails
 	@mypy
 
 security: install      ## our code, what it needs, what it deploys
-	@bandit -q -ll -c pyproject.toml -r vgg components pipelines benchmarks security
+	@bandit -q -ll -c pyproject.toml -r vgg runtime components pipelines benchmarks security
 	@python -m security.audit
 	@kubectl kustomize deploy/overlays/gpu | python -m security.manifests -
 

@@ -1,1 +1,1 @@
-"""Every speed claim of the project, as a program that measures it beside its peers and prints the ratios."""
+"""Programs that measure every speed claim of the project, beside comparable libraries."""

@@ -1,9 +1,10 @@
 """Dense evaluation of VGG-16 (random weights, 1000 classes): python -m benchmarks.evaluate --images TAR_OR_FOLDER
 
-dense: vgg.evaluate.Views as recipes/imagenet-d-256.yaml has it: a centre crop and whole images at Q = 224, 256, 288,
-mirrored too, from images in memory.  decoded: vgg.evaluate.evaluate of shards, decoding counted in.  reference:
-torchvision's vgg16 and one centre crop, as its references evaluate: eager, float32, images in memory.
-Images are those of the commonest size, repeated: batches are as large as 50,000 images make them.
+dense: Views of vgg.evaluation.evaluate with the parameters of recipes/imagenet-d-256.yaml: a centre crop and whole
+images at Q = 224, 256, 288, each also mirrored, from images in memory.  decoded: evaluate() of shards, decoding
+included.  reference: torchvision's vgg16 and one centre crop, as its references evaluate: eager, float32, images in
+memory.
+Uses the images of the most common size, repeated, so that batches are as large as with 50,000 images.
 """
 
 from __future__ import annotations
@@ -27,21 +28,22 @@ from PIL import Image
 from torchvision.models import vgg16
 
 from benchmarks import machine
+from benchmarks.competitors import NUM_CLASSES, PAPERS_SIZE
 from benchmarks.loader import shard
-from benchmarks.train import NUM_CLASSES, PAPERS_SIZE
-from vgg.distributed import Group, joined
-from vgg.evaluate import Views, evaluate, short_side
-from vgg.index import ShardSet
-from vgg.model import VGG, Architecture, blank, initialise
+from runtime.distributed import Group, joined
+from runtime.shardset import ShardSet
+from vgg.evaluation.evaluate import Views, evaluate, short_side
+from vgg.network.init import initialise
+from vgg.network.model import VGG, Architecture, blank
 from vgg.params import load
 from vgg.params.evaluate import EvaluateParams
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes/imagenet-d-256.yaml"
 PIXELS = {"mean": [123.7, 116.3, 103.5], "std": [1.0, 1.0, 1.0]}
-IN_MEMORY_SHARE = 0.5  # of --seconds: until then images come from memory, afterwards from shards
+IN_MEMORY_SHARE = 0.5  # of --seconds: for images in memory; the rest is for shards
 NAMES = {
     "dense": "ours, centre crop and dense at three scales, mirrored",
-    "decoded": "ours, decoding counted in",
+    "decoded": "ours, decoding included",
     "reference": "torchvision, one centre crop",
 }
 
@@ -50,42 +52,42 @@ def main() -> None:
     flags = argparse.ArgumentParser("python -m benchmarks.evaluate", description=__doc__)
     flags.formatter_class = argparse.RawDescriptionHelpFormatter
     flags.add_argument("--images", type=Path, required=True, help="a tar or folder of JPEGs, <class>/<image>")
-    flags.add_argument("--json", action="store_true", help="print the figures as JSON, a line when something is known")
-    flags.add_argument("--input-size", type=int, default=PAPERS_SIZE, help="pixels; scales are as many times it")
-    flags.add_argument("--batches", type=int, default=4, help="that are evaluated from shards (default 4)")
-    flags.add_argument("--rounds", type=int, default=5, help="of turns, at most (default 5)")
-    flags.add_argument("--seconds", type=float, default=math.inf, help="for all of it: fewer rounds, but one at least")
+    flags.add_argument("--json", action="store_true", help="print figures as JSON, a line each as they are measured")
+    flags.add_argument("--input-size", type=int, default=PAPERS_SIZE, help="pixels (default 224); scales in proportion")
+    flags.add_argument("--batches", type=int, default=4, help="evaluated from shards (default 4)")
+    flags.add_argument("--rounds", type=int, default=5, help="turns, at most (default 5)")
+    flags.add_argument("--seconds", type=float, default=math.inf, help="time limit: fewer rounds, but at least one")
     args = flags.parse_args()
-    ends, figures = machine.Ends(args.seconds), machine.Figures(args.json)
+    limit, figures = machine.TimeLimit(args.seconds), machine.Figures(args.json)
     params = scaled(load(str(RECIPE), "evaluate", EvaluateParams), args.input_size)
-    images, (height, width) = commonest(machine.read_images(args.images))
+    images, (height, width) = most_common_size(machine.read_images(args.images))
     batch = max(1, params.batch_pixels // (max(height * width, *areas(params, height, width))))
     with joined() as group, tempfile.TemporaryDirectory() as folder:
-        figures.know(
+        figures.add(
             machine=machine.describe(), kind=group.device.type, input_size=args.input_size, batch=batch,
             image=[width, height], scales=params.test_scales,
         )  # fmt: skip
         network = Architecture("D", False, 4096, NUM_CLASSES, args.input_size)
         model = blank(network)
         initialise(model, "glorot", 1)
-        in_memory(model, params, images, batch, group.device, args.rounds, ends, figures)
-        from_shards(model, params, images, batch * args.batches, Path(folder), group, args.rounds, ends, figures)
+        in_memory(model, params, images, batch, group.device, args.rounds, limit, figures)
+        from_shards(model, params, images, batch * args.batches, Path(folder), group, args.rounds, limit, figures)
     if not args.json:
         print(report(figures))
 
 
 def scaled(params: EvaluateParams, size: int) -> EvaluateParams:
-    """The recipe's parameters for a network whose input is another than 224 pixels."""
+    """The recipe's parameters in proportion to the network's input size."""
     scales = [q * size // PAPERS_SIZE for q in params.test_scales]
     pixels = params.batch_pixels * size**2 // PAPERS_SIZE**2
     return params.model_copy(update={"test_scales": scales, "batch_pixels": pixels})
 
 
-def commonest(images: dict[str, bytes]) -> tuple[list[bytes], tuple[int, int]]:
-    """The images of the size that most have, and that size: height, width."""
+def most_common_size(images: dict[str, bytes]) -> tuple[list[bytes], tuple[int, int]]:
+    """The images of the most common size, and that size: height, width."""
     sizes = {name: Image.open(io.BytesIO(data)).size[::-1] for name, data in images.items()}
     [(size, _)] = collections.Counter(sizes.values()).most_common(1)
-    return [images[name] for name, found in sizes.items() if found == size], size
+    return [images[name] for name, other in sizes.items() if other == size], size
 
 
 def areas(params: EvaluateParams, height: int, width: int) -> list[int]:
@@ -100,7 +102,7 @@ def in_memory(
     batch: int,
     device: torch.device,
     rounds: int,
-    ends: machine.Ends,
+    limit: machine.TimeLimit,
     figures: machine.Figures,
 ) -> None:
     size = model.architecture.input_size
@@ -119,35 +121,35 @@ def in_memory(
         reference(crops)
         return len(crops)
 
-    machine.forget_peak(device)
+    machine.reset_peak(device)
     dense()
-    figures.know(peak_memory_mb=round(machine.peak_mb(device), 1))
-    # pixels that the network sees of an image, as times a crop's: mirror images are seen too
+    figures.add(peak_memory_mb=round(machine.peak_mb(device), 1))
+    # pixels of an image that the network sees, mirror images included, in multiples of a crop's
     seen = (size**2 + sum(areas(params, height, width))) * (2 if params.flip else 1) / size**2
     rates: dict[str, list[float]] = {"dense": [], "reference": []}
     torchvisions()
     for number in range(rounds):
-        if number and ends.left(IN_MEMORY_SHARE) < 0:
+        if number and limit.left(IN_MEMORY_SHARE) < 0:
             break
         for name, work in (("dense", dense), ("reference", torchvisions)):
             rates[name].append(images_per_second(work, device))
-            figures.know(**{name: round(statistics.median(rates[name]), 2)})
+            figures.add(**{name: round(statistics.median(rates[name]), 2)})
         share = statistics.median(rates["dense"]) * seen / statistics.median(rates["reference"])
-        figures.know(crops_seen=round(seen, 2), share_of_reference=round(share, 3))
+        figures.add(crops_seen=round(seen, 2), share_of_reference=round(share, 3))
 
 
 def images_per_second(work: Callable[[], int], device: torch.device, seconds: float = 2) -> float:
     machine.synchronise(device)
-    began, count = time.perf_counter(), 0
-    while not count or time.perf_counter() - began < seconds:
+    start, count = time.perf_counter(), 0
+    while not count or time.perf_counter() - start < seconds:
         count += work()
         machine.synchronise(device)
-    return count / (time.perf_counter() - began)
+    return count / (time.perf_counter() - start)
 
 
 @dataclass(frozen=True)
 class Untrained:
-    """What evaluate asks of a vgg.checkpoint.Trained, without a training."""
+    """A network with random weights, for evaluate() in place of a Trained."""
 
     model: VGG
     manifest: dict[str, Any]
@@ -165,7 +167,7 @@ def from_shards(
     folder: Path,
     group: Group,
     rounds: int,
-    ends: machine.Ends,
+    limit: machine.TimeLimit,
     figures: machine.Figures,
 ) -> None:
     repeated = itertools.islice(itertools.cycle(images), count)
@@ -178,12 +180,12 @@ def from_shards(
     trained: Any = Untrained(model, manifest)
     taken: list[float] = []
     for number in range(rounds):
-        if number and ends.left() < max(taken):
+        if number and limit.left() < max(taken):
             break
-        began = time.perf_counter()
+        start = time.perf_counter()
         evaluate(params, trained, shards, group, lambda *_: None)
-        taken.append(time.perf_counter() - began)
-        figures.know(decoded=round(count / statistics.median(taken), 2))
+        taken.append(time.perf_counter() - start)
+        figures.add(decoded=round(count / statistics.median(taken), 2))
 
 
 def report(figures: dict[str, Any]) -> str:

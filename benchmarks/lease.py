@@ -1,10 +1,10 @@
-"""One lease of a GPU: all that needs one, in 9 minutes 30, what matters most first.  benchmarks/gpu.sh starts it.
+"""Everything that needs a GPU, in 9 minutes 30, the most important first.  benchmarks/gpu.sh starts it.
 
-Parts follow each other; programs of one part run side by side.  Each part has its own limit, and the last has what is
-left: a program that fails or runs over costs itself alone.  What a program says is in results.json and table.md the
-moment it says it; log.txt has its messages.  Exits with 0 if every program gave its result.
+Parts run one after the other; the programs of a part run at the same time.  Every part has its own time limit, the last
+one the rest of the time: a program that fails or exceeds its limit does not affect the others.  Figures are written to
+results.json and table.md as soon as a program prints them, messages to log.txt.  Exits with 0 if all programs succeed.
 
-With --rehearse the same programs run on a CPU with tiny sizes, before a GPU is at hand.
+With --rehearse the same programs run on a CPU with tiny sizes, to try them without a GPU.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from benchmarks import table
-from components import signals
+from runtime import stopping
 
 TOTAL_SECONDS = 570
-GRACE_SECONDS = 4  # from being told to end to being ended
-TABLE_SECONDS = 6  # for what comes after the last part
-LOADING_SECONDS = 15  # of a part's limit a program leaves for its imports and its end
-LEAST_SECONDS = 20  # with which the last part is begun
-FEWER_CORES = 3  # times as long may a part take in a rehearsal
+GRACE_SECONDS = 4  # between SIGTERM and SIGKILL
+TABLE_SECONDS = 6  # for the work after the last part
+LOADING_SECONDS = 15  # of a part's limit: for imports and for the end of a program
+LEAST_SECONDS = 20  # a part is started only with this much time left
+FEWER_CORES = 3  # a rehearsal has this many times the limit for a part
 LOOK_SECONDS = 0.1
 REHEARSAL_SIZE = ["--input-size", "32"]
 
@@ -48,17 +48,17 @@ class Program:
 
 @dataclass(frozen=True)
 class Part:
-    """limit: in seconds; None: what is left."""
+    """Programs that run at the same time.  limit: in seconds; None: all the time that is left."""
 
     limit: int | None
     programs: list[Program]
 
 
 def parts(images: Path, tars: Sequence[Path], results: Path, work: Path, rehearse: bool) -> list[Part]:
-    """What is worth a lease, in this order.
+    """All parts, in order.
 
-    CIFAR-10 is sharded and its network compiled beside the checks of the first part, at the lowest priority: nothing is
-    timed there, and most of sixteen cores are idle.
+    CIFAR-10 is sharded and its network compiled during the checks, at the lowest priority: nothing is timed there, and
+    most of sixteen cores are idle.
     """
 
     def sizes(real: list[str], tiny: list[str]) -> list[str]:
@@ -100,10 +100,10 @@ def main() -> None:
     flags.formatter_class = argparse.RawDescriptionHelpFormatter
     flags.add_argument("images", type=Path, metavar="IMAGES", help="a tar or folder of photographs, <class>/<image>")
     flags.add_argument("tars", type=Path, nargs="+", metavar="TAR", help="CIFAR-10, {train,test}/<class>/<image>.jpg")
-    flags.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU: to find slips, not figures")
-    flags.add_argument("--only", nargs="+", metavar="NAME", help="these programs, the last of them for all the time")
-    flags.add_argument("--seconds", type=int, default=TOTAL_SECONDS, help=f"for all of it (default {TOTAL_SECONDS})")
-    flags.add_argument("--spent", type=int, default=0, help="of them, before this program began")
+    flags.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU: to find mistakes, not figures")
+    flags.add_argument("--only", nargs="+", metavar="NAME", help="only these; the last has the rest of the time")
+    flags.add_argument("--seconds", type=int, default=TOTAL_SECONDS, help=f"time limit (default {TOTAL_SECONDS})")
+    flags.add_argument("--spent", type=int, default=0, help="seconds of it spent before this program started")
     flags.add_argument("--results", type=Path, required=True, help="a folder")
     args = flags.parse_args()
     end = time.monotonic() + args.seconds - args.spent
@@ -112,18 +112,18 @@ def main() -> None:
     chosen = parts(args.images, args.tars, args.results, work, args.rehearse)
     known = {program.name for part in chosen for program in part.programs}
     if unknown := set(args.only or ()) - known:
-        flags.error(f"no such program: {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
+        flags.error(f"no such program: {', '.join(sorted(unknown))}; choose from {', '.join(sorted(known))}")
     if args.only:
         wanted = {*args.only, "machine"}
         chosen = [Part(p.limit, [program for program in p.programs if program.name in wanted]) for p in chosen]
         chosen = [part for part in chosen if part.programs]
     chosen[-1] = Part(None, chosen[-1].programs)
     lease = Lease(args.results, work, args.rehearse, end)
-    signals.on_asked(signals.interrupt)
+    stopping.on_stop_signal(stopping.raise_stop_requested)
     try:
         lease.run(chosen)
     except KeyboardInterrupt:
-        print("== told to end", file=sys.stderr)
+        print("== stopped by a signal", file=sys.stderr)
     finally:
         lease.write()
         print(lease.table())
@@ -135,15 +135,15 @@ def main() -> None:
 
 
 class Lease:
-    """end: by the clock of time.monotonic."""
+    """Runs the parts and writes their results.  end: by the clock of time.monotonic."""
 
-    def __init__(self, results: Path, work: Path, rehearse: bool, end: float) -> None:
-        self.results, self.work, self.rehearse, self.end = results, work, rehearse, end
-        self.found: dict[str, dict[str, Any]] = {}
-        self.log = open(results / "log.txt", "w")  # noqa: SIM115  (as long as this process)
+    def __init__(self, directory: Path, work: Path, rehearse: bool, end: float) -> None:
+        self.directory, self.work, self.rehearse, self.end = directory, work, rehearse, end
+        self.results: dict[str, dict[str, Any]] = {}
+        self.log = open(directory / "log.txt", "w")  # noqa: SIM115  (open until this process ends)
         self.environment = {
             **os.environ,
-            # of all programs: what one has compiled, the next finds.  (`repeated` has its own, empty ones.)
+            # one cache for all programs, so that each graph is compiled once; `repeated` uses its own, empty ones
             "TORCHINDUCTOR_CACHE_DIR": str(work / "compiled"),
             **({"CUDA_VISIBLE_DEVICES": ""} if rehearse else {}),
         }
@@ -153,12 +153,12 @@ class Lease:
             limit = self.seconds_for(part)
             names = ", ".join(program.name for program in part.programs)
             if limit < LEAST_SECONDS:
-                print(f"== {names}: not begun, {limit:.0f} s are left", file=sys.stderr)
+                print(f"== {names}: not started, {limit:.0f} s left", file=sys.stderr)
                 continue
             print(f"== {names}: {limit:.0f} s", file=sys.stderr, flush=True)
             self.run_part(part, limit)
-            if not self.rehearse and not self.found.get("machine", {}).get("figures", {}).get("gpu"):
-                print("== no GPU here. --rehearse tries all of this on a CPU.", file=sys.stderr)
+            if not self.rehearse and not self.results.get("machine", {}).get("figures", {}).get("gpu"):
+                print("== no GPU on this machine; try everything on a CPU with --rehearse", file=sys.stderr)
                 return
 
     def seconds_for(self, part: Part) -> float:
@@ -166,76 +166,76 @@ class Lease:
         return left if part.limit is None else min(left, part.limit * (FEWER_CORES if self.rehearse else 1))
 
     def run_part(self, part: Part, limit: float) -> None:
-        """Start all, listen, and end what is still running at the limit."""
-        began = time.monotonic()
+        """Start all programs, read their output, and end those that still run at the limit."""
+        start = time.monotonic()
         running: list[Running] = []
         try:
             for program in part.programs:
                 seconds = max(1, int(limit) - LOADING_SECONDS)
                 running.append(Running(program, seconds, self.work, self.environment))
-                self.found[program.name] = {"exit": None, "limit": round(limit), "figures": {}}
+                self.results[program.name] = {"exit": None, "limit": round(limit), "figures": {}}
             over = False
             while True:
-                ended = [self.listen(one, began) for one in running]
+                ended = [self.read_output(one, start) for one in running]
                 if all(ended):
                     break
-                if not over and time.monotonic() > began + limit:
+                if not over and time.monotonic() > start + limit:
                     over = True
                     for one in running:
-                        self.found[one.name]["over"] = one.process.poll() is None
+                        self.results[one.name]["over"] = one.process.poll() is None
                         one.kill(signal.SIGTERM)
-                elif over and time.monotonic() > began + limit + GRACE_SECONDS:
+                elif over and time.monotonic() > start + limit + GRACE_SECONDS:
                     break
                 time.sleep(LOOK_SECONDS)
         finally:
             for one in running:
-                one.kill(signal.SIGKILL)  # and what it has left running
+                one.kill(signal.SIGKILL)  # also its children
                 one.process.wait()
-                self.listen(one, began)
+                self.read_output(one, start)
         self.write()
         for one in running:
-            seconds, code = self.found[one.name]["seconds"], self.found[one.name]["exit"]
+            seconds, code = self.results[one.name]["seconds"], self.results[one.name]["exit"]
             print(f"== {one.name}: exit {code} after {seconds} s", file=sys.stderr, flush=True)
             if code:
                 print(*one.last[-15:], sep="\n", file=sys.stderr, flush=True)
 
-    def listen(self, one: Running, began: float) -> bool:
-        """Note what a program has said since the last time; returns whether it has ended."""
-        about, code = self.found[one.name], one.process.poll()
+    def read_output(self, one: Running, start: float) -> bool:
+        """Record what a program has printed since the last call; returns whether it has ended."""
+        result, code = self.results[one.name], one.process.poll()
         new = False
-        for line in one.said():
+        for line in one.lines():
             with contextlib.suppress(ValueError):
                 figures = json.loads(line)
                 if isinstance(figures, dict):
-                    about["figures"].update(figures)
+                    result["figures"].update(figures)
                     new = True
         for line in one.messages():
             self.log.write(f"{time.strftime('%H:%M:%S')} {one.name}: {line}\n")
             self.log.flush()
-        if code is not None and about["exit"] is None:
-            about.update(exit=code, seconds=round(time.monotonic() - began, 1), last=one.last[-1:])
+        if code is not None and result["exit"] is None:
+            result.update(exit=code, seconds=round(time.monotonic() - start, 1), last=one.last[-1:])
             new = True
         if new:
             self.write()
         return code is not None
 
     def ended_well(self, name: str) -> bool:
-        return self.found.get(name, {}).get("exit") == 0
+        return self.results.get(name, {}).get("exit") == 0
 
     def table(self) -> str:
-        return table.of(self.found, self.rehearse)
+        return table.of(self.results, self.rehearse)
 
     def write(self) -> None:
-        about = {"rehearsal": self.rehearse, "programs": self.found}
-        for name, text in (("results.json", json.dumps(about, indent=1)), ("table.md", self.table())):
-            beside = self.results / f"{name}.new"
-            beside.write_text(text + "\n")
-            beside.replace(self.results / name)
+        document = {"rehearsal": self.rehearse, "programs": self.results}
+        for name, text in (("results.json", json.dumps(document, indent=1)), ("table.md", self.table())):
+            temporary = self.directory / f"{name}.new"
+            temporary.write_text(text + "\n")
+            temporary.replace(self.directory / name)
 
 
 @dataclass
 class Running:
-    """A program in a process group of its own, its output in files: a pipe would be held open by what it leaves."""
+    """A program in its own process group, with its output in files: children that outlive it would keep a pipe open."""
 
     program: Program
     seconds: int
@@ -254,13 +254,15 @@ class Running:
             )  # fmt: skip
         self._out, self._err = (Lines(open(path, errors="replace")) for path in paths)  # noqa: SIM115
 
-    def said(self) -> list[str]:
+    def lines(self) -> list[str]:
+        """New lines of its standard output."""
         return self._out.new(self.process.returncode is not None)
 
     def messages(self) -> list[str]:
-        found = self._err.new(self.process.returncode is not None)
-        self.last = [*self.last, *(line for line in found if line.strip())][-100:]
-        return found
+        """New lines of its standard error."""
+        lines = self._err.new(self.process.returncode is not None)
+        self.last = [*self.last, *(line for line in lines if line.strip())][-100:]
+        return lines
 
     def kill(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -271,13 +273,13 @@ class Lines:
     """A file that another process writes, line by line."""
 
     def __init__(self, file: TextIO) -> None:
-        self._file, self._begun = file, ""
+        self._file, self._partial = file, ""
 
     def new(self, ended: bool) -> list[str]:
-        """Lines that have come; ended: the last may lack its end."""
-        *lines, self._begun = (self._begun + self._file.read()).split("\n")
-        if ended and self._begun:
-            lines, self._begun = [*lines, self._begun], ""
+        """New lines.  ended: return the last one even without its newline."""
+        *lines, self._partial = (self._partial + self._file.read()).split("\n")
+        if ended and self._partial:
+            lines, self._partial = [*lines, self._partial], ""
         return lines
 
 

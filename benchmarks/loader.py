@@ -1,8 +1,8 @@
 """The VGG crop on one core beside its peers, then the whole loader: python -m benchmarks.loader --images TAR_OR_FOLDER
 
 The crop: short side S from [256; 512], a random 224 x 224 window of the rescaled image.  Every competitor cuts the same
-windows of the same images; 'plain full decode' makes no crop at all.  Images per CPU-second, all on one pinned core.
-Exits with 1 if a crop is more than 2 grey levels, or 0.2 on average, away from Pillow's.
+windows of the same images; 'plain full decode' does not crop.  Images per CPU-second, all on one pinned core.
+Exits with 1 if a crop differs from Pillow's by more than 2 grey levels, or by 0.2 on average.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ import torch
 from PIL import Image
 
 from benchmarks import machine
-from vgg import draws, roi
-from vgg.images import Window, crop_window
-from vgg.index import ShardSet
+from runtime.loader import Loader, num_workers
+from runtime.shardset import ShardSet
+from runtime.targets import Directory
+from vgg import draws
+from vgg.data import roi
+from vgg.data.stream import training_batches
+from vgg.data.windows import Window, crop_window
 from vgg.params.shard import ShardParams
 from vgg.params.train import TrainParams
-from vgg.shards import pack
-from vgg.sources import Folder
-from vgg.stream import training_batches
-from vgg.targets import Directory
-from vgg.workers import num_workers
+from vgg.sharding.pack import pack
+from vgg.sharding.sources import Folder
 
 SIZE = 224
 RATIOS = {"ratio_torchvision": "torchvision", "ratio_full_decode": "full_decode"}
@@ -57,12 +58,12 @@ TRAIN = {
 def main() -> None:
     flags = argparse.ArgumentParser("python -m benchmarks.loader", description=__doc__)
     flags.add_argument("--images", type=Path, required=True, help="a tar or folder of JPEGs, <class>/<image>")
-    flags.add_argument("--json", action="store_true", help="print the figures as JSON, a line when something is known")
-    flags.add_argument("--rounds", type=int, default=5, help="of the competitors' turns (default 5)")
+    flags.add_argument("--json", action="store_true", help="print figures as JSON, a line each as they are measured")
+    flags.add_argument("--rounds", type=int, default=5, help="turns of every competitor (default 5)")
     flags.add_argument(
-        "--seconds", type=float, default=30, help="that the loader runs, and the GPU decodes (default 30)"
+        "--seconds", type=float, default=30, help="how long the loader runs, and the GPU decodes (default 30)"
     )
-    flags.add_argument("--batches", type=int, default=0, help="load so many batches of 8 and watch the memory")
+    flags.add_argument("--batches", type=int, default=0, help="also load this many batches of 8 and measure the memory")
     args = flags.parse_args()
     images = machine.read_images(args.images)
     data = list(images.values())
@@ -71,47 +72,47 @@ def main() -> None:
     assert not roi.crops(data, windows, crops)
     largest, mean = differences(crops, data, windows)
     figures = machine.Figures(args.json)
-    figures.know(machine=machine.describe(), max_difference=largest, mean_difference=mean)
+    figures.add(machine=machine.describe(), max_difference=largest, mean_difference=mean)
     with tempfile.TemporaryDirectory() as folder:
         shards = shard(images, Path(folder))
-        figures.know(**one_core(data, windows, shards, Path(folder), args.rounds))
-        for name, of in RATIOS.items():
-            figures.know(**{name: round(figures["ours"] / figures[of], 3)})
-        figures.know(**(on_gpu(data, windows, args.seconds) if torch.cuda.is_available() else {}))
-        # in a process that has imported no competitor: a worker's memory is also what its parent had
+        figures.add(**one_core(data, windows, shards, Path(folder), args.rounds))
+        for name, other in RATIOS.items():
+            figures.add(**{name: round(figures["ours"] / figures[other], 3)})
+        figures.add(**(on_gpu(data, windows, args.seconds) if torch.cuda.is_available() else {}))
+        # in a process without imported competitors: a worker's memory includes its parent's
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-            figures.know(**fresh.submit(whole_loader, shards, figures["ours"], args.seconds).result())
+            figures.add(**fresh.submit(whole_loader, shards, figures["ours"], args.seconds).result())
             if args.batches:
-                figures.know(**fresh.submit(memory, shards, args.batches).result())
+                figures.add(**fresh.submit(memory, shards, args.batches).result())
     if not args.json:
         print(report(figures, len(data)))
     sys.exit(largest > 2 or mean >= 0.2)
 
 
 def windows_of(data: list[bytes]) -> list[Window]:
-    """A window of every image, drawn as training draws them."""
+    """A random window of every image, as training draws them."""
     scale, x, y = (draws.uniform(f"benchmark/{name}", np.arange(len(data))) for name in ("scale", "x", "y"))
-    found = []
+    windows = []
     for i, jpeg in enumerate(data):
         height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
-        found.append(crop_window(width, height, 256 + int(scale[i] * 257), SIZE, float(x[i]), float(y[i])))
-    return found
+        windows.append(crop_window(width, height, 256 + int(scale[i] * 257), SIZE, float(x[i]), float(y[i])))
+    return windows
 
 
 def with_pillow(jpeg: bytes, window: Window) -> np.ndarray:
-    """Decode, crop, resize: what torchvision does with an image of ImageFolder."""
+    """Decode, crop, resize, as torchvision does with an image of ImageFolder."""
     image = Image.open(io.BytesIO(jpeg)).convert("RGB").crop(window.box)
     return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
 
 
 def differences(crops: np.ndarray, data: list[bytes], windows: list[Window]) -> tuple[int, float]:
-    """Largest and mean distance of crops from Pillow's, grey levels; the mean is the worst image's."""
-    apart = [np.abs(c.astype(int) - with_pillow(d, w)) for c, d, w in zip(crops, data, windows, strict=True)]
-    return int(max(a.max() for a in apart)), round(float(max(a.mean() for a in apart)), 4)
+    """Largest difference from Pillow's crops, and the worst image's mean difference, grey levels."""
+    found = [np.abs(c.astype(int) - with_pillow(d, w)) for c, d, w in zip(crops, data, windows, strict=True)]
+    return int(max(d.max() for d in found)), round(float(max(d.mean() for d in found)), 4)
 
 
 def shard(images: dict[str, bytes], folder: Path) -> ShardSet:
-    """The images as shards, the same ones for training and validation."""
+    """Pack the images into shards, the same ones for training and validation."""
     for split in ("train", "val"):
         for name, jpeg in images.items():
             path = folder / "images" / split / Path(name).parent.name / Path(name).name
@@ -122,7 +123,7 @@ def shard(images: dict[str, bytes], folder: Path) -> ShardSet:
 
 
 def one_core(data: list[bytes], windows: list[Window], shards: ShardSet, folder: Path, rounds: int) -> dict[str, Any]:
-    """Every competitor's images per CPU-second."""
+    """Images per CPU-second of every competitor."""
     from benchmarks import peers
 
     allowed = os.sched_getaffinity(0)
@@ -147,20 +148,20 @@ def one_core(data: list[bytes], windows: list[Window], shards: ShardSet, folder:
     }
     optional = {"dali": peers.dali(data, windows), "streaming": peers.streaming(data, windows, folder / "mds")}
     competitors |= {name: work for name, work in optional.items() if work}
-    found = machine.rates(competitors, rounds)
+    rates = machine.rates(competitors, rounds)
     os.sched_setaffinity(0, allowed)
-    return {name: round(rate, 1) for name, rate in found.items()}
+    return {name: round(rate, 1) for name, rate in rates.items()}
 
 
 def on_gpu(data: list[bytes], windows: list[Window], seconds: float) -> dict[str, Any]:
-    """The GPU's own JPEG decoders: images per second of one process, and their distance from Pillow's crops."""
+    """The GPU's JPEG decoders: images per second of one process, and the difference from Pillow's crops."""
     device = torch.device("cuda")
     decoder = roi.DeviceDecoder(device)
     into = torch.empty((len(data), SIZE, SIZE, 3), dtype=torch.uint8, device=device)
-    assert not decoder.crops(data, windows, into)  # the first call makes the decoders
+    assert not decoder.crops(data, windows, into)  # the first call creates the decoders
     largest, mean = differences(into.cpu().numpy(), data, windows)
-    began, count = time.monotonic(), 0
-    while time.monotonic() - began < seconds:
+    start, count = time.monotonic(), 0
+    while time.monotonic() - start < seconds:
         for first in range(0, len(data), 64):
             part = slice(first, first + 64)
             decoder.crops(data[part], windows[part], into[part])
@@ -168,19 +169,20 @@ def on_gpu(data: list[bytes], windows: list[Window], seconds: float) -> dict[str
         count += len(data)
     return {
         "gpu": torch.cuda.get_device_name(),
-        "gpu_decode": round(count / (time.monotonic() - began), 1),
+        "gpu_decode": round(count / (time.monotonic() - start), 1),
         "gpu_max_difference": largest,
         "gpu_mean_difference": mean,
     }
 
 
 def loop(shards: ShardSet, batch_size: int, num_steps: int, workers: int) -> Any:
+    """The iterator of batches that training reads."""
     params = TrainParams.model_validate_json(json.dumps({**TRAIN, "batch_size": batch_size}))
-    return training_batches(shards.split("train"), params, 0, 1, 0, num_steps, workers, False)
+    return training_batches(Loader(workers=workers), shards.split("train"), params, range(num_steps))
 
 
 def children() -> dict[int, dict[str, int]]:
-    """Resident memory of this process's children, kB: now and at most."""
+    """Resident memory of this process's children, kB: current (VmRSS) and peak (VmHWM)."""
     found = {}
     for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
         try:
@@ -194,16 +196,16 @@ def children() -> dict[int, dict[str, int]]:
 
 
 def whole_loader(shards: ShardSet, rate: float, seconds: float) -> dict[str, Any]:
-    """Batches of 64 from two workers, or as many as training has beside a GPU, and what so many cores could decode."""
-    beside_gpu = num_workers(torch.device("cuda"), 1) if torch.cuda.is_available() else 2
-    workers = min(beside_gpu, len(os.sched_getaffinity(0)))
+    """Batches of 64 from two workers (with a GPU, as many as training uses), beside what those cores can decode."""
+    wanted = num_workers(torch.device("cuda"), 1) if torch.cuda.is_available() else 2
+    workers = min(wanted, len(os.sched_getaffinity(0)))
     batches = loop(shards, 64, 10**6, workers)
     for _ in range(4 * workers):
         next(batches)
-    began, count = time.monotonic(), 0
-    while time.monotonic() - began < seconds:
+    start, count = time.monotonic(), 0
+    while time.monotonic() - start < seconds:
         count += len(next(batches).images)
-    taken = time.monotonic() - began
+    taken = time.monotonic() - start
     peak = max(values["VmHWM"] for values in children().values()) / 1024
     batches.close()
     return {
@@ -215,7 +217,7 @@ def whole_loader(shards: ShardSet, rate: float, seconds: float) -> dict[str, Any
 
 
 def memory(shards: ShardSet, num_batches: int) -> dict[str, Any]:
-    """Resident memory of the largest worker after a tenth, and after all, of many small batches."""
+    """Resident memory of the largest worker after a tenth of many small batches, and after all."""
     batches, found = loop(shards, 8, num_batches, 2), []
     for number in range(num_batches):
         next(batches)

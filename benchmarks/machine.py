@@ -1,6 +1,6 @@
-"""What a figure was measured on, and how: CPU time, one core, competitors taking turns.
+"""What all benchmarks share: a description of the machine, time limits, CPU time of competitors in turn.
 
-python -m benchmarks.machine prints it.
+`python -m benchmarks.machine` prints the description.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import statistics
 import subprocess
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch  # functions import it: a process that benchmarks.shard measures must not hold it in memory
 
 LIBRARIES = (
     "torch", "torchvision", "triton", "pillow", "simplejpeg", "nvidia-nvimgcodec-cu13", "webdataset",
@@ -25,35 +26,36 @@ LIBRARIES = (
 )  # fmt: skip
 
 
-class Ends:
-    """When the time that was given is over."""
+class TimeLimit:
+    """The time that a benchmark may take, from now on."""
 
     def __init__(self, seconds: float) -> None:
-        self.began, self.seconds = time.monotonic(), seconds
+        self.start, self.seconds = time.monotonic(), seconds
 
     def left(self, share: float = 1.0) -> float:
-        return self.began + share * self.seconds - time.monotonic()
+        """Seconds until this share of the limit has passed."""
+        return self.start + share * self.seconds - time.monotonic()
 
 
 class Figures(dict[str, Any]):
-    """What a benchmark has found so far.
+    """The figures that a benchmark has measured so far.
 
-    aloud: print what is new as a line of JSON the moment it is known, so that whoever ends the program has that much.
-    The lines together are the figures.
+    as_json: print new figures at once, as a line of JSON, so that they survive if the program is killed.  All lines
+    together are the figures.
     """
 
-    def __init__(self, aloud: bool) -> None:
+    def __init__(self, as_json: bool) -> None:
         super().__init__()
-        self.aloud = aloud
+        self.as_json = as_json
 
-    def know(self, **found: Any) -> None:
-        self.update(found)
-        if self.aloud:
-            print(json.dumps(found), flush=True)
+    def add(self, **measured: Any) -> None:
+        self.update(measured)
+        if self.as_json:
+            print(json.dumps(measured), flush=True)
 
 
 def describe() -> str:
-    """CPU, cores, GPU if there is one, and versions in a line."""
+    """CPU, cores, GPU (if any) and versions of libraries, in one line."""
     libraries = ", ".join(f"{name} {found}" for name in LIBRARIES if (found := installed(name)))
     hardware = "; ".join(filter(None, (f"{cpu()}, {len(os.sched_getaffinity(0))} cores", gpu())))
     return f"{hardware}; Python {platform.python_version()}, {libraries}"
@@ -67,6 +69,8 @@ def cpu() -> str:
 
 def gpu() -> str | None:
     """Name, memory and driver of the first GPU."""
+    import torch
+
     if not torch.cuda.is_available():
         return None
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
@@ -82,22 +86,28 @@ def gpu() -> str | None:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for the device's work: host clocks know nothing of it otherwise."""
+    """Wait for the device, so that clocks of the host include its work."""
     if device.type == "cuda":
+        import torch
+
         torch.cuda.synchronize(device)
 
 
-def forget_peak(device: torch.device) -> None:
-    """Begin the peak of peak_mb anew."""
+def reset_peak(device: torch.device) -> None:
+    """Reset the peak that peak_mb reports."""
     if device.type == "cuda":
+        import torch
+
         torch.cuda.reset_peak_memory_stats(device)
     else:
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_mb(device: torch.device) -> float:
-    """Memory at most, MB: tensors on a GPU, on a CPU what this process had resident."""
+    """Peak memory, MB: of tensors on a GPU, or this process's resident memory on a CPU."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device) / 2**20
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
@@ -111,39 +121,39 @@ def installed(name: str) -> str | None:
 
 
 def read_images(path: Path) -> dict[str, bytes]:
-    """All JPEGs of a folder or tar, by name; the class is the folder a file stands in."""
+    """All JPEGs of a folder or tar, by name; the class is the name of a file's folder."""
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
         return {str(p.relative_to(path)): p.read_bytes() for p in files}
-    found = {}
+    images = {}
     with tarfile.open(path) as tar:
-        for member in tar:  # in the tar's order: what is compressed cannot be read backwards
+        for member in tar:  # in the tar's order: a compressed one cannot be read backwards
             if member.isreg() and member.name.lower().endswith(("jpg", "jpeg")):
                 file = tar.extractfile(member)
                 assert file
-                found[member.name] = file.read()
-    return dict(sorted(found.items()))
+                images[member.name] = file.read()
+    return dict(sorted(images.items()))
 
 
 def rates(competitors: dict[str, Callable[[], int]], rounds: int) -> dict[str, float]:
-    """Images per CPU-second of each, the median of some rounds in which all take turns.
+    """Images per CPU-second of every competitor: the median of some rounds in which they take turns.
 
-    A competitor works through its images once and returns how many there were.  Its helper threads count too.
+    A competitor processes its images once and returns their number.  CPU time of its threads is included.
     """
     seconds: dict[str, list[float]] = {name: [] for name in competitors}
     counts: dict[str, int] = {}
     for work in competitors.values():
-        work()  # first calls load libraries and fill caches
+        work()  # the first call loads libraries and fills caches
     for _ in range(rounds):
         for name, work in competitors.items():
-            began = time.process_time()
+            start = time.process_time()
             counts[name] = work()
-            seconds[name].append(time.process_time() - began)
+            seconds[name].append(time.process_time() - start)
     return {name: counts[name] / statistics.median(taken) for name, taken in seconds.items()}
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
-    """Aligned columns; the first is text, the others numbers."""
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Aligned columns: text in the first, numbers in the others."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(
@@ -154,4 +164,4 @@ def table(rows: list[tuple[str, ...]]) -> str:
 
 
 if __name__ == "__main__":
-    Figures(aloud=True).know(machine=describe(), gpu=gpu())
+    Figures(as_json=True).add(machine=describe(), gpu=gpu())

@@ -1,9 +1,9 @@
-"""Does a lease use a name that the GPU machine's older libraries lack: python -m benchmarks.names [--record]
+"""Checks that older libraries of a GPU machine have every name that a lease uses: python -m benchmarks.names [--record]
 
-Reads, without running it, every file of ours that a lease reaches: names of torch and torchvision, and the packages
-that are imported outside of functions.  Each must be in names.txt, which --record writes where torch 2.11 and
-torchvision 0.26 are installed, with just the wheels of benchmarks/gpu.sh: a name is recorded only if it is there.
-Exits with 1 and names what is not.  Keywords and what a call returns are not looked at.
+Reads, without running it, every file of ours that a lease imports: names of torch and torchvision, and packages that
+are imported outside functions.  Each must be in names.txt.  --record writes that file; run it where torch 2.11 and
+torchvision 0.26 are installed, with only the wheels of benchmarks/gpu.sh: it records the names that exist there.
+Exits with 1 and prints the names that are missing.  Does not check keywords, nor attributes of what a call returns.
 """
 
 from __future__ import annotations
@@ -23,39 +23,40 @@ from benchmarks import machine
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = Path(__file__).with_name("names.txt")
 RECORDED_WITH = {"torch": "2.11", "torchvision": "0.26"}
-OURS = ("benchmarks", "vgg", "components")
-BEGIN = (
+OURS = ("benchmarks", "runtime", "vgg", "components")
+ENTRY_POINTS = (
     *(f"benchmarks/{name}.py" for name in ("lease", "machine", "correct", "train", "evaluate", "loader", "cifar10")),
-    "tests/conftest.py", "tests/test_roi.py",
+    "tests/conftest.py", "tests/vgg/test_roi.py",
 )  # fmt: skip
-LOADED = ("vgg.params.shard", "vgg.params.train", "vgg.params.evaluate", "vgg.params.register")  # by name, at run time
+# imported by name at run time
+LOADED = ("vgg.params.shard", "vgg.params.train", "vgg.params.evaluate", "vgg.params.register")
 
 
 def main() -> None:
     flags = argparse.ArgumentParser("python -m benchmarks.names", description=__doc__)
     flags.formatter_class = argparse.RawDescriptionHelpFormatter
-    flags.add_argument("--record", action="store_true", help="write names.txt anew")
+    flags.add_argument("--record", action="store_true", help="write names.txt")
     flags.add_argument("--json", action="store_true", help="print the figures as JSON")
     args = flags.parse_args()
-    trees = {path: ast.parse(path.read_bytes()) for path in reached()}
+    trees = {path: ast.parse(path.read_bytes()) for path in imported_files()}
     used = {name: path for path, tree in trees.items() for name in [*names(tree), *packages(tree)]}
     if args.record:
         if old := [name for name, wanted in RECORDED_WITH.items() if not version(name).startswith(wanted)]:
-            sys.exit(f"record with {RECORDED_WITH}; here is another {', '.join(old)}")
+            sys.exit(f"--record needs {RECORDED_WITH}; other versions are installed of: {', '.join(old)}")
         RECORD.write_text("".join(f"{name}\n" for name in sorted(used) if exists(name)))
     recorded = set(RECORD.read_text().split())
     missing = {name: path for name, path in sorted(used.items()) if name not in recorded or not exists(name)}
-    machine.Figures(args.json).know(files=len(trees), names=len(used), missing=list(missing))
+    machine.Figures(args.json).add(files=len(trees), names=len(used), missing=list(missing))
     for name, path in missing.items():
-        where = "here" if name in recorded else f"recorded with torch {RECORDED_WITH['torch']} in {RECORD.name}"
+        where = "installed" if name in recorded else f"in {RECORD.name}, recorded with torch {RECORDED_WITH['torch']}"
         print(f"{path.relative_to(ROOT)} uses {name}, which is not {where}", file=sys.stderr)
     sys.exit(bool(missing))
 
 
-def reached() -> list[Path]:
-    """Our files that a lease runs."""
+def imported_files() -> list[Path]:
+    """Our files that a lease imports."""
     found: set[Path] = set()
-    waiting = [ROOT / name for name in BEGIN] + [path for module in LOADED for path in files_of(module)]
+    waiting = [ROOT / name for name in ENTRY_POINTS] + [path for module in LOADED for path in files_of(module)]
     while waiting:
         path = waiting.pop()
         if path not in found:
@@ -66,7 +67,7 @@ def reached() -> list[Path]:
 
 
 def files_of(module: str) -> Iterator[Path]:
-    """The module's file and those of the packages around it, if it is ours."""
+    """The file of a module of ours, and those of its packages."""
     parts = module.split(".")
     for count in range(1, len(parts) + 1) if parts[0] in OURS else ():
         base = ROOT.joinpath(*parts[:count])
@@ -82,13 +83,13 @@ def imported(nodes: Iterator[ast.AST] | list[ast.stmt]) -> Iterator[str]:
 
 
 def packages(tree: ast.Module) -> set[str]:
-    """Packages of others that the file cannot do without: imported at its top."""
+    """Third-party packages that the file imports outside functions."""
     tops = {name.split(".")[0] for name in imported(tree.body)}
     return tops - set(sys.stdlib_module_names) - set(OURS) - {"conftest"}
 
 
 def names(tree: ast.Module) -> set[str]:
-    """Dotted names of torch and torchvision, but those that the file asks for with hasattr."""
+    """Dotted names of torch and torchvision, without those that the file tests with hasattr."""
     aliases: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -109,17 +110,17 @@ def names(tree: ast.Module) -> set[str]:
     found = set(aliases.values()) | {
         name for node in ast.walk(tree) if isinstance(node, ast.Attribute) and (name := dotted(node))
     }
-    asked = {
+    tested = {
         f"{dotted(node.args[0])}.{node.args[1].value!s}"
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "hasattr"
         and isinstance(node.args[1], ast.Constant)
     }  # fmt: skip
-    return found - asked
+    return found - tested
 
 
 def exists(name: str) -> bool:
-    """Whether the name can be had here.  What is no module and no class is not looked into."""
+    """Whether the name exists in this environment.  Only attributes of modules and classes are checked."""
     top, *rest = name.split(".")
     if not rest and importlib.util.find_spec(top) is None:
         return False

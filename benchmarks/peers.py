@@ -1,4 +1,4 @@
-"""The other ways to load the same crops.  Those that are not installed (the 'bench' extra) give None."""
+"""Other libraries that load the same crops; None if one is not installed (the 'bench' extra)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import webdataset
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from vgg.images import Window
-from vgg.index import ShardSet
+from runtime.shardset import ShardSet
+from vgg.data.windows import Window
 
 SIZE = 224
 Work = Callable[[], int]
@@ -23,7 +23,7 @@ def _crop(image: Image.Image, window: Window) -> np.ndarray:
 
 
 def torchvision_folder(root: Path, windows: list[Window]) -> Work:
-    """ImageFolder with Pillow, cutting the same windows; RandomResizedCrop cuts and resizes alike."""
+    """ImageFolder with Pillow, cutting the same windows, as RandomResizedCrop cuts and resizes."""
     dataset = ImageFolder(str(root))
 
     def work() -> int:
@@ -36,7 +36,7 @@ def torchvision_folder(root: Path, windows: list[Window]) -> Work:
 
 
 def webdataset_pillow(shards: ShardSet, windows: list[Window]) -> Work:
-    """Our shards through webdataset's reader, in their order; windows as large as the others', at the centre."""
+    """Our shards through webdataset's reader, in its order; windows of the same sizes, at the centre."""
     urls = [str(shards.directory / entry["path"]) for entry in shards.split("train").shards]
 
     def work() -> int:
@@ -52,7 +52,7 @@ def webdataset_pillow(shards: ShardSet, windows: list[Window]) -> Work:
 
 
 def streaming(data: list[bytes], windows: list[Window], folder: Path) -> Work | None:
-    """MosaicML streaming: MDS shards, its own JPEG decoding (Pillow)."""
+    """MosaicML streaming: MDS shards, decoded with Pillow."""
     try:
         from streaming import MDSWriter, StreamingDataset
     except ImportError:
@@ -71,7 +71,7 @@ def streaming(data: list[bytes], windows: list[Window], folder: Path) -> Work | 
 
 
 def dali(data: list[bytes], windows: list[Window]) -> Work | None:
-    """DALI's CPU operators: decode a slice, resize it."""
+    """DALI's CPU operators: decode a slice, then resize it."""
     try:
         from nvidia.dali import fn, pipeline_def, types
     except ImportError:
@@ -82,12 +82,12 @@ def dali(data: list[bytes], windows: list[Window]) -> Work | None:
     raw = [np.frombuffer(jpeg, np.uint8) for jpeg in data]
     last = len(data) // batch
 
-    def fed(values: list[np.ndarray]) -> Callable[[int], list[np.ndarray]]:
+    def batches(values: list[np.ndarray]) -> Callable[[int], list[np.ndarray]]:
         return lambda i: values[(i % last) * batch : (i % last + 1) * batch]
 
     @pipeline_def(batch_size=batch, num_threads=1, device_id=None)  # type: ignore[misc]
     def graph() -> object:
-        jpegs, start, shape = (fn.external_source(source=fed(v), batch=True) for v in (raw, starts, shapes))
+        jpegs, start, shape = (fn.external_source(source=batches(v), batch=True) for v in (raw, starts, shapes))
         cut = fn.decoders.image_slice(jpegs, start=start, shape=shape, device="cpu", output_type=types.RGB)
         return fn.resize(cut, size=(SIZE, SIZE), interp_type=types.INTERP_LINEAR, antialias=True)
 

@@ -1,4 +1,4 @@
-"""Where the time of some steps goes: torch.profiler's table by kernel, and shares by kind of work."""
+"""Where the time of a step goes: torch.profiler's table by kernel, and shares by kind of work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity
 
 from benchmarks import machine
 
-# the first pattern that a name holds decides, so order matters: names of fused kernels list all that is fused
+# the first pattern that matches decides: the name of a fused kernel lists everything it fuses
 KINDS = {
     "communication": r"nccl|all_?reduce|broadcast",
     "copies": r"memcpy|memset|nchwtonhwc|nhwctonchw|copy|aten::(to|clone|contiguous|fill_|zero_)$",
@@ -26,7 +26,7 @@ REST = "elementwise"
 
 
 def profile(step: Callable[[], None], device: torch.device, path: Path, steps: int = 4) -> dict[str, float]:
-    """Write the table of the 25 longest to a file; returns the shares of the device's time."""
+    """Write the table of the 25 longest kernels to a file; returns the shares of the device's time."""
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     step()
@@ -42,7 +42,7 @@ def profile(step: Callable[[], None], device: torch.device, path: Path, steps: i
 
     times: dict[str, float] = {}
     for event in events:
-        # on a GPU the time of a kernel stands beside the kernel and beside the operator that launched it
+        # on a GPU the time of a kernel is listed for the kernel and again for the operator that launched it
         is_kernel = event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False)
         if is_kernel or not on_gpu:
             kind = kind_of(event.key)

@@ -1,8 +1,8 @@
 """Sharding beside a plain decode and other writers: python -m benchmarks.shard --images TAR_OR_FOLDER
 
-Images per CPU-second of packing (strict decode, sums, checksums, index, tar) on one core, start left out, then counted
-in; the decode alone; webdataset.ShardWriter and MosaicML's MDSWriter, which decode nothing.  Then the time that the
-1,281,167 images of ILSVRC-2012 take on 16 such cores.
+Images per CPU-second of packing (strict decode, sums, checksums, index, tar) on one core, without and with the start of
+the process; the decode alone; webdataset.ShardWriter and MosaicML's MDSWriter, which decode nothing.  Then the time for
+the 1,281,167 images of ILSVRC-2012 on 16 such cores.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 import simplejpeg
 
 from benchmarks import machine
-from vgg import shards
+from runtime.targets import Directory
 from vgg.params.shard import ShardParams
-from vgg.sources import Folder
-from vgg.targets import Directory
+from vgg.sharding import pack
+from vgg.sharding.sources import Folder
 
 NUM_IMAGENET = 1_281_167
 GOAL = 0.65  # of the plain full decode
@@ -36,7 +36,7 @@ def main() -> None:
     flags = argparse.ArgumentParser("python -m benchmarks.shard", description=__doc__)
     flags.add_argument("--images", type=Path, required=True, help="a tar or folder of JPEGs, <class>/<image>")
     flags.add_argument("--json", action="store_true", help="print the figures as JSON")
-    flags.add_argument("--rounds", type=int, default=5, help="of the competitors' turns (default 5)")
+    flags.add_argument("--rounds", type=int, default=5, help="turns of every competitor (default 5)")
     args = flags.parse_args()
     images = machine.read_images(args.images)
     with tempfile.TemporaryDirectory() as folder:
@@ -49,18 +49,18 @@ def measure(images: dict[str, bytes], folder: Path, rounds: int) -> dict[str, An
     once, many = folder / "once", folder / "many"
     lay_out(images, once, 1)
     lay_out(images, many, 4)
-    # what a worker process does, in this one: nothing of another process has to be guessed
+    # the work of a worker process, in this process, so that its CPU time is measured
     params, source, target = ShardParams(**SHARD), Folder(once), Directory(folder / "shards")  # type: ignore[arg-type]
-    tasks = [task for split in source.splits for task in shards.plan(params, split, source.originals(split))]
+    tasks = [task for split in source.splits for task in pack.plan(params, split, source.originals(split))]
     data = list(images.values())
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
-    shards._worker = (params, source, target, "benchmark")
+    pack._worker = pack.Job(params, source, target, "benchmark")
 
     def ours() -> int:
         for task in tasks:
             target.delete(f"{task.path}.receipt")
-            shards._pack_one(task)
+            pack._pack_one(task)
         return sum(len(task.originals) for task in tasks)
 
     def full_decode() -> int:
@@ -91,7 +91,7 @@ def measure(images: dict[str, bytes], folder: Path, rounds: int) -> dict[str, An
         competitors["mds_writer"] = mds_writer
     rates = machine.rates(competitors, rounds)
     os.sched_setaffinity(0, allowed)
-    once_more, four_times = (worker_process(images, folder / "of-worker") for images in (once, many))
+    once_more, four_times = (worker_process(images, folder / "worker") for images in (once, many))
     return {
         **{name: round(rate, 1) for name, rate in rates.items()},
         "ratio_full_decode": round(rates["ours"] / rates["full_decode"], 3),
@@ -102,10 +102,10 @@ def measure(images: dict[str, bytes], folder: Path, rounds: int) -> dict[str, An
 
 
 def lay_out(images: dict[str, bytes], root: Path, times: int) -> None:
-    """<root>/{train,val}/<class>/<image>: half of the images each, so many times over."""
+    """<root>/{train,val}/<class>/<image>: half of the images each, `times` copies of them."""
     for number, (name, jpeg) in enumerate(images.items()):
         for copy in range(times):
-            # every class in both splits: two halves of one name
+            # one class in both splits: both must have the same classes
             path = root / ("train", "val")[number % 2] / "class" / f"{copy}-{Path(name).name}"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(jpeg)
@@ -115,19 +115,19 @@ def lay_out(images: dict[str, bytes], root: Path, times: int) -> None:
         path.write_bytes(next(iter(images.values())))
 
 
-def worker_process(images: Path, place: Path) -> dict[str, float]:
-    """A worker's life in a process of its own: images per CPU-second, imports counted in, and its memory in MB."""
+def worker_process(images: Path, output: Path) -> dict[str, float]:
+    """Pack in a new process: images per CPU-second, imports included, and its peak memory in MB."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_worker_life, (images, place))
+        return pool.apply(_pack_here, (images, output))
 
 
-def _worker_life(images: Path, place: Path) -> dict[str, float]:
-    params, source, target = ShardParams(**SHARD), Folder(images), Directory(place)  # type: ignore[arg-type]
-    shards._start_worker(params, source, target, "benchmark")
+def _pack_here(images: Path, output: Path) -> dict[str, float]:
+    params, source, target = ShardParams(**SHARD), Folder(images), Directory(output)  # type: ignore[arg-type]
+    pack._start_worker(params, source, target, "benchmark")
     count = 0
     for split in source.splits:
-        for task in shards.plan(params, split, source.originals(split)):
-            count += len(shards._pack_one(task).rows)
+        for task in pack.plan(params, split, source.originals(split)):
+            count += len(pack._pack_one(task).rows)
     lines = Path("/proc/self/status").read_text().splitlines()
     peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))  # kB
     return {"rate": count / time.process_time(), "peak_mb": round(peak / 1024, 1)}
@@ -148,8 +148,8 @@ def report(figures: dict[str, Any], num_images: int) -> str:
     once, four_times = figures["peak_rss_mb"]
     return "\n".join([
         f"{figures['machine']}; {num_images} images", "", machine.table(rows), "",
-        f"start counted in: {figures['with_start']:,.0f} images per CPU-second",
-        f"a worker's memory at most {once} MB, with four times the images {four_times} MB",
+        f"start included: {figures['with_start']:,.0f} images per CPU-second",
+        f"peak memory of a worker {once} MB, with four times the images {four_times} MB",
         f"{NUM_IMAGENET:,} images on 16 such cores: {figures['projected_minutes_16_cores']} minutes",
         f"ratio_full_decode {figures['ratio_full_decode']} (at least {GOAL}: {met})",
     ])  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a lease has found as a table in Markdown: every row is there, whatever became of its program."""
+"""The results of a lease as a table in Markdown.  It has every row, even if a program failed."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def rate(name: str, ratio: str = "") -> Callable[[Figures], str]:
 
 def verdict(name: str, detail: str = "") -> Callable[[Figures], str]:
     def shown(figures: Figures) -> str:
-        found = figures[name]
-        return f"{'ok' if found['ok'] else 'NOT OK'} {detail.format(**found)}".strip()
+        result = figures[name]
+        return f"{'ok' if result['ok'] else 'NOT OK'} {detail.format(**result)}".strip()
 
     return shown
 
 
-# of a program: what, measured, target on one H200
+# rows of every program: what, measured, target on one H200
 ROWS: dict[str, list[tuple[str, Callable[[Figures], str], str]]] = {
     "decoders": [
         (
-            "crops where the network is, tests/test_roi.py",
+            "crops decoded on the device, tests/vgg/test_roi.py",
             verdict("decoders", "{passed} passed, {failed} failed"),
             "≤ 2 grey levels from Pillow's",
         ),
@@ -51,10 +51,10 @@ ROWS: dict[str, list[tuple[str, Callable[[Figures], str], str]]] = {
             verdict("step", "{gradient[0]:.4f}, plain autocast {gradient[1]:.4f}"),
             "≤ 1.5 × plain autocast",
         ),
-        ("regions that were compiled", verdict("step", "{compiled_regions} of {of}"), "all"),
+        ("compiled regions", verdict("step", "{compiled_regions} of {of}"), "all"),
     ],
     "prepare": [
-        ("CIFAR-10 sharded beside these", lambda f: f"{f['sharded']:,} images in {f['shard_seconds']} s", ""),
+        ("CIFAR-10 sharded meanwhile", lambda f: f"{f['sharded']:,} images in {f['shard_seconds']} s", ""),
         ("sharded and compiled", lambda f: f"{f['prepare_seconds']} s", ""),
     ],
     "train": [
@@ -93,7 +93,7 @@ ROWS: dict[str, list[tuple[str, Callable[[Figures], str], str]]] = {
             lambda f: f"{f['share_of_reference']:.2f} × ({f['crops_seen']:.1f} crops' pixels an image)",
             "≥ 1 ×",
         ),
-        ("dense, decoding counted in, images/s", rate("decoded"), ""),
+        ("dense, decoding included, images/s", rate("decoded"), ""),
     ],
     "loader": [
         (
@@ -114,7 +114,7 @@ ROWS: dict[str, list[tuple[str, Callable[[Figures], str], str]]] = {
             lambda f: (
                 f"{f['loader']:,.0f} from {f['loader_workers']} workers, {f['loader_efficiency']:.0%} of as many cores"
             ),
-            "more than training takes",
+            "faster than training",
         ),
     ],
     "repeated": [
@@ -130,7 +130,7 @@ ROWS: dict[str, list[tuple[str, Callable[[Figures], str], str]]] = {
             "≥ 94 % after 80",
         ),
         (
-            "its training with all validations",
+            "its training, validations included",
             lambda f: f"{f['images_per_second']:,.0f} images/s, {f['train_minutes']} minutes",
             "",
         ),
@@ -140,37 +140,38 @@ ROWS: dict[str, list[tuple[str, Callable[[Figures], str], str]]] = {
 
 
 def of(programs: dict[str, dict[str, Any]], rehearsal: bool) -> str:
-    """programs: by name, "exit" (None: has not ended), "seconds", "limit", "over", "last" and "figures"."""
-    machine = programs.get("machine", {}).get("figures", {}).get("machine", "machine not known")
+    """programs: by name: "exit" (None: still running), "seconds", "limit", "over" (exceeded its limit), "last" (its
+    last message) and "figures"."""
+    machine = programs.get("machine", {}).get("figures", {}).get("machine", "unknown machine")
     mark = " (rehearsal, CPU)" if rehearsal else ""
-    title = "REHEARSAL on a CPU, tiny sizes: these are no results. " if rehearsal else ""
+    title = "REHEARSAL on a CPU, tiny sizes: not a measurement. " if rehearsal else ""
     lines = [f"{title}{datetime.date.today()}, {machine}. `benchmarks/gpu.sh lease`", ""]
     lines += ["| | measured | target, one H200 |", "|---|---|---|"]
     for name, text in TITLES.items():
         if name == "names" and not rehearsal:
             continue
-        about = programs.get(name, {})
-        lines.append(f"| **{text}** (`{name}`) | {status(about)}{mark} | |")
+        program = programs.get(name, {})
+        lines.append(f"| **{text}** (`{name}`) | {status(program)}{mark} | |")
         for what, shown, target in ROWS.get(name, []):
-            lines.append(f"| {what} | {measured(about, shown)}{mark} | {target} |")
+            lines.append(f"| {what} | {measured(program, shown)}{mark} | {target} |")
     return "\n".join(lines)
 
 
-def status(about: dict[str, Any]) -> str:
-    if not about:
-        return "not begun"
-    code = about["exit"]
+def status(program: dict[str, Any]) -> str:
+    if not program:
+        return "not started"
+    code = program["exit"]
     if code is None:
         return "running"
-    last = "".join(about["last"]).replace("|", "/")[:200]
-    if about.get("over"):
-        return f"RAN OVER its {about['limit']} s, exit {code}: {last}"
-    return f"done in {about['seconds']:.0f} s of {about['limit']}" if code == 0 else f"FAILED, exit {code}: {last}"
+    last = "".join(program["last"]).replace("|", "/")[:200]
+    if program.get("over"):
+        return f"TIMED OUT after {program['limit']} s, exit {code}: {last}"
+    return f"done in {program['seconds']:.0f} s of {program['limit']}" if code == 0 else f"FAILED, exit {code}: {last}"
 
 
-def measured(about: dict[str, Any], shown: Callable[[Figures], str]) -> str:
-    """A row's figure, also of a program that failed later on."""
+def measured(program: dict[str, Any], shown: Callable[[Figures], str]) -> str:
+    """A row's figure; a program that failed later has it too."""
     try:
-        return shown(about["figures"])
+        return shown(program["figures"])
     except KeyError:
         return "none"

@@ -1,8 +1,9 @@
 """The science closure of a stage: the files of vgg/ that its program imports, directly or not.
 
 dvc.yaml lists exactly these as code dependencies and a training run remembers them, so that everything re-runs what
-changed and nothing else.  `python -m components.closure train` prints them.  Images also hold what is around the
-science: program() is the whole of it.
+changed and nothing else.  runtime/ and components/ cannot change a result and are not part of it; that this is true is
+tested (tests/vgg/test_golden.py).  `python -m components.closure train` prints the closure.  Images hold more:
+program() is the whole of it.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("vgg", "components")
+PACKAGES = ("vgg", "runtime", "components")
 
 
 def closure(stage: str) -> list[str]:
-    """Paths of the stage's science, relative to the repository, sorted: 'vgg/train.py', ..."""
+    """Paths of the stage's science, relative to the repository, sorted: 'vgg/training/loop.py', ..."""
     return [name for name in program(stage) if name.startswith("vgg/")]
 
 
@@ -48,7 +49,7 @@ def fingerprints(stage: str) -> dict[str, str]:
 def fingerprint(name: str) -> str:
     """sha256 of a file without comments, layout and docstrings: only what can change a result counts.
 
-    So no result may depend on a docstring, and nothing in vgg/ reads one (tests/test_closure.py).
+    So no result may depend on a docstring, and nothing in vgg/ reads one (tests/components/test_closure.py).
     """
     return _read((ROOT / name).read_bytes())[0]
 

@@ -10,13 +10,13 @@ python -m components.images prints the four references.
 from __future__ import annotations
 
 import hashlib
-import os
 
 from components.closure import ROOT, fingerprint, program
+from runtime import environment
 
 TARGETS = {"shard": "data", "train": "train", "evaluate": "train", "register": "serve"}  # of docker/Dockerfile
 AROUND = {  # what runs in the image beside the stage's program
-    "train": ("components.train.job", "components.launch"),
+    "train": ("components.trainjob.__main__", "components.launch"),
     "register": ("components.report.__main__", "components.register.served"),
 }
 
@@ -38,7 +38,7 @@ def lock(target: str) -> str:
 
 def reference(stage: str) -> str:
     """<VGG_REGISTRY>/vgg-<target>:<stage>-<tag>; VGG_REGISTRY is an address and no parameter."""
-    return f"{os.environ.get('VGG_REGISTRY', 'localhost')}/vgg-{TARGETS[stage]}:{stage}-{tag(stage)}"
+    return f"{environment.REGISTRY.get()}/vgg-{TARGETS[stage]}:{stage}-{tag(stage)}"
 
 
 def listing() -> str:

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import json
 import logging
-import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
-from components import signals
-from vgg.errors import Interrupted, Preempted, Problem, StorageFailure, WrongParameters
+from runtime import environment, stopping
+from runtime.errors import Preempted, Problem, StorageFailure, WrongParameters
 
 log = logging.getLogger("vgg")
-
-LAST_WORDS = "VGG_LAST_WORDS"  # environment: a file for exit codes and messages, of components.step
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,8 +31,9 @@ class Parser(argparse.ArgumentParser):
 class StageParser(Parser):
     """The arguments of a stage: --params first."""
 
-    def __init__(self, stage: str, description: str | None) -> None:
-        super().__init__(f"components.{stage}", description)
+    def __init__(self, stage: str, description: str | None, module: str | None = None) -> None:
+        """module: whose program it is, if not components.<stage>."""
+        super().__init__(module or f"components.{stage}", description)
         self.add_argument(
             "--params",
             required=True,
@@ -73,7 +68,7 @@ def run(work: Callable[[], None]) -> NoReturn:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("alembic", "mlflow", "matplotlib", "botocore", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    signals.on_asked(signals.interrupt)  # what can be stopped more gently sets its own
+    stopping.on_stop_signal(stopping.raise_stop_requested)  # what can be stopped more gently sets its own
     try:
         work()
     except Problem as problem:
@@ -84,84 +79,24 @@ def run(work: Callable[[], None]) -> NoReturn:
         where = f"{error.filename}: {error.strerror}"
         end(StorageFailure.exit_code, f"error: {where}. Check that it exists, is writable and has room.")
     except KeyboardInterrupt:
-        signals.ignore_asked()
+        stopping.ignore_stop_signals()
         end(Preempted.exit_code, "interrupted; run the same command again to go on")
     sys.exit(0)
 
 
 def expect_one_process(module: str) -> None:
     """Raises WrongParameters where torchrun (components.launch) has started several: each would do all the work."""
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+    if environment.WORLD_SIZE.get() > 1:
         raise WrongParameters(f"{module} is one process; start it with: python -m {module} …")
 
 
 def end(exit_code: int, message: str) -> NoReturn:
     """Say why, and exit.  components.step, which may stand around this program, hears of it too."""
     print(message, file=sys.stderr)
-    if path := os.environ.get(LAST_WORDS):
+    if path := environment.LAST_WORDS.get():
         with contextlib.suppress(OSError), open(path, "a") as file:
             file.write(json.dumps({"exit_code": exit_code, "message": message}) + "\n")
     sys.exit(exit_code)
-
-
-@contextlib.contextmanager
-def only_writer(directory: Path) -> Iterator[None]:
-    """Hold the lease of an output directory; a killed holder loses it by itself.
-
-    Raises Preempted (run again) while another process writes there.
-    """
-    directory = directory.resolve()  # the name of "." is empty
-    path = directory.with_name(directory.name + ".lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise Preempted(
-                f"{directory}: process {file.read().strip()} is writing there; wait for it or stop it"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-class StopSignal:
-    """Whether this process has been asked to stop (SIGTERM, SIGHUP, Ctrl-C): a vgg.stopping.Stop.
-
-    A second Ctrl-C stops at once.
-    beat: called whenever somebody asks, as a sign of life.
-    """
-
-    def __init__(self, beat: Callable[[], None] = lambda: None) -> None:
-        self.received, self._interrupting, self._beat = False, False, beat
-        signals.on_asked(self._receive)
-
-    def _receive(self, _number: int, _frame: FrameType | None) -> None:
-        self.received = True
-        signal.signal(signal.SIGINT, signals.interrupt)
-        if self._interrupting:
-            self._interrupting = False  # once: whoever cleans up is not interrupted again
-            raise Interrupted
-
-    def __call__(self) -> bool:
-        self._beat()
-        return self.received
-
-    @contextlib.contextmanager
-    def interrupts(self) -> Iterator[None]:
-        self._interrupting = True
-        try:
-            if self.received:  # just before
-                raise Interrupted
-            yield
-        finally:
-            self._interrupting = False
-
-    def raise_if_received(self) -> None:
-        if self():
-            raise Preempted("stopped before training began; run again")
 
 
 def write_executor_output(

@@ -17,7 +17,7 @@ from typing import Any
 
 from components import program
 from components.closure import ROOT
-from vgg.errors import Refused
+from runtime.errors import Refused
 
 TIMEOUT_SECONDS = 600
 SECTIONS: dict[str, dict[str, Any]] = {  # the smallest that goes through everything

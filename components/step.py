@@ -22,9 +22,10 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from components import program, signals
-from vgg.errors import Preempted, StorageFailure, Unreachable
-from vgg.stopping import die_with_parent
+from components import program
+from runtime import environment, stopping
+from runtime.errors import Preempted, StorageFailure, Unreachable
+from runtime.stopping import die_with_parent
 
 log = logging.getLogger("vgg.step")
 
@@ -57,9 +58,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if args.image:
-        os.environ["VGG_IMAGE"] = args.image
+        os.environ[environment.IMAGE.name] = args.image
     with tempfile.NamedTemporaryFile(prefix="vgg-words-") as words:
-        os.environ[program.LAST_WORDS] = words.name
+        os.environ[environment.LAST_WORDS.name] = words.name
         code = repeated(args, Path(words.name))
         if code:
             failed = f"{args.module}: exit code {code}"  # pipelines.failure looks for it
@@ -118,7 +119,7 @@ class Step:
         self._command = command
         self._told = False
         self._running: subprocess.Popen[bytes] | None = None
-        signals.on_asked(self._pass_on)
+        stopping.on_stop_signal(self._pass_on)
 
     def stopped(self) -> bool:
         """Whether it has been told to stop."""

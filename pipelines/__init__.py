@@ -1,1 +1,1 @@
-"""The chain of the four components, and how to submit it."""
+"""The pipeline of the four stages on Kubeflow Pipelines: definition, submission, images."""

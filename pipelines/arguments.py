@@ -1,4 +1,5 @@
-"""The arguments of a run: the science from params.yaml and -S, the cluster from -C.  Every mistake is told at once."""
+"""The arguments of a run: hyperparameters from params.yaml and -S, run arguments from -C.  All errors are reported at
+once."""
 
 from __future__ import annotations
 
@@ -14,32 +15,33 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipelines.package import Package
-from vgg import manifest
-from vgg.errors import WrongParameters
+from components import given
+from pipelines.definition.package import Package
+from runtime import manifest
+from runtime.errors import WrongParameters
 from vgg.params import STAGES, load, section_model
 
-TYPES = {  # of a compiled package: in words, and in Python as YAML reads it
-    "STRING": ("a text", (str,)),
-    "NUMBER_INTEGER": ("a whole number", (int,)),
+TYPES = {  # of a compiled package: description, and Python types that YAML gives
+    "STRING": ("a string", (str,)),
+    "NUMBER_INTEGER": ("an integer", (int,)),
     "NUMBER_DOUBLE": ("a number", (int, float)),
     "BOOLEAN": ("true or false", (bool,)),
     "STRUCT": ("a mapping, {…}", (dict,)),
     "LIST": ("a list, […]", (list,)),
 }
 CPU, MEMORY = r"\d+(\.\d+)?|\d+m", r"\d+(\.\d+)?([kMGTPE]|[KMGTPE]i)?"
-QUANTITIES = {  # by the end of a run argument's name
+QUANTITIES = {  # by suffix of a run argument's name: pattern, example
     "_cpu": (CPU, "16 or 500m"),
     "_memory": (MEMORY, "64Gi"),
     "_cpu_request": (CPU, "500m"),
     "_memory_request": (MEMORY, "512Mi"),
     "_gpus": (r"\d+", "1"),
 }
-FRESH = "images_version"  # stands in sharding's cache key for the content of the folder `images`
+IMAGES_VERSION = "images_version"  # represents the content of the folder `images` in sharding's cache key
 
 
 def gather(package: Package, params: str, overrides: list[str], settings: list[str]) -> dict[str, Any]:
-    """Sections and settings together.  Raises WrongParameters, naming every mistake."""
+    """Sections and settings together.  Raises WrongParameters with all errors."""
     mistakes: list[str] = []
     arguments: dict[str, Any] = {}
     try:
@@ -52,58 +54,57 @@ def gather(package: Package, params: str, overrides: list[str], settings: list[s
             arguments[name] = _value(package, name, text if equals else None)
         except WrongParameters as error:
             mistakes.append(f"-C {setting}: {error}")
-    for name, least in (("nodes", 1), ("gpus", 0)):
-        if arguments.get(name, least) < least:
-            mistakes.append(f"-C {name}={arguments[name]}: must be {least} or more")
+    for low in given.below_minimum(arguments):
+        mistakes.append(f"-C {low.name}={arguments[low.name]}: must be {low.minimum} or more")
     for name, value in arguments.items():
-        for ending, (form, example) in QUANTITIES.items():
-            if name.endswith(ending) and not re.fullmatch(form, str(value)):
-                mistakes.append(f"-C {name}={value}: no quantity of Kubernetes, such as {example}")
+        for suffix, (pattern, example) in QUANTITIES.items():
+            if name.endswith(suffix) and not re.fullmatch(pattern, str(value)):
+                mistakes.append(f"-C {name}={value}: must be a Kubernetes quantity, such as {example}")
     init = arguments.get("train", {}).get("init")
     if init in ("shallower", "checkpoint") and "initial" in package.inputs and not arguments.get("initial"):
-        mistakes.append(f"-C initial=… is missing: train.init {init!r} begins with a finished checkpoint's weights")
-    for name, about in package.inputs.items():
-        if name not in (*STAGES, *arguments, *package.defaults) and not about.get("isOptional"):
+        mistakes.append(f"-C initial=… is missing: train.init {init!r} needs the weights of a finished checkpoint")
+    for name, properties in package.inputs.items():
+        if name not in (*STAGES, *arguments, *package.defaults) and not properties.get("isOptional"):
             mistakes.append(f"-C {name}=… is missing: the pipeline has no default for it")
     if mistakes:
         raise WrongParameters("\n".join(mistakes))
-    whole = {**arguments, **_of_training_step(package, arguments)}
-    if mistakes := list(_more_asked_than_allowed({**package.defaults, **whole})):
+    complete = {**arguments, **_training_step(package, arguments)}
+    if mistakes := list(_requests_above_limits({**package.defaults, **complete})):
         raise WrongParameters("\n".join(mistakes))
-    return whole
+    return complete
 
 
-def _more_asked_than_allowed(arguments: dict[str, Any]) -> Iterator[str]:
-    """Requests above their limits, with which Kubernetes would not make the pod, in the middle of a run."""
+def _requests_above_limits(arguments: dict[str, Any]) -> Iterator[str]:
+    """Kubernetes would reject such pods only in the middle of a run."""
     from kubernetes.utils.quantity import parse_quantity
 
     for name, value in arguments.items():
         limit = name.removesuffix("_request")
         if name != limit and parse_quantity(str(value)) > parse_quantity(str(arguments[limit])):
-            yield f"-C {name}={value} is more than {limit}={arguments[limit]}"
+            yield f"-C {name}={value} is greater than {limit}={arguments[limit]}"
 
 
 def sections(path: str, overrides: list[str]) -> dict[str, dict[str, Any]]:
-    """The four sections of a params file with overrides, checked.  Raises WrongParameters, naming every mistake."""
-    load(path, STAGES[0], section_model(STAGES[0]))  # a file is checked whole
+    """The four sections of a params file with overrides, checked.  Raises WrongParameters with all errors."""
+    load(path, STAGES[0], section_model(STAGES[0]))  # checks the whole file
     yaml = YAML(typ="safe", pure=True)
     document = yaml.load(Path(path))
     mistakes = []
     for override in overrides:
         name, equals, value = override.partition("=")
         *parents, key = name.split(".")
-        place = document
+        section = document
         for parent in parents:
-            place = place.get(parent) if isinstance(place, dict) else None
-        if not equals or not isinstance(place, dict) or key not in place:
-            known = list(place) if isinstance(place, dict) else STAGES
-            hint = _did_you_mean(key if isinstance(place, dict) else name.partition(".")[0], known)
+            section = section.get(parent) if isinstance(section, dict) else None
+        if not equals or not isinstance(section, dict) or key not in section:
+            known = list(section) if isinstance(section, dict) else STAGES
+            hint = _did_you_mean(key if isinstance(section, dict) else name.partition(".")[0], known)
             mistakes.append(f"-S {override}: no such parameter{hint}; write SECTION.KEY=VALUE (python -m vgg.params)")
             continue
         try:
-            place[key] = yaml.load(value)
+            section[key] = yaml.load(value)
         except YAMLError as error:
-            mistakes.append(f"-S {override}: not YAML: {error}")
+            mistakes.append(f"-S {override}: invalid YAML: {error}")
     for stage in STAGES:
         try:
             load(json.dumps(document[stage], default=str), stage, section_model(stage))
@@ -115,23 +116,24 @@ def sections(path: str, overrides: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def digest(package: Package, arguments: dict[str, Any]) -> str:
-    """What makes two submissions the same: the package and every argument, defaults written out."""
-    same = json.loads(
+    """Identity of a submission: the package and all arguments, defaults included."""
+    values = json.loads(
         json.dumps({**package.defaults, **arguments}, default=str), parse_int=float
-    )  # as the server keeps numbers
-    return manifest.digest_of({"package": package.sha256, "arguments": same})
+    )  # the server stores all numbers as floats
+    return manifest.digest_of({"package": package.sha256, "arguments": values})
 
 
-def unvouched(package: Package, arguments: dict[str, Any]) -> bool:
-    """Whether sharding reads a folder of whose content the cache key knows nothing."""
+def unversioned_images(package: Package, arguments: dict[str, Any]) -> bool:
+    """Whether sharding reads a folder whose content is not part of the cache key."""
     known = {**package.defaults, **arguments}
-    return FRESH in known and not known[FRESH] and bool(known.get("images")) and known["shard"]["source"] != "digits"
+    reads_folder = bool(known.get("images")) and known["shard"]["source"] != "digits"
+    return reads_folder and IMAGES_VERSION in known and not known[IMAGES_VERSION]
 
 
-def _of_training_step(package: Package, arguments: dict[str, Any]) -> dict[str, Any]:
-    """What the training step's own pod gets: what training takes, or little where it watches over a TrainJob.
+def _training_step(package: Package, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Resources of the training step's own pod: those of training, or small ones if it supervises a TrainJob.
 
-    Where training has no GPU, evaluation has none.
+    If training has no GPU, evaluation has none.
     """
     known = {**package.defaults, **arguments}
     if int(known["nodes"]) == 1:
@@ -154,10 +156,10 @@ def now() -> str:
 def _value(package: Package, name: str, text: str | None) -> Any:
     """Raises WrongParameters."""
     if name in STAGES:
-        raise WrongParameters(f"is a section of the parameters: change it with -S {name}.KEY=VALUE")
+        raise WrongParameters(f"is a section of params.yaml: change it with -S {name}.KEY=VALUE")
     settable = [known for known in package.inputs if known not in STAGES]
     if name not in settable:
-        hint = _did_you_mean(name, settable) or f". There are: {', '.join(sorted(settable))}"
+        hint = _did_you_mean(name, settable) or f". Run arguments: {', '.join(sorted(settable))}"
         raise WrongParameters(f"no such run argument{hint}")
     kind = package.inputs[name]["parameterType"]
     words, types = TYPES[kind]
@@ -166,9 +168,9 @@ def _value(package: Package, name: str, text: str | None) -> Any:
     try:
         value = YAML(typ="safe", pure=True).load(StringIO(text))
     except YAMLError as error:
-        raise WrongParameters(f"not YAML: {' '.join(str(error).split())}") from None
+        raise WrongParameters(f"invalid YAML: {' '.join(str(error).split())}") from None
     if kind == "STRING" and not isinstance(value, str | dict | list):
-        return text.strip()  # train_cpu=16 is a text, and so are yes and 1e3
+        return text.strip()  # train_cpu=16 is a string, and so are yes and 1e3
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
         raise WrongParameters(f"must be {words}")
     return value

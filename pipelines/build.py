@@ -1,7 +1,7 @@
 """Build the images of the steps under their content tags: python -m pipelines.build [--push]
 
-One build of a target serves all stages of it.  A tag that is there already stays as it is, here and in the registry:
-what it names cannot change.  VGG_REGISTRY says which registry (default localhost).
+Stages with the same target share one build.  An existing tag is not built or pushed again: its content cannot have
+changed.  VGG_REGISTRY sets the registry (default localhost).
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from pathlib import Path
 from components.closure import ROOT
 from components.images import TARGETS, listing, reference
 from components.program import Parser, run
-from pipelines.registry import Registries
-from vgg.errors import Refused, Unreachable, WrongParameters
+from pipelines.preflight.registry import Registries
+from runtime.errors import Refused, Unreachable, WrongParameters
 
 log = logging.getLogger("vgg.build")
 
 PYTHON = "docker.io/library/python:3.11-slim-bookworm"
 SITE_PACKAGES = "/opt/vgg/lib/python3.11/site-packages"
-LARGEST = 8  # packages named of an image
+LARGEST = 8  # packages listed per image
 
 
 def parser() -> argparse.ArgumentParser:
     flags = Parser("pipelines.build", __doc__)
-    flags.add_argument("--engine", choices=("docker", "podman"), help="default: the one that answers")
+    flags.add_argument("--engine", choices=("docker", "podman"), help="default: the one that works")
     flags.add_argument(
-        "--base", metavar="IMAGE", help=f"holds CPython 3.11 on Debian; by digest (default: {PYTHON}, as it is now)"
+        "--base", metavar="IMAGE", help=f"base image: CPython 3.11 on Debian, by digest (default: current {PYTHON})"
     )
-    flags.add_argument("--ca", metavar="FILE", help="certificates of a network that has its own; used while building")
-    flags.add_argument("--push", action="store_true", help="then push what the registry does not have")
-    flags.add_argument("--print-tags", action="store_true", help="only print the references, a stage a line")
+    flags.add_argument("--ca", metavar="FILE", help="CA certificates of a private network; used during the build only")
+    flags.add_argument("--push", action="store_true", help="then push images that the registry does not have")
+    flags.add_argument("--print-tags", action="store_true", help="only print the references, one line per stage")
     return flags
 
 
@@ -60,11 +60,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def find_engine() -> str:
-    """Raises Unreachable if neither Docker nor podman works here."""
+    """Raises Unreachable if neither Docker nor podman works."""
     for engine in ("docker", "podman"):
         if shutil.which(engine) and subprocess.run([engine, "info"], capture_output=True, timeout=60).returncode == 0:
             return engine
-    raise Unreachable("neither docker nor podman answers here; install one, or start its service")
+    raise Unreachable("neither docker nor podman works; install one, or start its service")
 
 
 def present(engine: str, name: str) -> bool:
@@ -72,7 +72,7 @@ def present(engine: str, name: str) -> bool:
 
 
 def pulled(engine: str, name: str) -> str:
-    """The image as its registry has it now, by digest.  Raises Unreachable if it cannot be had."""
+    """Pull the image and return its reference by digest.  Raises Unreachable if the pull fails."""
     done = subprocess.run([engine, "pull", "--quiet", name], capture_output=True, text=True, timeout=1800)
     if done.returncode:
         raise Unreachable(f"{name} cannot be pulled: {done.stderr.strip()}\nName another base with --base IMAGE.")
@@ -80,7 +80,7 @@ def pulled(engine: str, name: str) -> str:
 
 
 def build(engine: str, target: str, base: str, ca: str | None, names: list[str]) -> None:
-    """One build under several tags.  Raises WrongParameters for a missing file, Refused when it fails."""
+    """One build with several tags.  Raises WrongParameters for a missing file, Refused if the build fails."""
     command = [engine, "build", "--file", "docker/Dockerfile", "--target", target, "--build-arg", f"BASE={base}"]
     command += ["--build-arg", f"GIT_COMMIT={commit()}"]
     if ca:
@@ -94,11 +94,11 @@ def build(engine: str, target: str, base: str, ca: str | None, names: list[str])
         [*command, "."], cwd=ROOT, env={**os.environ, "DOCKER_BUILDKIT": "1"}, stdout=sys.stderr, timeout=7200
     )
     if done.returncode:
-        raise Refused(f"target {target} does not build; the reason stands above")
+        raise Refused(f"target {target} does not build; see the output above")
 
 
 def commit() -> str:
-    """Of the work tree, with '-dirty' behind it where it differs."""
+    """Of the work tree, with the suffix '-dirty' if it has changes."""
     done = subprocess.run(
         ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
         cwd=ROOT, capture_output=True, text=True, timeout=60,
@@ -107,31 +107,31 @@ def commit() -> str:
 
 
 def contents(engine: str, name: str) -> str:
-    """Size of an image and of the largest packages in it, megabytes."""
+    """Size of an image and of its largest packages, in megabytes."""
     size = int(json.loads(output(engine, "image", "inspect", name))[0]["Size"])
     listed = output(
         engine, "run", "--rm", "--network=none", name, "du", "--block-size=1000000", "--max-depth=1", SITE_PACKAGES
     )
     rows = sorted(((int(line.split("\t")[0]), Path(line.split("\t")[1])) for line in listed.splitlines()), reverse=True)
     largest = ", ".join(f"{path.name} {megabytes:,}" for megabytes, path in rows[1 : LARGEST + 1])
-    return f"{name}: {size / 1e6:,.0f} MB, of which Python packages {rows[0][0]:,} ({largest})"
+    return f"{name}: {size / 1e6:,.0f} MB, including Python packages {rows[0][0]:,} ({largest})"
 
 
 def push(engine: str, name: str) -> str:
-    """Its reference by digest.  What the registry has under a tag of ours stays there: it has the same content.
+    """Push an image if the registry does not have its tag (which has the same content); returns it by digest.
 
-    Raises Unreachable when the registry does not answer or does not take it.
+    Raises Unreachable if the registry does not answer or the push fails.
     """
     registries = Registries()
     try:
         found = registries.pinned(name)
-        log.info("is there: %s", found)
+        log.info("exists: %s", found)
         return found
     except Refused:
         pass
     done = subprocess.run([engine, "push", name], stdout=sys.stderr, timeout=7200)
     if done.returncode:
-        raise Unreachable(f"{name} was not taken; log in with: {engine} login {name.partition('/')[0]}")
+        raise Unreachable(f"{name} could not be pushed; log in with: {engine} login {name.partition('/')[0]}")
     found = registries.pinned(name)
     log.info("pushed: %s", found)
     return found

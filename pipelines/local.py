@@ -1,42 +1,44 @@
-"""The pipeline on this machine, in its containers: Kubeflow's own local runner, on Docker's or podman's socket.
+"""The pipeline on this machine, in containers: Kubeflow's local runner, with the socket of Docker or podman.
 
-What a cluster gives a step (the store, addresses, secrets, the run's name) comes from this environment: VGG_STORE,
-MLFLOW_TRACKING_URI and the AWS variables as they are set here.  A VGG_STORE that is a folder is mounted.
+Steps take from this environment what a cluster would provide: VGG_STORE, MLFLOW_TRACKING_URI and the AWS variables.  If
+VGG_STORE is a folder, it is mounted.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import uuid
 from pathlib import Path
 from typing import Any
 
 from components.given import ADDRESSES, STORE_SECRET, TRACKING_SECRET
-from pipelines.failure import RunFailed
-from pipelines.harden import USER
-from vgg.errors import Refused, Unreachable, WrongParameters
+from pipelines.definition.harden import USER
+from pipelines.kfp.failure import RunFailed
+from runtime import environment
+from runtime.errors import Refused, Unreachable, WrongParameters
 
-OUTPUTS = Path("build/kubeflow")  # what the runner keeps of every step
+OUTPUTS = Path("build/kubeflow")  # the runner's artifacts
 MOUNT = "/store"
 IMAGE = re.compile(r"\{\{\$\.inputs\.parameters\['pipelinechannel--(\w+)'\]\}\}")
 
 
 def run(arguments: dict[str, Any], outputs: Path = OUTPUTS) -> None:
-    """Run the compiled graph, one container a step.
+    """Run the compiled graph, one container per step.
 
     outputs: folder of Kubeflow's artifacts.  Raises WrongParameters without VGG_STORE, Unreachable without a container
-    engine, Refused without the images, RunFailed when the run fails.
+    engine, Refused without the images, RunFailed if the run fails.
     """
     import docker
     from docker.errors import DockerException
     from kfp import local
     from kfp.local import docker_task_handler
 
-    missing = [name for name, optional in ADDRESSES.items() if not optional and not os.environ.get(name)]
+    missing = {name for name, optional in ADDRESSES.items() if not optional} - environment.passed_on(
+        (*ADDRESSES,)
+    ).keys()
     if missing:
         raise WrongParameters(
-            f"--local: {', '.join(missing)} must be set; steps in containers see nothing else of here"
+            f"--local: set {', '.join(sorted(missing))}; steps in containers take their addresses from it"
         )
     try:
         docker.from_env().ping()
@@ -46,26 +48,26 @@ def run(arguments: dict[str, Any], outputs: Path = OUTPUTS) -> None:
             "unix:///tmp/podman.sock and DOCKER_HOST=unix:///tmp/podman.sock"
         ) from None
     outputs.mkdir(parents=True, exist_ok=True)
-    outputs.chmod(0o777)  # the steps' user is not ours
+    outputs.chmod(0o777)  # steps run as another user
     local.init(local.DockerRunner(**container_options()), pipeline_root=str(outputs))
-    from pipelines.imagenet import vgg_imagenet
+    from pipelines.definition.imagenet import vgg_imagenet
 
-    name_images(vgg_imagenet.pipeline_spec, arguments)
+    set_images(vgg_imagenet.pipeline_spec, arguments)
     assert hasattr(docker_task_handler, "run_docker_container"), "kfp.local has changed: see run_container()"
     docker_task_handler.run_docker_container = run_container
     try:
         vgg_imagenet(**arguments)
     except DockerException as failure:
         raise Refused(f"a step's container does not start: {failure}. Are the images built (make images)?") from None
-    except RuntimeError as failure:  # what failed has been printed
-        raise RunFailed(f"the run failed: {failure}. Run again to go on; what it had made is kept", 1) from None
+    except RuntimeError as failure:  # kfp.local has printed the failed task
+        raise RunFailed(f"the run failed: {failure}. Run again to continue; finished work is kept", 1) from None
 
 
 def run_container(client: Any, image: str, command: list[str], volumes: dict[str, Any], **options: Any) -> int:
-    """A step's container, to its end; returns its exit code.
+    """Run a step's container; returns its exit code.
 
-    In place of kfp.local's own (2.17), which has containers removed as they end and takes one that is gone before it
-    was asked for its code, because it was killed or was quick, for a success.
+    Replaces the function of kfp.local (2.17), which auto-removes containers and reports success if one was removed
+    before its exit code was read, because it was killed or quick.
     """
     container = client.containers.run(image=image, command=command, detach=True, volumes=volumes, **options)
     try:
@@ -76,8 +78,8 @@ def run_container(client: Any, image: str, command: list[str], volumes: dict[str
         container.remove(force=True)
 
 
-def name_images(spec: Any, arguments: dict[str, Any]) -> None:
-    """Put the images' names where a cluster's driver would; the local runner does not know run arguments there."""
+def set_images(spec: Any, arguments: dict[str, Any]) -> None:
+    """Insert the image references, as a cluster's driver does; the local runner knows no run arguments there."""
     inputs = spec.root.input_definitions.parameters
     for executor in spec.deployment_spec["executors"].values():
         if argument := IMAGE.fullmatch(executor["container"]["image"]):
@@ -86,25 +88,25 @@ def name_images(spec: Any, arguments: dict[str, Any]) -> None:
 
 
 def container_options() -> dict[str, Any]:
-    """What every step's container is started with: as little as on a cluster.
+    """Options of every step's container: restricted as on a cluster.
 
-    Raises WrongParameters for a store that the steps cannot write.
+    Raises WrongParameters for a store that the steps cannot write to.
     """
     from docker.types import Mount
 
     names = (*ADDRESSES, *STORE_SECRET, *TRACKING_SECRET, "AWS_REGION")
-    environment = {name: os.environ[name] for name in names if name in os.environ}
-    store, mounts = environment["VGG_STORE"], []
+    passed_on = environment.passed_on(names)
+    store, mounts = passed_on["VGG_STORE"], []
     if "://" not in store:
         folder = Path(store).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         if folder.stat().st_uid != USER and not folder.stat().st_mode & 0o002:
             raise WrongParameters(f"VGG_STORE: {folder} is not writable for the steps' user: chown {USER} {folder}")
         mounts = [Mount(MOUNT, str(folder), type="bind")]
-        environment["VGG_STORE"] = MOUNT
+        passed_on["VGG_STORE"] = MOUNT
     return {
         "environment": {
-            **environment,
+            **passed_on,
             "VGG_PIPELINE_RUN": f"local-{uuid.uuid4().hex[:12]}",
             "HOME": "/tmp",  # noqa: S108
             "VGG_CACHE": "/tmp/cache",  # noqa: S108

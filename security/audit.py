@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from components.program import Parser, run
-from vgg.errors import BadData, Refused, Unreachable, WrongParameters
+from runtime.errors import BadData, Refused, Unreachable, WrongParameters
 
 ROOT = Path(__file__).resolve().parents[1]
 OSV = "https://api.osv.dev/v1/query"

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO
 
 from components.program import Parser, run
-from vgg.errors import BadData, Refused, WrongParameters
+from runtime.errors import BadData, Refused, WrongParameters
 
 MIN_LENGTH = 12  # of a canary, bytes: a short one is found by chance
 CHUNK = 1 << 20

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from components.program import Parser, run
+from runtime.errors import BadData, Refused
 from security import pods
-from vgg.errors import BadData, Refused
 
 Json = dict[str, Any]
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.program import Parser, run
+from runtime.errors import BadData, Refused
 from security.audit import locked
-from vgg.errors import BadData, Refused
 
 if TYPE_CHECKING:
     from cyclonedx.model.component import Component

@@ -18,14 +18,17 @@ import torch
 import yaml
 from PIL import Image
 
-from vgg.index import ShardSet
-from vgg.model import CONFIGURATIONS
+from runtime.distributed import Group
+from runtime.shardset import ShardSet
+from runtime.targets import Directory
+from vgg.network.model import CONFIGURATIONS
 from vgg.params.shard import ShardParams
 from vgg.params.train import TrainParams
-from vgg.shards import pack
-from vgg.sources import Folder
-from vgg.targets import Directory
+from vgg.sharding.pack import pack
+from vgg.sharding.sources import Folder
+from vgg.training.run import Run, Task, describe, start
 
+ALONE = Group(0, 1, 0, 1, torch.device("cpu"))
 ROOT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)
 
@@ -128,6 +131,16 @@ def train_params(**changes: Any) -> TrainParams:
     return TrainParams.model_validate_json(json.dumps({**TRAIN, **changes}))
 
 
+def task(shards: ShardSet, directory: Path = Path("none"), **changes: Any) -> Task:
+    """The tiny training.  changes: of its parameters."""
+    return Task(params=train_params(**changes), shards=shards, directory=directory, code={})
+
+
+def started(shards: ShardSet, group: Group = ALONE, **changes: Any) -> Run:
+    """Its run, at step 0."""
+    return start(task(shards, **changes), describe(task(shards, **changes), group.device), group)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest begins first, so that at the end no worker waits for another."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
@@ -162,13 +175,13 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def client(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Of an MLflow of this test's own, in which this process is a step of pipeline run 'run-1'."""
-    from components import tracking
+    from components.tracking import server
 
     shutil.copy(empty_database, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("VGG_JOURNAL", str(tmp_path / "journal"))
     monkeypatch.setenv("VGG_PIPELINE_RUN", "run-1")
-    return tracking.connect()
+    return server.connect()
 
 
 @pytest.fixture

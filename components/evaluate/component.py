@@ -1,4 +1,4 @@
-"""Stage 3 as a Kubeflow component: the same program with the same flags."""
+"""Stage 3 as a Kubeflow component: the same program and flags."""
 
 from typing import Any
 

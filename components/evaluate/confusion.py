@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vgg.evaluate import Evaluation
-from vgg.index import ShardSet
+from runtime.shardset import ShardSet
+from vgg.evaluation.evaluate import Evaluation
 
 MAX_CLASSES = 30  # rows shown: the classes most often mistaken, where there are more
 OTHERS = "(others)"

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from components.evaluate.confusion import matrix, most_mistaken
-from vgg import manifest
-from vgg.evaluate import Evaluation
-from vgg.index import ShardSet
+from runtime import manifest
+from runtime.shardset import ShardSet
+from vgg.evaluation.evaluate import Evaluation
 
 SCHEMA = "vgg.predictions/1"
 FOR_PEOPLE = ("confusion.png", "confusion.csv", "mistakes.png", "mistakes.csv")

@@ -29,67 +29,42 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     program.expect_one_process("components.register")
-    from vgg.params import load
-    from vgg.params.register import RegisterParams
-
-    params = load(args.params, "register", RegisterParams)
-    from components import closure, mirror, provenance, storage, tracking
     from components.register import registry
     from components.register.gate import reasons_against
     from components.register.package import Package
-    from vgg import manifest
-    from vgg.errors import Refused
+    from components.stage import Stage
+    from runtime.errors import Refused
+    from runtime.store.place import downloaded
+    from vgg.params.register import RegisterParams
 
+    stage = Stage("register", args, RegisterParams)
     evaluation = registry.read_evaluation(Path(args.evaluation))
-    package = Package.open(
-        storage.open_shards(args.shards), mirror.fetched(args.checkpoint), mirror.fetched(args.predictions), evaluation
-    )
-    for argument, digest in (
-        (args.shards, package.shards.digest),
-        (args.checkpoint, package.trained.digest),
-        (args.predictions, package.predictions_digest),
-    ):
-        storage.expect(argument, digest)
-    inputs = {
-        "shards": package.shards.digest,
-        "checkpoint": package.trained.digest,
-        "predictions": package.predictions_digest,
-        "weights_sha256": package.trained.weights_sha256,
-    }
-    record = provenance.record("register", params.model_dump(), inputs)
-    identity = {"register": params.model_dump(), "code": closure.fingerprints("register"), **inputs}
-    with (
-        tracking.Tracker("register", tracking.key(identity, args.metrics), provenance.lineage(args.params)) as tracker,
-        registry.open_registry(params.model_name) as models,
-    ):
-        tracker.params({"register": params.model_dump()})
-        tracker.tags(provenance.tags(record))
+    package = Package.open(stage.open_shards(), downloaded(args.checkpoint), downloaded(args.predictions), evaluation)
+    stage.expect("checkpoint", args.checkpoint, package.trained.digest)
+    stage.expect("predictions", args.predictions, package.predictions_digest)
+    stage.inputs["weights_sha256"] = package.trained.weights_sha256
+    name = stage.params.model_name
+    with stage.tracked(args.metrics) as tracker, registry.open_registry(name) as models:
         champion = models.champion()
-        reasons = reasons_against(params, evaluation, package.shards, champion)
+        reasons = reasons_against(stage.params, evaluation, package.shards, champion)
         tracker.tags({"vgg.gate": "; ".join(reasons) or "passed"}, to="both")
         if reasons:
             listing = "\n".join(f"  {reason}" for reason in reasons)
-            raise Refused(f"{params.model_name}: the gate does not open; no version was made:\n{listing}")
-        version, is_new = models.register(package, record, tracker)
+            raise Refused(f"{name}: gate failed; no version registered:\n{listing}")
+        version, is_new = models.register(package, stage.record(), tracker)
         models.promote(version, champion)
         metrics = {
-            "model_name": params.model_name,
+            "model_name": name,
             "version": int(version),
-            "uri": f"models:/{params.model_name}@champion",
+            "uri": f"models:/{name}@champion",
             "weights_sha256": package.trained.weights_sha256,
             "top1_error": evaluation["top1_error"],
             "top5_error": evaluation["top5_error"],
         }
-        tracker.tags({"vgg.model": f"{params.model_name}/{version}"}, to="both")
-        manifest.write_json(Path(args.metrics), metrics)
-    program.write_executor_output(
-        args.executor_output, {"model": metrics["uri"]}, {"metrics": (args.metrics, program.numbers(metrics))}
-    )
+        tracker.tags({"vgg.model": f"{name}/{version}"}, to="both")
+        stage.finish(metrics, {"model": metrics["uri"]})
     program.log.info(
-        "%s version %s is champion%s",
-        params.model_name,
-        version,
-        "" if is_new else " (these weights were registered before)",
+        "%s version %s is champion%s", name, version, "" if is_new else " (these weights were registered before)"
     )
 
 

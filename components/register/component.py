@@ -1,4 +1,4 @@
-"""Stage 4 as Kubeflow components: the same program with the same flags, and before it the gate by itself."""
+"""Stage 4 as Kubeflow components: the gate, and the program with the same flags."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from components.images import reference
 def gate(params: dict, shards: str, evaluation: dsl.Input[dsl.Metrics]) -> bool:  # type: ignore[type-arg]
     """Whether the model may be registered.
 
-    A component of its own, and a Python one: kfp.local takes a condition on a container component's output for false.
+    A Python component, because kfp.local evaluates a condition on a container component's output to false.
     """
     from components.register.gate import opens
 

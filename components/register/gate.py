@@ -11,14 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components import program, provenance, storage, tracking
+from components import program
 from components.register import registry
-from vgg import gate, manifest
+from components.tracking import provenance
+from components.tracking.tracker import Tracker, journal_key
+from runtime import manifest
+from runtime.store import storage
+from vgg.evaluation import gate
 from vgg.params import load
 from vgg.params.register import RegisterParams
 
 if TYPE_CHECKING:
-    from vgg.index import ShardSet
+    from runtime.shardset import ShardSet
 
 
 def reasons_against(
@@ -59,9 +63,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     params = load(args.params, "register", RegisterParams)
     reasons = ask(params, args.params, args.shards, Path(args.evaluation), args.answer)
     for reason in reasons:
-        program.log.warning("the gate does not open: %s", reason)
+        program.log.warning("gate failed: %s", reason)
     if not reasons:
-        program.log.info("the gate is open")
+        program.log.info("gate passed")
     manifest.write_json(Path(args.answer), not reasons)
 
 
@@ -75,7 +79,7 @@ def ask(params: RegisterParams, source: str, shards: str, path: Path, answer: st
     storage.expect(shards, opened.digest)
     inputs = {"shards": opened.digest, "weights_sha256": found["weights_sha256"]}
     identity = {"gate": params.model_dump(), "evaluation": found}
-    with tracking.Tracker("gate", tracking.key(identity, answer), provenance.lineage(source)) as tracker:
+    with Tracker("gate", journal_key(identity, answer), provenance.lineage(source)) as tracker:
         tracker.tags(provenance.tags(provenance.record("register", params.model_dump(), inputs)))
         with registry.open_registry(params.model_name) as models:
             reasons = reasons_against(params, found, opened, models.champion())

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from vgg.network.trained import Trained
 
 from components.evaluate.report import SCHEMA as PREDICTIONS_SCHEMA
-from vgg import manifest
-from vgg.checkpoint import Trained
-from vgg.errors import Refused
-from vgg.index import ShardSet
+from runtime import manifest
+from runtime.errors import Refused
+from runtime.shardset import ShardSet
 
 REQUIREMENTS = (
     "mlflow",

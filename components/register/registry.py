@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,10 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from components import tracking
 from components.closure import ROOT
 from components.register.package import Package, requirements
-from vgg.errors import Refused, Unreachable
+from components.tracking import server
+from components.tracking.tracker import Tracker
+from runtime import environment
+from runtime.errors import Refused, Unreachable
 
 log = logging.getLogger("vgg.register")
 
@@ -43,7 +44,7 @@ def open_registry(name: str) -> Iterator[Registry]:
 
     Raises Unreachable if the server cannot be reached, Refused if it does not let us in or forbids something.
     """
-    with tracking.MLFLOW, _explained(name):
+    with server.MLFLOW, _explained(name):
         yield Registry(name)
 
 
@@ -57,23 +58,23 @@ def _explained(name: str) -> Iterator[None]:
         yield
     except (requests.exceptions.ConnectionError, OperationalError) as error:
         raise Unreachable(
-            f"MLflow at {tracking.tracking_uri()}: {error}. Start it, or set MLFLOW_TRACKING_URI."
+            f"MLflow at {server.tracking_uri()}: {error}. Start it, or set MLFLOW_TRACKING_URI."
         ) from error
     except MlflowException as error:
         if error.error_code == "UNAUTHENTICATED":
             raise Refused(
-                f"MLflow at {tracking.tracking_uri()} does not let us in: check MLFLOW_TRACKING_USERNAME and "
+                f"MLflow at {server.tracking_uri()} does not let us in: check MLFLOW_TRACKING_USERNAME and "
                 "MLFLOW_TRACKING_PASSWORD (on a cluster, the secret vgg-tracking)."
             ) from error
         if error.error_code == "PERMISSION_DENIED":
             raise Refused(
-                f"MLflow at {tracking.tracking_uri()} forbids user {os.environ.get('MLFLOW_TRACKING_USERNAME', '?')} "
+                f"MLflow at {server.tracking_uri()} forbids user {environment.TRACKING_USERNAME.get() or '?'} "
                 f"what registered model {name!r} needs: {error}. An administrator grants MANAGE on it, or removes it "
                 "if it is empty: whoever makes a model manages it."
             ) from error
         if isinstance(error.__cause__, requests.exceptions.RequestException) or "API request to" in str(error):
             raise Unreachable(
-                f"MLflow at {tracking.tracking_uri()}: {error}. Start it, or set MLFLOW_TRACKING_URI."
+                f"MLflow at {server.tracking_uri()}: {error}. Start it, or set MLFLOW_TRACKING_URI."
             ) from error
         raise
 
@@ -93,7 +94,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
 class Registry:
     def __init__(self, name: str) -> None:
         self.name = name
-        self.client = tracking.connect()
+        self.client = server.connect()
 
     def champion(self) -> Champion | None:
         """The version that the alias names; None if there is none yet."""
@@ -133,7 +134,7 @@ class Registry:
             raise (hidden if error.error_code == "RESOURCE_ALREADY_EXISTS" else error) from None
         return False
 
-    def register(self, package: Package, provenance: dict[str, Any], tracker: tracking.Tracker) -> tuple[str, bool]:
+    def register(self, package: Package, provenance: dict[str, Any], tracker: Tracker) -> tuple[str, bool]:
         """(version, whether it was made now)."""
         for found in self.client.search_model_versions(f"name = '{self.name}'"):
             if found.tags.get("weights_sha256") == package.trained.weights_sha256:
@@ -151,7 +152,7 @@ class Registry:
                 name=self.name,
                 python_model=str(Path(__file__).with_name("served.py")),
                 artifacts=files,
-                code_paths=[str(ROOT / "vgg")],
+                code_paths=[str(ROOT / "vgg"), str(ROOT / "runtime")],
                 signature=_signature(),
                 input_example=(example, {"top_k": 5}),
                 pip_requirements=requirements(),

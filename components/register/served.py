@@ -16,9 +16,9 @@ import torch
 from mlflow.pyfunc.model import PythonModel
 from safetensors.torch import load_file
 
-from vgg.evaluate import Views
-from vgg.images import BadImage, decode
-from vgg.model import Architecture, blank
+from vgg.data.images import BadImage, decode
+from vgg.evaluation.evaluate import Views
+from vgg.network.model import Architecture, blank
 from vgg.params.evaluate import EvaluateParams
 
 

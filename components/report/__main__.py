@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components import program
+from runtime import environment
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -34,20 +34,20 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    from components import tracking
-    from vgg import manifest
-    from vgg.errors import WrongParameters
+    from components.tracking import server
+    from runtime import manifest
+    from runtime.errors import WrongParameters
 
     try:
         status = dict(json.loads(args.status))
     except (ValueError, TypeError):
         raise WrongParameters(f"--status: {args.status!r} is no JSON object") from None
     try:
-        runs = close(tracking.connect(), STATES.get(status.get("state", ""), "FAILED"))
+        runs = close(server.connect(), STATES.get(status.get("state", ""), "FAILED"))
     except Exception as error:  # the page matters more, and a report must not fail a run that went well
-        program.log.warning("MLflow at %s: %s", tracking.tracking_uri(), error)
+        program.log.warning("MLflow at %s: %s", server.tracking_uri(), error)
         runs = []
-    text = page(status, runs, tracking.tracking_uri())
+    text = page(status, runs, server.tracking_uri())
     manifest.write_atomically(Path(args.summary), lambda file: file.write(text.encode()))
     program.write_executor_output(args.executor_output, {}, {"summary": (args.summary, {})})
     program.log.info("%s", text)
@@ -55,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def close(client: Any, state: str) -> list[Run]:
     """End what a lost step has left running below this pipeline run; returns the parent and its children."""
-    from components import provenance, tracking
+    from components.tracking import provenance, server
 
-    experiment = client.get_experiment_by_name(tracking.EXPERIMENT)
+    experiment = client.get_experiment_by_name(server.EXPERIMENT)
     if experiment is None:
         return []
     found = client.search_runs(
@@ -80,7 +80,7 @@ def close(client: Any, state: str) -> list[Run]:
 
 def page(status: dict[str, Any], runs: list[Run], tracking_uri: str) -> str:
     """Markdown: what became of the run, every stage with its figures, where to look, what to do."""
-    name, state = os.environ.get("VGG_PIPELINE_RUN", ""), status.get("state", "unknown")
+    name, state = environment.PIPELINE_RUN.get(), status.get("state", "unknown")
     lines = [f"# Run {name} {state.lower()}", ""]
     if message := (status.get("error") or {}).get("message"):
         lines += [f"> {line}" for line in str(message).strip().splitlines()] + [""]

@@ -1,4 +1,4 @@
-"""The end of a run, however it ended, as a Kubeflow component."""
+"""The report at the end of a run, also of a failed one, as a Kubeflow component."""
 
 from kfp import dsl
 

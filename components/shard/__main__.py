@@ -9,13 +9,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components import program
 
 if TYPE_CHECKING:
-    from vgg.index import ShardSet
+    from runtime.shardset import ShardSet
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,50 +39,39 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     args = parser().parse_args(words)
     program.expect_one_process("components.shard")
-    from vgg.params import load
+    from components.closure import fingerprints
+    from components.progress import Progress
+    from components.stage import Stage
+    from runtime import manifest
+    from runtime.store import storage
+    from runtime.store.place import writing_shards
     from vgg.params.shard import ShardParams
+    from vgg.sharding.open import open_source
+    from vgg.sharding.pack import pack
 
-    params = load(args.params, "shard", ShardParams)
-    from components import closure, progress, provenance, storage, tracking
-    from components.shard.place import writing
-    from vgg import manifest, shards, sources
-
-    code = manifest.digest_of(closure.fingerprints("shard"))
-    identity = {"shard": params.model_dump(), "images": args.images, "code": code}
-    place = storage.resolve(args.shards, identity)
+    stage = Stage("shard", args, ShardParams)
     images = storage.locate(args.images)
-    source = sources.open_source(params.source, images)
+    source = open_source(stage.params.source, images)
     if links := [str(images / split) for split in source.splits if (images / split).is_symlink()]:
-        program.log.warning(
-            "%s: DVC does not look behind links; after a change run: dvc repro -f shard", ", ".join(links)
-        )
-    record = provenance.record("shard", params.model_dump(), {})
-    with (
-        writing(place) as (target, check),
-        tracking.Tracker("shard", tracking.key(identity, place), provenance.lineage(args.params)) as tracker,
-    ):
-        tracker.params({"shard": params.model_dump()})
-        tracker.tags(provenance.tags(record))
-        if params.check_md5:
-            with progress.Progress("md5", unit="bytes") as bar:
+        program.log.warning("%s: DVC does not follow links; after a change run: dvc repro -f shard", ", ".join(links))
+    stage.inputs["images"] = args.images
+    location, code = stage.location(args.shards), manifest.digest_of(fingerprints("shard"))
+    with writing_shards(location) as (target, check), stage.tracked(location) as tracker:
+        if stage.params.check_md5:
+            with Progress("md5", unit="bytes") as bar:
                 source.verify(bar)
-        with progress.Progress("shard") as bar:
-            shards.pack(params, source, target, code, report=bar, check=check)
-        made = storage.open_shards(place)
+        with Progress("shard") as bar:
+            pack(stage.params, source, target, code, report=bar, check=check)
+        made = storage.open_shards(location)
         metrics = summary(made)
         tracker.metrics({f"data/{name}": value for name, value in metrics.items() if isinstance(value, int)}, "child")
-        tracker.dataset(params.source, place, made.digest, "shards", metrics)
+        tracker.dataset(stage.params.source, location, made.digest, "shards", metrics)
         tracker.artifact(made.directory / manifest.NAME, "shards")
-        manifest.write_json(Path(args.metrics), metrics)
-    program.write_executor_output(
-        args.executor_output,
-        {"shards": storage.address(place, made.digest)},
-        {"metrics": (args.metrics, program.numbers(metrics))},
-    )
+        stage.finish(metrics, {"shards": storage.address(location, made.digest)})
     program.log.info(
         "%s: {num_train:,} training and {num_val:,} validation images of {num_classes:,} classes "
         "in {num_shards:,} shards, digest {digest}".format(**metrics),
-        place,
+        location,
     )
 
 

@@ -1,4 +1,4 @@
-"""Stage 1 as a Kubeflow component: the same program with the same flags."""
+"""Stage 1 as a Kubeflow component: the same program and flags."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def shard(
     shards: dsl.OutputPath(str),  # type: ignore[valid-type]
     metrics: dsl.Output[dsl.Metrics],
 ) -> dsl.ContainerSpec:
-    """images_version: read by the cache key alone; it stands for what lies in the folder of images."""
+    """images_version: only for the cache key; represents the content of the images folder."""
     return dsl.ContainerSpec(
         image=reference("shard"),
         command=["python", "-m", "components.step", "--image", image, "components.shard"],

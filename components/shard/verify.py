@@ -1,7 +1,7 @@
-"""python -m components.shard verify <manifest.json or its folder, local or s3://>: is a data set still what it was?
+"""python -m components.shard verify <manifest.json or its folder, local or s3://>: checks a whole data set.
 
-Every file is read and compared with the manifest, several at a time.  Of a broken shard it is said what broke: which
-images are damaged or lost, which header, or whose bytes it holds.  Exit 0 if nothing did, 78 with the list otherwise.
+Reads every file, several at a time, and compares it with the manifest.  For a damaged shard it reports the damaged or
+missing images and headers, or the shard whose bytes it holds.  Exit 0 if all files are intact, else 78 with a list.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from typing import Any, Protocol
 import google_crc32c
 import numpy as np
 
-from components import program, progress, storage
-from vgg import manifest
-from vgg.errors import Refused
-from vgg.index import SCHEMA
-from vgg.shards import member_head, padding
+from components import program, progress
+from runtime import manifest
+from runtime.errors import Refused
+from runtime.shardset import SCHEMA
+from runtime.store import storage
+from vgg.sharding.pack import member_head, padding
 
 NUM_READERS = 8
 CHUNK_BYTES = 1 << 20
-SHOWN = 5  # keys of damaged images that a line names
+SHOWN = 5  # keys of damaged images listed per shard
 
 
-class Place(Protocol):
-    """What is verified: a folder or a prefix."""
+class Location(Protocol):
+    """A folder, or a prefix of an object store."""
 
     def names(self) -> list[str]: ...
     def get(self, name: str) -> bytes | None: ...
@@ -62,39 +63,38 @@ def main(argv: Sequence[str]) -> None:
     flags.add_argument("manifest", help="manifest.json or its folder, a local path, store:<path> or s3://bucket/prefix")
     args: argparse.Namespace = flags.parse_args(argv)
     address = storage.resolve(args.manifest).removesuffix(f"/{manifest.NAME}").removesuffix(manifest.NAME) or "."
-    place: Place = Directory(Path(address))
+    location: Location = Directory(Path(address))
     if storage.is_remote(address):
-        from components.s3 import Prefix
+        from runtime.store.s3 import Prefix
 
-        place = Prefix(address)
+        location = Prefix(address)
     with progress.Progress("verify", unit="bytes") as bar:
-        found = Check(place, address).run(bar)
-    if found.broken:
-        listing = "\n".join(f"  {line}" for line in found.broken)
+        check = Check(location, address)
+        check.run(bar)
+    if check.damaged:
+        listing = "\n".join(f"  {line}" for line in check.damaged)
         raise Refused(
-            f"{address}: {len(found.broken)} of {found.num_files} files are broken:\n{listing}\n"
+            f"{address}: {len(check.damaged)} of {check.num_files} files are damaged:\n{listing}\n"
             "Restore them (dvc checkout, or a copy), or run the shard stage again."
         )
-    program.log.info(
-        "%s: %d files, %s bytes, all as the manifest says", address, found.num_files, f"{found.num_bytes:,}"
-    )
+    program.log.info("%s: %d files, %s bytes, all intact", address, check.num_files, f"{check.num_bytes:,}")
 
 
 class Check:
-    """One verification.  broken: a line for every file that is not what the manifest says."""
+    """One verification.  damaged: after run(), a line for every file that differs from the manifest."""
 
-    def __init__(self, place: Place, address: str) -> None:
+    def __init__(self, location: Location, address: str) -> None:
         """Raises Refused if the manifest itself is missing or damaged."""
-        self.place, self.address = place, address
-        raw = place.get(manifest.NAME)
+        self.location, self.address = location, address
+        raw = location.get(manifest.NAME)
         if raw is None:
-            raise Refused(f"{address}: has no {manifest.NAME}, so it is no finished data set. Check the address.")
-        self.about = manifest.parse(raw, SCHEMA, f"{address}/{manifest.NAME}")
-        self.entries: dict[str, dict[str, Any]] = {entry["path"]: entry for entry in self.about["files"]}
+            raise Refused(f"{address}: no {manifest.NAME}: not a finished data set. Check the address.")
+        self.manifest = manifest.parse(raw, SCHEMA, f"{address}/{manifest.NAME}")
+        self.entries: dict[str, dict[str, Any]] = {entry["path"]: entry for entry in self.manifest["files"]}
         self.num_files, self.num_bytes = len(self.entries), sum(entry["size"] for entry in self.entries.values())
-        self.broken: list[str] = []
+        self.damaged: list[str] = []
 
-    def run(self, report: progress.Progress) -> Check:
+    def run(self, report: progress.Progress) -> None:
         done, wrong = 0, {}
         with ThreadPoolExecutor(NUM_READERS) as readers:
             running = {readers.submit(self._fingerprint, name): name for name in self.entries}
@@ -107,23 +107,23 @@ class Check:
                         wrong[name] = (size, sha256)
             finally:
                 readers.shutdown(cancel_futures=True)
-        self.broken = [f"{name}: {self._what_broke(name, *wrong[name])}" for name in sorted(wrong)]
-        if strangers := sorted(set(self.place.names()) - self.entries.keys() - {manifest.NAME}):
-            program.log.warning("%s: not of this data set: %s", self.address, ", ".join(strangers))
-        return self
+        self.damaged = [f"{name}: {self._describe(name, *wrong[name])}" for name in sorted(wrong)]
+        if unknown := sorted(set(self.location.names()) - self.entries.keys() - {manifest.NAME}):
+            program.log.warning("%s: not part of this data set: %s", self.address, ", ".join(unknown))
 
     def _fingerprint(self, name: str) -> tuple[int, str]:
         """(bytes, sha256) of a file; (-1, "") if it is missing."""
         size, digest = 0, hashlib.sha256()
         try:
-            for chunk in self.place.stream(name):
+            for chunk in self.location.stream(name):
                 size += len(chunk)
                 digest.update(chunk)
         except Refused:
             return -1, ""
         return size, digest.hexdigest()
 
-    def _what_broke(self, name: str, size: int, sha256: str) -> str:
+    def _describe(self, name: str, size: int, sha256: str) -> str:
+        """The damage of a file with this size and sha256, as precisely as the index allows."""
         if size < 0:
             return "missing"
         if twin := next((path for path, entry in self.entries.items() if entry["sha256"] == sha256), None):
@@ -132,32 +132,32 @@ class Check:
         length = f"has {size:,} bytes instead of {expected:,}" if size != expected else ""
         rows = self._rows(name)
         if rows is None:
-            return length or "does not have the sha256 of the manifest"
-        data = b"".join(self.place.stream(name))
+            return length or "wrong sha256"
+        data = b"".join(self.location.stream(name))
         lost = [key(row) for row in rows if row["offset"] + row["size"] > len(data)]
-        damaged = [key(row) for row in rows if key(row) not in lost and not is_whole(data, row)]
-        headers = [key(row) for row in rows if key(row) not in lost and not has_its_headers(data, row)]
-        told = [
+        damaged = [key(row) for row in rows if key(row) not in lost and not is_intact(data, row)]
+        headers = [key(row) for row in rows if key(row) not in lost and not has_intact_headers(data, row)]
+        findings = [
             length,
             f"{len(lost)} of its {len(rows)} images are lost: {some(lost)}" if lost else "",
             f"{len(damaged)} of its {len(rows)} images are damaged: {some(damaged)}" if damaged else "",
             f"the tar headers or labels of {some(headers)} are damaged" if headers else "",
+            "" if lost or damaged or headers else "all images are intact; padding or trailing bytes differ",
         ]
-        whole = "" if lost or damaged or headers else "its images are whole; padding or what follows them was changed"
-        return "; ".join(part for part in (*told, whole) if part)
+        return "; ".join(finding for finding in findings if finding)
 
     def _rows(self, name: str) -> np.ndarray | None:
-        """The rows of a shard, from its split's index if that is sound; None if it is no shard, or it is not."""
-        for split in self.about["splits"].values():
+        """The rows of a shard, from its split's index; None if the file is not a shard or the index is damaged."""
+        for split in self.manifest["splits"].values():
             shards = [shard["path"] for shard in split["shards"]]
             if name not in shards:
                 continue
-            raw = self.place.get(split["index"]) or b""
+            raw = self.location.get(split["index"]) or b""
             if hashlib.sha256(raw).hexdigest() != self.entries[split["index"]]["sha256"]:
                 return None
             rows = np.load(io.BytesIO(raw), allow_pickle=False)
-            of_shard: np.ndarray = rows[rows["shard"] == shards.index(name)]
-            return of_shard
+            selected: np.ndarray = rows[rows["shard"] == shards.index(name)]
+            return selected
         return None
 
 
@@ -165,12 +165,12 @@ def key(row: Any) -> str:
     return bytes(row["key"]).decode()
 
 
-def is_whole(data: bytes, row: Any) -> bool:
+def is_intact(data: bytes, row: Any) -> bool:
     return bool(google_crc32c.value(data[row["offset"] : row["offset"] + row["size"]]) == row["crc32c"])
 
 
-def has_its_headers(data: bytes, row: Any) -> bool:
-    """Whether the label's member and the image's header, just before the image, are those that packing wrote."""
+def has_intact_headers(data: bytes, row: Any) -> bool:
+    """Whether the label's member and the image's header, just before the image, are as packing writes them."""
     label, end = str(row["label"]).encode(), int(row["offset"])
     expected = member_head(f"{key(row)}.cls", len(label)) + label + padding(len(label))
     expected += member_head(f"{key(row)}.jpg", int(row["size"]))

@@ -7,20 +7,23 @@ python -m components.launch 8 components.train …
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from components import program
-from components.train import plan
-from components.watched import Life, hang_seconds
 
 if TYPE_CHECKING:
-    from components.mirror import Folder
-    from vgg.checkpoint import Trained
-    from vgg.distributed import Group
+    from components.stage import Stage
+    from runtime.distributed import Group
+    from runtime.ranks.watched import Life
+    from runtime.shardset import ShardSet
+    from runtime.targets import Output
+    from vgg.network.trained import Trained
+    from vgg.params.train import TrainParams
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,121 +47,140 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--accept-code-change", action="store_true", help="continue an unfinished run though its code has changed since"
     )
-    plan.add_flags(flags)
     return flags
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    if plan.requested(args):
-        plan.show(args)
-        return
-    from vgg.params import load
+    from components.stage import Stage
+    from runtime import environment
+    from runtime.distributed import joined
+    from runtime.ranks import nodes
+    from runtime.ranks.watched import Life
+    from runtime.stopping import StopSignal
+    from runtime.store import storage
+    from runtime.store.place import output_at
+    from vgg.network.trained import Trained
     from vgg.params.train import TrainParams
+    from vgg.training.loop import train
+    from vgg.training.run import Task
 
-    params = load(args.params, "train", TrainParams)
-    from components import closure, mirror, nodes, storage, tracking
-
+    stage = Stage("train", args, TrainParams)
     life = Life()
-    stop = program.StopSignal(life.beat)
+    stop = StopSignal(life.beat)
     # what a GPU's network was compiled to is found again after a restart, by a pod too if VGG_CACHE is a volume
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(storage.cache_folder() / "compiled"))
-    from vgg.checkpoint import Trained
-    from vgg.distributed import joined
-    from vgg.train import train
-
-    shards = storage.open_shards(args.shards)
-    storage.expect(args.shards, shards.digest)
-    code = closure.fingerprints("train")
-    needs_initial = params.init in ("shallower", "checkpoint")
-    initial = mirror.fetched(args.initial) if needs_initial else Path(args.initial)
-    first = None
-    if needs_initial:
-        begun = Trained.open(initial)
-        storage.expect(args.initial, begun.digest)
-        first = begun.weights_sha256
-    identity = {"train": params.model_dump(), "shards": shards.digest, "initial": first, "code": code}
-    place = storage.resolve(args.checkpoint, identity)
-    kept = mirror.at(place)
+    shards, initial = stage.open_shards(), open_initial(stage)
+    location = stage.location(args.checkpoint)
+    output, code = output_at(location), stage.identity()["code"]
     if args.finished:
-        trained = Trained.open(kept.fetch())
-        expect_run(trained, {"train": params.model_dump(mode="json"), "initial": first, "code": code}, shards.digest)
-        write_outputs(args, place, trained)
+        trained = Trained.open(output.download())
+        expect_same_run(trained, stage)
+        write_outputs(stage, location, trained)
         return
     # whoever watches the ranks acts before the ranks give each other up
-    with life.stacks_beside(kept.directory), joined(hang_seconds() + 60) as group:
-        if not storage.is_remote(place):
-            nodes.expect_shared(kept.directory, group)
+    with life.stacks_beside(output.directory), joined(environment.HANG_SECONDS.get() + 60) as group:
+        if not storage.is_remote(location):
+            nodes.expect_shared(output.directory, group)
         shards.verify(group.local_rank, group.local_world_size, lambda *_: stop.raise_if_received())
-        if not group.is_first:
-            program.log.setLevel("WARNING")  # what all know is said once
-            bring(kept, group)
-            train(params, shards, kept.directory, initial, code, group, Silent(life), stop, args.accept_code_change)
-            return
-        with kept.writing(), Watching(args, params, shards, tracking.key(identity, place), life, kept) as watching:
-            bring(kept, group)
-            train(params, shards, kept.directory, initial, code, group, watching, stop, args.accept_code_change)
-            kept.send()
-            trained = Trained.open(kept.directory)
-            write_outputs(args, place, trained)
-            watching.finished(args, trained)
+        task = Task(
+            params=stage.params, shards=shards, directory=output.directory, code=code, initial=initial,
+            accept_code_change=args.accept_code_change,
+        )  # fmt: skip
+        with output.writing() if group.is_first else contextlib.nullcontext():
+            with reporting(stage, location, shards, life, output, group) as reporter:
+                download_checkpoints(output, group)
+                finished = train(task, group, reporter, stop)
+                if finished and isinstance(reporter, Reporter):
+                    output.upload()
+                    write_outputs(stage, location, finished)
+                    reporter.finished(finished)
 
 
-def bring(kept: Folder, group: Group) -> None:
-    """Have the checkpoints here, on every node the same: first where they are written, then elsewhere."""
+def open_initial(stage: Stage[TrainParams]) -> Trained | None:
+    """The finished training of --initial, if the parameters begin with its weights."""
+    from runtime.store import storage
+    from runtime.store.place import downloaded
+    from vgg.network.trained import Trained
+
+    if stage.params.init not in ("shallower", "checkpoint"):
+        return None
+    initial = Trained.open(downloaded(stage.args.initial))
+    storage.expect(stage.args.initial, initial.digest)
+    stage.inputs["initial"] = initial.weights_sha256
+    return initial
+
+
+def download_checkpoints(output: Output, group: Group) -> None:
+    """Have the checkpoints on every node, the same: first where they are written, then elsewhere."""
     if group.is_first:
-        kept.bring_checkpoints()
-        kept.keep_checkpoints(only_add=True)  # what a store that was away has missed
+        output.download_checkpoints()
+        output.upload_checkpoints(only_add=True)  # those that a store that was away has missed
     group.barrier()
     if group.local_rank == 0 and not group.is_first:
-        kept.bring_checkpoints()
+        output.download_checkpoints()
     group.barrier()
 
 
-def expect_run(trained: Trained, wanted: dict[str, Any], data: str) -> None:
-    """Raises Refused if a finished training is not of these parameters, data and code."""
-    from vgg import checkpoint
-    from vgg.errors import Refused
+def expect_same_run(trained: Trained, stage: Stage[TrainParams]) -> None:
+    """Raises Refused if a finished training has other parameters, data, first weights or code."""
+    from runtime import checkpoint
+    from runtime.errors import Refused
 
     run = trained.manifest["run"]
-    there = {**{name: run.get(name) for name in wanted}, "data": run.get("data", {}).get("digest")}
-    if changes := list(checkpoint.differences(there, {**wanted, "data": data})):
+    here = {
+        "train": stage.params.model_dump(mode="json"), "initial": stage.inputs.get("initial"),
+        "code": stage.identity()["code"], "data": stage.inputs["shards"],
+    }  # fmt: skip
+    there = {**{name: run.get(name) for name in here}, "data": run.get("data", {}).get("digest")}
+    if changes := list(checkpoint.differences(there, here)):
         listing = "\n".join(f"  {change}" for change in changes)
-        raise Refused(f"{trained.directory}: is another training's:\n{listing}")
+        raise Refused(f"{trained.directory}: belongs to another training:\n{listing}")
+
+
+def reporting(
+    stage: Stage[TrainParams], location: str, shards: ShardSet, life: Life, output: Output, group: Group
+) -> Silent:
+    """Rank 0 reports; what all ranks know is said once."""
+    if group.is_first:
+        return Reporter(stage, location, shards, life, output)
+    program.log.setLevel("WARNING")
+    return Silent(life)
 
 
 class Silent:
-    """What the other ranks tell of their progress."""
+    """Reports nothing but signs of life: a vgg.training.reporting.Reporter."""
 
     def __init__(self, life: Life) -> None:
         self.life = life
 
-    def progress(self, *_: int) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: Any) -> None: ...
+
+    def progress(self, step: int, num_steps: int) -> None:  # noqa: ARG002
         self.life.trains()
 
     def point(self, step: int, values: dict[str, float]) -> None: ...
     def saved(self) -> None: ...
 
 
-class Watching:
-    """Rank 0: the bar, the curves in MLflow, the checkpoints to where they are kept."""
+class Reporter(Silent):
+    """Rank 0: the bar, the curves in MLflow, uploads of checkpoints."""
 
-    def __init__(self, args: argparse.Namespace, params: Any, shards: Any, key: str, life: Life, kept: Folder) -> None:
-        from components import progress, provenance, tracking
+    def __init__(self, stage: Stage[TrainParams], location: str, shards: ShardSet, life: Life, output: Output) -> None:
+        from components.progress import Progress
 
-        self.life, self.saved = life, kept.keep_checkpoints
-        self.bar = progress.Progress("train", scale=params.batch_size, warm=True)
-        self.tracker = tracking.Tracker("train", key, provenance.lineage(args.params))
-        self.tracker.params({"train": params.model_dump(mode="json")})
-        self.tracker.tags(
-            provenance.tags(provenance.record("train", params.model_dump(mode="json"), {"shards": shards.digest}))
-        )
-        profile = {"num_images": len(shards.split("train")), "num_classes": len(shards.wnids)}
-        self.tracker.dataset(shards.manifest["dataset"], args.shards, shards.digest, "train", profile)
+        super().__init__(life)
+        self.output, self.curves = output, Path(stage.args.curves)
+        self.steps, self.batch_size = 0, stage.params.batch_size
+        self.bar = Progress("train", scale=self.batch_size, warm=True)
+        self.tracker = stage.tracked(location)
+        stage.track_shards(self.tracker, shards, "train", "train")
         self.since = time.monotonic()
-        self.steps, self.batch_size = 0, params.batch_size
 
-    def __enter__(self) -> Watching:
+    def __enter__(self) -> Self:
         self.tracker.__enter__()
         self.bar.__enter__()
         return self
@@ -166,6 +188,9 @@ class Watching:
     def __exit__(self, *exception: Any) -> None:
         self.bar.__exit__(*exception)
         self.tracker.__exit__(*exception)
+
+    def saved(self) -> None:
+        self.output.upload_checkpoints()
 
     def progress(self, step: int, num_steps: int) -> None:
         self.life.trains()
@@ -183,7 +208,7 @@ class Watching:
             self.since, self.steps = time.monotonic(), 0
         self.tracker.point(step, values)
 
-    def finished(self, args: argparse.Namespace, trained: Trained) -> None:
+    def finished(self, trained: Trained) -> None:
         last = trained.step.state["history"][-1]
         errors = {
             "final/val_top1_error": last["val_top1_error"],
@@ -191,16 +216,16 @@ class Watching:
         }
         self.tracker.metrics(errors)
         self.tracker.tags({"vgg.weights_sha256": trained.weights_sha256}, to="both")
-        self.tracker.artifact(Path(args.curves), "curves")
+        self.tracker.artifact(self.curves, "curves")
 
 
-def write_outputs(args: argparse.Namespace, place: str, trained: Trained) -> None:
+def write_outputs(stage: Stage[TrainParams], location: str, trained: Trained) -> None:
     """The stage's outputs beside the checkpoint; the metrics last."""
-    from components import storage
-    from vgg import manifest
-    from vgg.train import curves
+    from runtime import manifest
+    from runtime.store import storage
+    from vgg.training.reporting import curves
 
-    state = trained.step.state
+    args, state = stage.args, trained.step.state
     table = "\n".join(",".join(row) for row in curves(state)) + "\n"
     manifest.write_atomically(Path(args.curves), lambda file: file.write(table.encode()))
     metrics = {
@@ -210,13 +235,8 @@ def write_outputs(args: argparse.Namespace, place: str, trained: Trained) -> Non
         "samples": state["samples"],
         "weights_sha256": trained.weights_sha256,
     }
-    manifest.write_json(Path(args.metrics), metrics)
-    program.write_executor_output(
-        args.executor_output,
-        {"checkpoint": storage.address(place, trained.digest)},
-        {"curves": (args.curves, {}), "metrics": (args.metrics, program.numbers(metrics))},
-    )
-    program.log.info("%s: step %d, weights %s", place, state["step"], trained.weights_sha256)
+    stage.finish(metrics, {"checkpoint": storage.address(location, trained.digest)}, {"curves": (args.curves, {})})
+    program.log.info("%s: step %d, weights %s", location, state["step"], trained.weights_sha256)
 
 
 if __name__ == "__main__":

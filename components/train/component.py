@@ -1,9 +1,10 @@
-"""Stage 2 as a Kubeflow component: the same program with the same flags, one process a GPU, on one node or several."""
+"""Stage 2 as a Kubeflow component: the same program and flags, one process per GPU, on one or several nodes."""
 
 from typing import Any
 
 from kfp import dsl
 
+from components import given
 from components.images import reference
 
 
@@ -29,15 +30,14 @@ def train(
     curves: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
 ) -> dsl.ContainerSpec:
-    """nodes, gpus (of a node) … runtime: what components.train.job needs to make a TrainJob of several nodes."""
+    """image, nodes … runtime: the cluster values (components.given.CLUSTER)."""
+    cluster_flags = given.command(locals())
     return dsl.ContainerSpec(
         image=reference("train"),
         command=[
-            *("python", "-m", "components.step", "--image", image, "components.train.job"),
-            *("--nodes", nodes, "--gpus", gpus, "--gpu-type", gpu_type, "--cpu", cpu, "--memory", memory),
-            *("--node-selector", node_selector, "--tolerations", tolerations, "--claim", claim),
-            *("--addresses", addresses, "--store-secret", store_secret, "--tracking-secret", tracking_secret),
-            *("--runtime", runtime, "--image", image, "components.train"),
+            *("python", "-m", "components.step", "--image", image, "components.trainjob"),
+            *cluster_flags,
+            "components.train",
         ],
         args=[
             *("--params", params),

@@ -1,5 +1,5 @@
-// The programs as Kubeflow's launcher starts them, by its own code: every placeholder of a command replaced, and a step
-// run to its end, with its outputs collected.  tests/kubeflow/render.sh puts this file into a checkout and runs it there.
+// Commands as Kubeflow's launcher starts them, by its own code: every placeholder replaced, and one step run to its end,
+// with its outputs collected.  tests/kubeflow/render.sh copies this file into a checkout and runs it there.
 package component
 
 import (
@@ -25,7 +25,7 @@ type launch struct {
 	Command   []string        `json:"command"`
 }
 
-// launches of all steps as the driver has made them (render_test.go), by name.
+// launches of all steps, by name, as written by the driver (render_test.go).
 func launches(t *testing.T) map[string]launch {
 	found := map[string]launch{}
 	text, err := os.ReadFile(os.Getenv("VGG_LAUNCHES"))
@@ -55,7 +55,7 @@ func TestCommandsVGG(t *testing.T) {
 	require.NoError(t, os.WriteFile(os.Getenv("VGG_COMMANDS"), out, 0o644))
 }
 
-// TestStepVGG runs sharding for real: the output that it reports must be collected.
+// TestStepVGG runs sharding: the output that it reports must be collected.
 func TestStepVGG(t *testing.T) {
 	output, err := run(t, launches(t)["shard"])
 	require.NoError(t, err)
@@ -64,7 +64,7 @@ func TestStepVGG(t *testing.T) {
 	require.Equal(t, 1, len(output.GetArtifacts()["metrics"].GetArtifacts()))
 }
 
-// TestRefusalVGG shows what is left of an exit code: a word in an error, of which the pod's own code is always 1.
+// TestRefusalVGG shows how the launcher reports an exit code: only in the text of an error; the pod's own code is always 1.
 func TestRefusalVGG(t *testing.T) {
 	step := launches(t)["shard"]
 	for i, word := range step.Command {

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Have Kubeflow Pipelines' own code judge the package, and keep what it makes of it:
+# Process the package with Kubeflow Pipelines' own code and store the results:
 #   tests/kubeflow/render.sh CHECKOUT      a git checkout of kubeflow/pipelines at 2.17.0 (020857a43a); needs Go 1.26
-# Writes pods.json, the pods of its driver, and commands.json, the programs as its launcher starts them; the suite holds
-# both against the package.  Runs one step, sharding of the digits, under the launcher's own code; as root, because that
-# keeps outputs in /s3, which is removed again.
+# Writes pods.json, the pods of its driver, and commands.json, the commands of its launcher; the test suite compares
+# both with the package.  Runs one step, sharding of the digits, with the launcher's code; as root, because that writes
+# outputs to /s3, which is removed afterwards.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 checkout=$(cd "$1" && pwd)
@@ -16,7 +16,7 @@ python -m pipelines.submit --compile "$scratch/package.yaml"
 cp "$here/render_test.go" "$driver"
 cp "$here/launch_test.go" "$launcher"
 
-# go PACKAGE TEST: with the run arguments of a file
+# go_test PACKAGE TESTS: with the run arguments in the file $VGG_ARGUMENTS
 go_test() { (cd "$checkout" && go test "./backend/src/v2/$1/" -run "^($2)\$" -count=1); }
 export VGG_PACKAGE=$scratch/package.yaml VGG_PODS=$scratch/pods.json VGG_LAUNCHES=$scratch/launches.json
 export VGG_COMMANDS=$scratch/commands.json
@@ -32,7 +32,7 @@ VGG_STORE=$scratch/store VGG_JOURNAL=$scratch/journal VGG_CACHE=$scratch/cache P
 
 VGG_ARGUMENTS=$here/arguments.json go_test driver TestRenderVGG
 go_test component TestCommandsVGG
-# the launcher's own words hold the whole component; what matters is ours
+# the launcher's command contains the whole component; keep only its first word
 python - "$VGG_PODS" "$VGG_COMMANDS" "$here" <<'PYTHON'
 import json, sys
 for path in sys.argv[1:3]:

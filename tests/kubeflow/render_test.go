@@ -1,6 +1,6 @@
-// What Kubeflow Pipelines makes of our package, by its own code: validated and compiled as its API server does it, and
-// every step's pod as its driver patches it.  tests/kubeflow/render.sh puts this file into a checkout and runs it there,
-// because the driver's functions are its own.
+// The package processed by Kubeflow Pipelines' own code: validated and compiled as by its API server, and every step's pod
+// as patched by its driver.  tests/kubeflow/render.sh copies this file into a checkout and runs it there, because the
+// driver's functions are private.
 package driver
 
 import (
@@ -82,7 +82,7 @@ func TestRenderVGG(t *testing.T) {
 	}
 }
 
-// executorInput is what the driver tells the launcher of a task: the values, and where its outputs go.
+// executorInput is the driver's input for the launcher: values, and locations of outputs.
 func executorInput(task string, component *pipelinespec.ComponentSpec, values map[string]*structpb.Value) *pipelinespec.ExecutorInput {
 	root := "s3://mlpipeline/v2/artifacts"
 	inputs := &pipelinespec.ExecutorInput_Inputs{ParameterValues: values, Artifacts: map[string]*pipelinespec.ArtifactList{}}
@@ -94,7 +94,7 @@ func executorInput(task string, component *pipelinespec.ComponentSpec, values ma
 	return &pipelinespec.ExecutorInput{Inputs: inputs, Outputs: outputs}
 }
 
-// values of a component's inputs: run arguments where they come from there, a stage's section for its params, else a word.
+// values of a component's inputs: run arguments, a stage's section for its params, else the string "given".
 func values(t *testing.T, spec *pipelinespec.PipelineSpec, component *pipelinespec.ComponentSpec, arguments []byte) map[string]*structpb.Value {
 	given, found := map[string]any{}, map[string]*structpb.Value{}
 	require.NoError(t, json.Unmarshal(arguments, &given))
@@ -125,7 +125,7 @@ func values(t *testing.T, spec *pipelinespec.PipelineSpec, component *pipelinesp
 	return found
 }
 
-// merged is the pod that Argo starts: the template of the workflow with the driver's patch upon it.
+// merged is the pod that Argo starts: the template of the workflow with the driver's patch applied.
 func merged(t *testing.T, workflow *wfapi.Workflow, patch *k8score.PodSpec) json.RawMessage {
 	for _, candidate := range workflow.Spec.Templates {
 		if !strings.HasSuffix(candidate.Name, "system-container-impl") {

@@ -1,9 +1,9 @@
-"""One loader for every parameter: params.yaml, or one section of it as JSON.
+"""Loads and validates parameters: params.yaml, or one section of it as JSON.
 
-`dvc repro` passes the path of params.yaml, a Kubeflow run passes the section as a JSON argument; both end here.  A
-file is checked whole by every stage, so a slip in `register` is found before a week of `train`.  Unknown, missing,
-duplicate, mistyped and out-of-range keys are refused all at once, with line and suggestion.  A parameter stands in
-params.yaml or it does not exist: the models have no defaults.
+`dvc repro` passes the path of params.yaml, a Kubeflow run passes the section as a JSON argument.  Every stage validates
+the whole file, so a mistake in `register` is found before a week of `train`.  Unknown, missing, duplicate, mistyped and
+out-of-range parameters are all reported at once, with line and suggestion.  The models have no defaults: every
+parameter must be in params.yaml.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
-from vgg.errors import WrongParameters
+from runtime.errors import WrongParameters
 
 STAGES = ("shard", "train", "evaluate", "register")
 
 
 class Section(BaseModel):
-    """Base of every parameter model: frozen, strict, closed."""
+    """Base of every parameter model: frozen, strict types, no unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -37,9 +37,9 @@ Lines = dict[tuple[str, ...], int]
 
 
 def section_model(stage: str) -> type[Section]:
-    """The parameter model of a stage, vgg/params/<stage>.py.
+    """The parameter model of a stage, in vgg/params/<stage>.py.
 
-    Imported by name: a stage's code must not depend on the other stages' models, only its spell check does.
+    Imported by name, so that a stage's code does not depend on the models of other stages.
     """
     model: type[Section] = getattr(importlib.import_module(f"vgg.params.{stage}"), stage.capitalize() + "Params")
     return model
@@ -49,15 +49,12 @@ def load(source: str, stage: str, model: type[S]) -> S:
     """The parameters of one stage.
 
     source: path of a params.yaml, or the section itself as JSON text (it starts with '{').
-    Raises WrongParameters with every mistake in it, one a line.
+    Raises WrongParameters that lists every mistake, one per line.
     """
     if source.lstrip().startswith("{"):
-        try:
-            section = json.loads(source, object_pairs_hook=_unique_keys)
-        except ValueError as error:
-            raise WrongParameters(f"--params: not a JSON object: {error}") from None
+        section, duplicates = _read_json(source)
         loaded, mistakes = _check(stage, model, section, "--params", {})
-        return _all_or_nothing(loaded, mistakes, "--params")
+        return _require_valid(loaded, duplicates + mistakes, "--params")
 
     document, lines, mistakes = _read_yaml(Path(source))
     loaded = None
@@ -72,32 +69,41 @@ def load(source: str, stage: str, model: type[S]) -> S:
     for name in document.keys() - set(STAGES):
         where = f"{source}:{lines.get((name,), 1)}"
         mistakes.append(f"{where}: {name}: unknown section{_did_you_mean(name, STAGES)}")
-    return _all_or_nothing(loaded, mistakes, source)
+    return _require_valid(loaded, mistakes, source)
 
 
-def _all_or_nothing(loaded: S | None, mistakes: list[str], source: str) -> S:
+def _require_valid(loaded: S | None, mistakes: list[str], source: str) -> S:
     if mistakes or loaded is None:
-        count = f"{len(mistakes)} mistake{'s' if len(mistakes) != 1 else ''}"
-        raise WrongParameters("\n".join([f"{source}: {count} in the parameters", *(f"  {m}" for m in mistakes)]))
+        heading = f"{source}: {len(mistakes)} invalid parameter{'s' if len(mistakes) != 1 else ''}:"
+        raise WrongParameters("\n".join([heading, *(f"  {mistake}" for mistake in mistakes)]))
     return loaded
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if repeated := sorted({key for key in keys if keys.count(key) > 1}):
-        raise ValueError(f"duplicate keys {', '.join(repeated)}")
-    return dict(pairs)
+def _read_json(text: str) -> tuple[Any, list[str]]:
+    """The section and a message for every duplicate key."""
+    duplicates: list[str] = []
+
+    def note_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        repeated = sorted({key for key in keys if keys.count(key) > 1})
+        duplicates.extend(f"--params: {key}: duplicate" for key in repeated)
+        return dict(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=note_duplicates), duplicates
+    except ValueError as error:
+        raise WrongParameters(f"--params: not a JSON object: {error}") from None
 
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], Lines, list[str]]:
-    """The document, the line of every key, and its duplicate keys.  YAML 1.2: 1e-2 is a number."""
+    """The document, the line of every key, and a message for every duplicate key.  YAML 1.2: 1e-2 is a number."""
     yaml = YAML(typ="safe", pure=True)
     yaml.allow_duplicate_keys = True
     try:
         text = path.read_text(encoding="utf-8")
         root = yaml.compose(text)
         document = yaml.load(text)
-    except (OSError, UnicodeDecodeError) as error:  # before ValueError, whose kind the second is
+    except (OSError, UnicodeDecodeError) as error:  # UnicodeDecodeError is a ValueError, too
         raise WrongParameters(f"{path}: cannot be read: {error}. Copy one from recipes/.") from None
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
@@ -105,22 +111,22 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], Lines, list[str]]:
     except (YAMLError, ValueError, TypeError, RecursionError) as error:
         raise WrongParameters(f"{path}: not valid YAML: {error}") from None
     if not isinstance(document, dict):
-        raise WrongParameters(f"{path}: must hold the sections {', '.join(STAGES)}")
+        raise WrongParameters(f"{path}: must contain the sections {', '.join(STAGES)}")
     lines: Lines = {}
     duplicates = list(_walk(root, (), lines, str(path)))
     return document, lines, duplicates
 
 
 def _walk(node: Node, path: tuple[str, ...], lines: Lines, source: str) -> Iterator[str]:
-    """Note the line of every key below a YAML node, and name the keys that stand twice."""
+    """Record the line of every key below a YAML node; yield a message for every duplicate key."""
     if isinstance(node, MappingNode):
         for key, value in node.value:
-            here = (*path, str(key.value))
+            key_path = (*path, str(key.value))
             line = key.start_mark.line + 1
-            if here in lines:
-                yield f"{source}:{line}: {'.'.join(here)}: stands twice (first in line {lines[here]})"
-            lines.setdefault(here, line)
-            yield from _walk(value, here, lines, source)
+            if key_path in lines:
+                yield f"{source}:{line}: {'.'.join(key_path)}: duplicate (first in line {lines[key_path]})"
+            lines.setdefault(key_path, line)
+            yield from _walk(value, key_path, lines, source)
     elif isinstance(node, SequenceNode):
         for number, value in enumerate(node.value):
             lines.setdefault((*path, str(number)), value.start_mark.line + 1)
@@ -128,7 +134,7 @@ def _walk(node: Node, path: tuple[str, ...], lines: Lines, source: str) -> Itera
 
 
 def _whole(value: Any) -> Any:
-    """Kubeflow turns 74 into 74.0: give whole numbers back as int.  (A strict float field takes an int.)"""
+    """Kubeflow turns 74 into 74.0: turn whole numbers into int again.  (A strict float field accepts an int.)"""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, dict):
@@ -146,7 +152,7 @@ def _check(stage: str, model: type[S], section: Any, source: str, lines: Lines) 
 
 
 def _explain(stage: str, model: type[Section], error: Any, source: str, lines: Lines) -> str:
-    # pydantic puts the tags of unions into the location; only real keys of the file are shown
+    # pydantic adds the tags of unions to the location; show only keys that are in the file
     known = {str(part) for path in lines for part in path}
     location = tuple(str(part) for part in error["loc"])
     if known:
@@ -160,13 +166,13 @@ def _explain(stage: str, model: type[Section], error: Any, source: str, lines: L
         message = "unknown key" + _did_you_mean(location[-1], _field_names(model))
     elif error["type"] == "missing":
         message = "is missing"
-    elif not isinstance(error["input"], dict):
+    elif error["type"] != "value_error" and not isinstance(error["input"], dict):  # ours already name the value
         message += f", not {error['input']!r}"
     return f"{where}{'.'.join(path)}: {message}"
 
 
 def _field_names(model: type[BaseModel]) -> list[str]:
-    """Names of all fields of a model and of the models inside it."""
+    """Names of all fields of a model and its nested models."""
     schema = model.model_json_schema()
     return sorted({name for s in [schema, *schema.get("$defs", {}).values()] for name in s.get("properties", {})})
 

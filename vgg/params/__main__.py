@@ -1,4 +1,4 @@
-"""python -m vgg.params: every parameter as a Markdown table, made from the models themselves."""
+"""python -m vgg.params: prints every parameter as a Markdown table, generated from the models."""
 
 from __future__ import annotations
 

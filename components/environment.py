@@ -1,0 +1,11 @@
+"""python -m components.environment: every environment variable that the programs read, as a Markdown table."""
+
+from __future__ import annotations
+
+from runtime.environment import VARIABLES
+
+if __name__ == "__main__":
+    for title, variables in VARIABLES.items():
+        print(f"\n| {title} | default | meaning |\n|---|---|---|")
+        for variable in variables:
+            print(f"| `{variable.name}` | {variable.default_in_words()} | {variable.meaning} |")

@@ -1,0 +1,87 @@
+"""What the four stages have in common around their work, in this order: parameters, inputs, identity, output, tracking,
+results.
+
+    stage = Stage("evaluate", args, EvaluateParams)     parameters, all mistakes at once
+    shards = stage.open_shards()                        inputs, with the digests that their arguments ask for
+    location = stage.location(args.predictions)         {key} becomes the digest of the stage's identity
+    with stage.tracked(location) as tracker:            a run in MLflow: parameters, provenance
+        …                                               the stage's own work
+    stage.finish(metrics, …)                            metrics, written last, and what Kubeflow collects
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from components import program
+from components.closure import fingerprints
+from components.tracking import provenance
+from components.tracking.tracker import Tracker, journal_key
+from runtime import manifest
+from runtime.shardset import ShardSet
+from runtime.store import storage
+from vgg.params import Section, load
+
+P = TypeVar("P", bound=Section)
+
+
+class Stage(Generic[P]):
+    """One run of a stage's program.  params: its section.  inputs: digests of what it has opened so far, by name."""
+
+    def __init__(self, name: str, args: argparse.Namespace, model: type[P]) -> None:
+        """Raises WrongParameters with every mistake in the parameters."""
+        self.name, self.args = name, args
+        self.params = load(args.params, name, model)
+        self.inputs: dict[str, str] = {}
+
+    def open_shards(self) -> ShardSet:
+        """The shards of --shards.  Raises Refused if they are damaged or others than the argument's digest says."""
+        shards = storage.open_shards(self.args.shards)
+        self.expect("shards", self.args.shards, shards.digest)
+        return shards
+
+    def expect(self, name: str, argument: str, digest: str) -> None:
+        """Note an input's digest.  Raises Refused if its argument asks for another one."""
+        storage.expect(argument, digest)
+        self.inputs[name] = digest
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides on the result: parameters, inputs, and the code of the science."""
+        return {self.name: self.params.model_dump(), "code": fingerprints(self.name), **self.inputs}
+
+    def location(self, output: str) -> str:
+        """Where an output argument goes."""
+        return storage.resolve(output, self.identity())
+
+    def record(self) -> dict[str, Any]:
+        """The provenance record."""
+        return provenance.record(self.name, self.params.model_dump(mode="json"), self.inputs)
+
+    def tracked(self, location: str, more_params: dict[str, Any] | None = None) -> Tracker:
+        """The stage's run in MLflow, with its parameters and provenance: a context.
+
+        location: of the output.  more_params: of earlier stages, by their names.
+        """
+        key = journal_key(self.identity(), location)
+        tracker = Tracker(self.name, key, provenance.lineage(self.args.params))
+        tracker.params({self.name: self.params.model_dump(mode="json"), **(more_params or {})})
+        tracker.tags(provenance.tags(self.record()))
+        return tracker
+
+    def track_shards(self, tracker: Tracker, shards: ShardSet, split: str, context: str) -> None:
+        """Shards as the data set of the run in MLflow."""
+        profile = {"num_images": len(shards.split(split)), "num_classes": len(shards.wnids)}
+        tracker.dataset(shards.manifest["dataset"], self.args.shards, shards.digest, context, profile)
+
+    def finish(
+        self,
+        metrics: dict[str, Any],
+        parameters: dict[str, str],
+        artifacts: dict[str, tuple[str, dict[str, Any]]] | None = None,
+    ) -> None:
+        """Write the metrics, last of all files, and tell Kubeflow of output parameters and artifacts."""
+        manifest.write_json(Path(self.args.metrics), metrics)
+        shown = {"metrics": (self.args.metrics, program.numbers(metrics)), **(artifacts or {})}
+        program.write_executor_output(self.args.executor_output, parameters, shown)

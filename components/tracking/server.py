@@ -1,0 +1,124 @@
+"""The MLflow server: connecting to it, and delivering the events of a journal.  Sending one twice does no harm."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+from components.tracking.journal import Journal
+from runtime import environment
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+EXPERIMENT = "vgg-imagenet"
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # or the UI takes it for a study of language models
+MLFLOW = threading.Lock()  # held while MLflow is imported or called: its lazy imports do not stand two threads
+
+
+def tracking_uri() -> str:
+    return environment.TRACKING_URI.get()
+
+
+def connect() -> MlflowClient:
+    """A client that gives up soon: patience is the journal's business."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # MLFLOW_RUN_ID is read by us, once; the library would delete it, or start a run of its own with it
+    import mlflow
+
+    for noisy in ("alembic", "mlflow"):  # set up by the import
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    mlflow.set_tracking_uri(tracking_uri())
+    mlflow.set_registry_uri(tracking_uri())
+    return mlflow.MlflowClient()
+
+
+def deliver(client: MlflowClient, journal: Journal) -> None:
+    """Send every event that has not been delivered yet, in order.  Sending one twice does no harm."""
+    for event, offset in journal.events(journal.delivered()):
+        _send(client, journal, event)
+        journal.mark_delivered(offset)
+
+
+def _send(client: MlflowClient, journal: Journal, event: dict[str, Any]) -> None:
+    from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+    from mlflow.exceptions import MlflowException
+
+    if event["kind"] == "open":
+        journal.remember_runs(_open(client, event))
+        return
+    runs = journal.runs()
+    targets = {"child": ["child"], "parent": ["parent"], "both": ["child", "parent"]}[event.get("to", "child")]
+    match event["kind"]:
+        case "metrics":
+            points = [Metric(name, value, event["time"], event["step"]) for name, value in event["values"].items()]
+            for target in targets:
+                client.log_batch(runs[target], metrics=points)
+        case "params":
+            for target in ("child", "parent"):
+                try:
+                    client.log_batch(runs[target], params=[Param(k, v) for k, v in event["values"].items()][:100])
+                except MlflowException as error:  # a parameter cannot change; the first value of a run stays
+                    if error.error_code != "INVALID_PARAMETER_VALUE":
+                        raise
+        case "tags":
+            for target in targets:
+                client.log_batch(runs[target], tags=[RunTag(k, v) for k, v in event["values"].items()])
+        case "dataset":
+            dataset = _dataset(event)
+            tags = [InputTag("mlflow.data.context", event["context"])]
+            client.log_inputs(runs["child"], [DatasetInput(dataset, tags)])
+            client.log_inputs(runs["parent"], [DatasetInput(dataset, tags)])
+        case "artifact":
+            client.log_artifact(runs["child"], event["path"], event["folder"])
+        case "status":
+            _set_status(client, runs, event)
+
+
+def _open(client: MlflowClient, event: dict[str, Any]) -> dict[str, str]:
+    """Find or make the parent and the child run."""
+    stage, lineage = event["stage"], event["lineage"]
+    if event["adopt"]:
+        adopted = str(event["adopt"])
+        return {"child": adopted, "parent": client.get_run(adopted).data.tags.get("mlflow.parentRunId", adopted)}
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    experiment_id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT, tags=KIND)
+
+    def find_or_create(marks: dict[str, str], name: str, tags: dict[str, str]) -> str:
+        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in marks.items())
+        if found := client.search_runs([experiment_id], query, max_results=1):
+            return str(found[0].info.run_id)
+        made = client.create_run(experiment_id, event["time"], {**marks, **tags, "mlflow.source.name": "vgg"}, name)
+        return str(made.info.run_id)
+
+    parent = find_or_create({"vgg.lineage": lineage, "vgg.stage": "pipeline"}, f"pipeline-{lineage[:8]}", {})
+    client.update_run(parent, "RUNNING")
+    child = find_or_create({"vgg.journal": event["uid"]}, stage, {"mlflow.parentRunId": parent, "vgg.stage": stage})
+    client.set_tag(parent, f"vgg.run.{stage}", child)
+    return {"child": child, "parent": parent}
+
+
+def _set_status(client: MlflowClient, runs: dict[str, str], event: dict[str, Any]) -> None:
+    """The parent ends with its last stage, or with the first that fails."""
+    status = event["status"]
+    if status == "RUNNING":
+        client.update_run(runs["child"], status)
+        return
+    client.set_terminated(runs["child"], status, event["time"])
+    is_last = client.get_run(runs["child"]).data.tags.get("vgg.stage") == "register"
+    if runs["parent"] != runs["child"] and (is_last or status == "FAILED"):
+        client.set_terminated(runs["parent"], status, event["time"])
+
+
+def _dataset(event: dict[str, Any]) -> Any:
+    from mlflow.entities import Dataset
+
+    return Dataset(
+        name=event["name"], digest=event["digest"], source_type="local",
+        source=json.dumps({"uri": event["address"]}), profile=json.dumps(event["profile"]),
+    )  # fmt: skip

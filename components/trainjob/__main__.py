@@ -1,0 +1,169 @@
+"""Stage 2 as a step of the pipeline: trains in this pod on one node, or supervises a TrainJob on several.
+
+    python -m components.trainjob --nodes N --gpus G … components.train ARGUMENTS…
+
+With one node it is replaced by components.launch.  With several it creates a TrainJob (Kubeflow Trainer 2.2 or later),
+shows why pods wait and the log of node 0, and after completion verifies the checkpoint and writes the step's outputs.
+If it runs again, it finds the same TrainJob and follows it; a failed one is deleted and created again, and continues
+from the last checkpoint.  On SIGTERM it deletes the TrainJob.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from components import given, program
+from components.trainjob.body import body, processes
+from runtime import environment, stopping
+from runtime.errors import Preempted, Problem, Refused
+
+if TYPE_CHECKING:
+    from components.trainjob.cluster import Cluster
+
+log = logging.getLogger("vgg.cluster")
+
+STOP_SECONDS = 20.0  # for the pods to save and end after a stop signal; Kubernetes waits 30 s for this step
+DELETE_SECONDS = 900.0  # for the deletion of a failed TrainJob: its pods may have minutes to end
+POLL_SECONDS = 2.0
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = program.Parser("components.trainjob", __doc__)
+    given.add_flags(flags)
+    flags.add_argument("module", help="the program: components.train")
+    flags.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    if low := given.below_minimum(vars(args)):
+        parser().error(", ".join(f"{value.flag} must be {value.minimum} or more" for value in low))
+    if args.nodes == 1:
+        become("components.launch", str(processes(args.gpus)), args.module, *args.arguments)
+    if not args.image:
+        parser().error("--image is needed for the pods of a TrainJob")
+    stopping.on_stop_signal(interrupt)
+    if code := train(body(args)):
+        sys.exit(code)
+    stopping.on_stop_signal(stopping.raise_stop_requested)
+    become(args.module, "--finished", *args.arguments)
+
+
+def interrupt(_number: int, _frame: object) -> NoReturn:
+    """Only once: Argo signals all processes of a step and components.step forwards it; a second signal must not
+    interrupt the shutdown."""
+    stopping.ignore_stop_signals()
+    raise stopping.StopRequested
+
+
+def become(module: str, *arguments: str) -> None:
+    """Replace this process by another program, which gets its signals and sets its exit code."""
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606
+
+
+def train(job: dict[str, Any]) -> int:
+    """Run a TrainJob to its end; returns 0, or the exit code for its failure.
+
+    Raises Preempted after a stop signal, when the TrainJob is deleted; Unreachable and Refused.
+    """
+    name, cluster = job["metadata"]["name"], None
+    try:
+        from components.trainjob.cluster import connect
+        from components.trainjob.follow import Follower
+
+        cluster = connect()
+        follower = Follower(cluster, name)
+        follower.begin()
+        job["metadata"] |= owner_metadata(cluster)
+        return follower.to_the_end(find_or_create(cluster, job))
+    except KeyboardInterrupt:
+        raise stop(cluster, name) from None
+
+
+def find_or_create(cluster: Cluster, job: dict[str, Any]) -> dict[str, Any]:
+    """The current TrainJob: a new one, or one that an earlier attempt of this step created.
+
+    Raises Refused if the cluster's Trainer is too old.
+    """
+    name, started = job["metadata"]["name"], time.monotonic()
+    while True:
+        if new := cluster.create(job):
+            require_patches(cluster, new)
+            log.info("created TrainJob %s: %d nodes", name, job["spec"]["trainer"]["numNodes"])
+            return new
+        found = cluster.trainjob(name)
+        deleting = bool(found and found["metadata"].get("deletionTimestamp"))
+        if found and not deleting and not has_failed(found):
+            log.info("TrainJob %s exists: following it", name)
+            return found
+        if found and not deleting:
+            log.info("TrainJob %s has failed: deleting it and creating it again", name)
+            cluster.delete(name)
+        if time.monotonic() - started > DELETE_SECONDS:
+            raise Preempted(f"TrainJob {name} is still being deleted after {DELETE_SECONDS:.0f} s; run again")
+        time.sleep(POLL_SECONDS)
+
+
+def require_patches(cluster: Cluster, new: dict[str, Any]) -> None:
+    """An API server without strict validation silently drops unknown fields."""
+    if "runtimePatches" not in new["spec"]:
+        cluster.delete(new["metadata"]["name"])
+        raise Refused(
+            "the cluster's TrainJobs do not support spec.runtimePatches: this needs Kubeflow Trainer 2.2 or later. "
+            "The TrainJob was deleted."
+        )
+
+
+def has_failed(found: dict[str, Any]) -> bool:
+    conditions = found.get("status", {}).get("conditions") or []
+    return any(condition["type"] == "Failed" and condition["status"] == "True" for condition in conditions)
+
+
+def owner_metadata(cluster: Cluster) -> dict[str, Any]:
+    """Metadata that makes the run's Workflow, the owner of this step's pod, own the TrainJob: deleted together."""
+    pod_name = environment.POD_NAME.get() or environment.HOST_NAME.get()
+    try:
+        owners = cluster.pod_owners(pod_name) if pod_name else []
+    except Problem as problem:
+        log.warning("%s", problem)
+        owners = []
+    owner = next((owner for owner in owners if owner.get("controller")), None)
+    if owner is None:
+        log.warning(
+            "pod %r has no owner, so the run of this step is unknown: deleting the run keeps its TrainJob", pod_name
+        )
+        return {}
+    # neither controller nor blockOwnerDeletion: these need permissions on Workflows
+    return {"ownerReferences": [{key: owner[key] for key in ("apiVersion", "kind", "name", "uid")}]}
+
+
+def stop(cluster: Cluster | None, name: str) -> Preempted:
+    """Delete the TrainJob at once, because there may be little time.  Then wait a while for its pods to save.
+
+    cluster: None if the signal came before the connection; an earlier attempt may still have created the TrainJob.
+    """
+    from components.trainjob.cluster import connect
+
+    started = time.monotonic()
+    try:
+        cluster = cluster or connect()
+        cluster.patience = STOP_SECONDS
+        cluster.delete(name)
+        log.info("stop signal: deleting TrainJob %s, its pods save a checkpoint", name)
+        while cluster.trainjob(name) and time.monotonic() - started < STOP_SECONDS:
+            time.sleep(POLL_SECONDS)
+    except Problem as problem:
+        return Preempted(f"stopped, but TrainJob {name} could not be deleted: {problem}")
+    return Preempted(f"stopped, and TrainJob {name} was deleted; run again to continue from the last checkpoint")
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -1,0 +1,162 @@
+"""Every environment variable that our programs read: meaning, default, and one wording for a bad value.
+
+python -m components.environment lists them.  Nothing else reads os.environ (tests/runtime/test_environment.py).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from runtime.errors import WrongParameters
+
+T = TypeVar("T")
+
+
+def positive_integer(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise ValueError("a positive integer")
+    return int(text)
+
+
+def count(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError("an integer of 0 or more")
+    return int(text)
+
+
+def positive_seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ValueError("a number of seconds above 0")
+    return value
+
+
+@dataclass(frozen=True)
+class Variable(Generic[T]):
+    """One environment variable.
+
+    default: what get() returns where it is not set or empty.  shown: the default in words, where it is computed.
+    parse: raises ValueError with what the value must be.
+    """
+
+    name: str
+    meaning: str
+    default: T
+    parse: Callable[[str], T]
+    shown: str = ""
+
+    def get(self) -> T:
+        """Raises WrongParameters for a bad value."""
+        text = os.environ.get(self.name, "")
+        if not text:
+            return self.default
+        try:
+            return self.parse(text)
+        except ValueError as expected:
+            raise WrongParameters(f"{self.name}: must be {expected}, not {text!r}") from None
+
+    def is_set(self) -> bool:
+        return bool(os.environ.get(self.name))
+
+    def default_in_words(self) -> str:
+        return self.shown or ("" if self.default in (None, "") else str(self.default))
+
+
+VARIABLES: dict[str, list[Variable[Any]]] = {}
+
+
+def _group(title: str, *variables: Variable[Any]) -> None:
+    VARIABLES[title] = list(variables)
+
+
+def _text(name: str, meaning: str, default: str = "", shown: str = "") -> Variable[str]:
+    return Variable(name, meaning, default, str, shown)
+
+
+STORE = _text("VGG_STORE", "folder or s3://bucket/prefix of 'store:' paths: shards, checkpoints, predictions")
+CACHE = Variable[Path | None](
+    "VGG_CACHE", "folder for shards of an object store and for compiled networks", None, Path, "~/.cache/vgg"
+)
+CACHE_BYTES = Variable[int | None](
+    "VGG_CACHE_BYTES", "bytes of shards that VGG_CACHE may hold", None, positive_integer, "4/5 of its disk"
+)
+JOURNAL = Variable("VGG_JOURNAL", "folder of events that wait for MLflow", Path(".tracking"), Path)
+WORKERS = Variable[int | None](
+    "VGG_WORKERS", "decoding processes of a rank", None, count, "0 on a CPU, else its share of the cores, at most 14"
+)
+HANG_SECONDS = Variable(
+    "VGG_HANG_SECONDS", "a rank without a sign of life for so long is ended", 1200, positive_integer
+)
+S3_PATIENCE_SECONDS = Variable(
+    "VGG_S3_PATIENCE_SECONDS", "how long an operation on an object store may make no progress", 120.0, positive_seconds
+)
+S3_TIMEOUT_SECONDS = Variable(
+    "VGG_S3_TIMEOUT_SECONDS", "how long one request to it may be silent; the patience at most", 20.0, positive_seconds
+)
+KUBERNETES_PATIENCE_SECONDS = Variable(
+    "VGG_KUBERNETES_PATIENCE_SECONDS", "how long the Kubernetes API may not answer", 600.0, positive_seconds
+)
+REGISTRY = _text("VGG_REGISTRY", "container registry of the images", "localhost")
+_group(
+    "yours to set", STORE, CACHE, CACHE_BYTES, JOURNAL, WORKERS, HANG_SECONDS, S3_PATIENCE_SECONDS, S3_TIMEOUT_SECONDS,
+    KUBERNETES_PATIENCE_SECONDS, REGISTRY,
+)  # fmt: skip
+
+TRACKING_URI = _text("MLFLOW_TRACKING_URI", "MLflow server or database", "sqlite:///mlflow.db")
+TRACKING_USERNAME = _text("MLFLOW_TRACKING_USERNAME", "user of the MLflow server; the password likewise")
+TRACKING_RUN_ID = _text("MLFLOW_RUN_ID", "run of MLflow that a stage adopts as its own")
+KUBECONFIG = _text("KUBECONFIG", "cluster to use from outside of it")
+PIPELINES_ENDPOINT = _text("KF_PIPELINES_ENDPOINT", "address of Kubeflow Pipelines' API")
+PIPELINES_UI_ENDPOINT = _text("KF_PIPELINES_UI_ENDPOINT", "address of its pages, for links")
+PIPELINES_TOKEN = _text("KF_PIPELINES_TOKEN", "bearer token for it")
+PIPELINES_TOKEN_FILE = _text(
+    "KF_PIPELINES_SA_TOKEN_PATH", "file of a service account's token for it", shown="where Kubernetes mounts it"
+)
+PIPELINES_COOKIES = _text("KF_PIPELINES_COOKIES", "cookies for it")
+REGISTRY_AUTH_FILE = _text("REGISTRY_AUTH_FILE", "podman's file of registries' credentials")
+CA_FILE = _text("SSL_CERT_FILE", "certificates to trust")
+CACHE_HOME = Variable[Path | None]("XDG_CACHE_HOME", "folder of caches", None, Path, "~/.cache")
+_group(
+    "of other software", TRACKING_URI, TRACKING_USERNAME, TRACKING_RUN_ID, KUBECONFIG, PIPELINES_ENDPOINT,
+    PIPELINES_UI_ENDPOINT, PIPELINES_TOKEN, PIPELINES_TOKEN_FILE, PIPELINES_COOKIES, REGISTRY_AUTH_FILE, CA_FILE,
+    CACHE_HOME,
+)  # fmt: skip
+
+IMAGE = _text("VGG_IMAGE", "image that a step runs in, for its provenance")
+PIPELINE_RUN = _text("VGG_PIPELINE_RUN", "name of the pipeline run")
+GIT_COMMIT = _text("VGG_GIT_COMMIT", "commit that an image was built from, with '-dirty' if it was")
+LAST_WORDS = _text("VGG_LAST_WORDS", "file for exit code and message, read by components.step")
+RANKS_FOLDER = _text("VGG_RANKS", "folder for the ranks' signs of life, read by components.launch")
+LAUNCHER = Variable[int | None]("VGG_LAUNCHER", "process that started the ranks", None, count)
+ELASTIC_RUN = _text("TORCHELASTIC_RUN_ID", "torchrun's; set in every rank")
+RANK = Variable("RANK", "of this process among all, torchrun's", 0, count)
+WORLD_SIZE = Variable("WORLD_SIZE", "number of all processes, torchrun's", 1, positive_integer)
+LOCAL_RANK = Variable("LOCAL_RANK", "of this process on its machine, torchrun's", 0, count)
+LOCAL_WORLD_SIZE = Variable[int | None](
+    "LOCAL_WORLD_SIZE", "processes of this machine, torchrun's", None, positive_integer, "WORLD_SIZE"
+)
+NUM_NODES = Variable("PET_NNODES", "machines of a TrainJob", 0, count)
+NODE_RANK = Variable[int | None]("PET_NODE_RANK", "number of this machine", None, count)
+NODE_ADDRESS = _text("PET_MASTER_ADDR", "name of machine 0")
+NODE_PORT = Variable("PET_MASTER_PORT", "port of machine 0", 0, count)
+POD_NAME = _text("KFP_POD_NAME", "pod of a step, Kubeflow's")
+HOST_NAME = _text("HOSTNAME", "pod of a step, where Kubeflow does not say it")
+IN_CLUSTER = _text("KUBERNETES_SERVICE_HOST", "set by Kubernetes in every pod")
+_group(
+    "set by the pipeline and its launchers", IMAGE, PIPELINE_RUN, GIT_COMMIT, LAST_WORDS, RANKS_FOLDER, LAUNCHER,
+    ELASTIC_RUN, RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, NUM_NODES, NODE_RANK, NODE_ADDRESS, NODE_PORT,
+    POD_NAME, HOST_NAME, IN_CLUSTER,
+)  # fmt: skip
+
+
+def passed_on(names: tuple[str, ...]) -> dict[str, str]:
+    """Those of some variables that are set, to be given to another process or pod."""
+    return {name: os.environ[name] for name in names if os.environ.get(name)}

@@ -1,0 +1,173 @@
+"""What a directory of shards holds, and how it is read: by index, verified.
+
+    {train,val}-%05d.tar     plain WebDataset tars, members <key>.cls and <key>.jpg
+    {train,val}.index.npy    a row per image: where its JPEG lies, its label, size and checksum
+    manifest.json            classes, counts, parameters, mean pixel; sha256 of every file; written last
+    {train,val}-%05d.idx, _info.json    the same shards for DALI and timm; label tables of ILSVRC editions
+
+The tar headers and those indexes are for other readers.  Ours goes by its own index: random access, exact resume, a
+checksum per image.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import google_crc32c
+import numpy as np
+
+from runtime import manifest
+from runtime.errors import Refused
+
+SCHEMA = "vgg.shards/2"
+BLOCK_SHARDS = 64  # shards that are shuffled together: what a node must hold when shards come from afar
+MAX_OPEN = 128  # shards a process holds open: twice what is shuffled together, far below a usual limit of 1,024
+NUM_READERS = 4  # of verification: sha256 releases the GIL, disks like a queue
+
+
+def row_type(key_bytes: int) -> np.dtype[Any]:
+    """A row of the index.  offset, size: of the JPEG inside its shard, bytes.  width, height: pixels."""
+    return np.dtype(
+        [
+            ("shard", "<u4"),
+            ("offset", "<u8"),
+            ("size", "<u4"),
+            ("label", "<u4"),
+            ("width", "<u4"),
+            ("height", "<u4"),
+            ("crc32c", "<u4"),
+            ("key", f"S{key_bytes}"),
+        ]
+    )
+
+
+class ShardFiles(Protocol):
+    """Where the bytes of shards come from; picklable, for worker processes.  An entry is a file's line in the manifest:
+    path, size, sha256."""
+
+    def read(self, entry: dict[str, Any], offset: int, size: int) -> bytes:
+        """Some bytes of a shard.  Fewer than asked for if it ends early."""
+
+    def heal(self, entry: dict[str, Any]) -> bool:
+        """Called when an image did not match its checksum: whether it is worth reading again."""
+
+    def verify(self, entry: dict[str, Any]) -> None:
+        """Raises Refused, naming the file, unless it has the size and sha256 that its entry says."""
+
+
+class LocalShards:
+    """Shards in a folder of this machine, held open."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._open: dict[str, int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}  # a worker process opens its own
+
+    def __del__(self) -> None:
+        for fd in self._open.values():
+            os.close(fd)
+
+    def read(self, entry: dict[str, Any], offset: int, size: int) -> bytes:
+        name = entry["path"]
+        if name not in self._open:
+            if len(self._open) >= MAX_OPEN:
+                os.close(self._open.pop(next(iter(self._open))))
+            try:
+                self._open[name] = os.open(self.directory / name, os.O_RDONLY)
+            except FileNotFoundError:
+                raise Refused(f"{self.directory / name}: missing. Restore it (dvc checkout) or shard again.") from None
+        return os.pread(self._open[name], size, offset)
+
+    def heal(self, entry: dict[str, Any]) -> bool:  # noqa: ARG002
+        return False  # there is no other copy
+
+    def verify(self, entry: dict[str, Any]) -> None:
+        manifest.verify_file(self.directory, entry)
+
+
+@dataclass
+class Split:
+    """The images of one split.  rows: the index, a structured array of row_type, memory-mapped.  shards: entries of the
+    manifest, in the order of rows["shard"].  address: of the shard set, for messages."""
+
+    name: str
+    address: str
+    shards: list[dict[str, Any]]
+    rows: np.ndarray
+    files: ShardFiles
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, number: int) -> bytes:
+        """The JPEG of row `number`.  Raises Refused, naming shard and key, if its checksum does not match."""
+        row = self.rows[number]
+        entry, wanted = self.shards[row["shard"]], (int(row["offset"]), int(row["size"]))
+        data = self.files.read(entry, *wanted)
+        if google_crc32c.value(data) != row["crc32c"] and self.files.heal(entry):
+            data = self.files.read(entry, *wanted)
+        if google_crc32c.value(data) != row["crc32c"]:
+            raise Refused(
+                f"{self.address}/{self.where(number)}: the image does not match its checksum. "
+                "The shard is damaged: restore it (dvc checkout) or shard again."
+            )
+        return data
+
+    def key(self, number: int) -> str:
+        return bytes(self.rows[number]["key"]).decode()
+
+    def where(self, number: int) -> str:
+        """Shard and key of an image, for messages."""
+        return f"{self.shards[self.rows[number]['shard']]['path']}: {self.key(number)}"
+
+
+class ShardSet:
+    """A finished set of shards.  Opening it verifies the manifest and the indexes; verify() reads everything.
+
+    directory: where manifest and indexes lie.  files: where the shards' bytes come from, if not from there; address:
+    what the set is called in messages, if not by its directory.
+    Raises Refused if anything is missing or damaged.
+    """
+
+    def __init__(self, directory: Path, files: ShardFiles | None = None, address: str | None = None) -> None:
+        self.directory, self.address = directory, address or str(directory)
+        self.files = files or LocalShards(directory)
+        self.manifest = manifest.read(directory, SCHEMA)
+        self.digest = manifest.directory_digest(directory, self.manifest)
+        self.wnids: list[str] = [c["wnid"] for c in self.manifest["classes"]]
+        self.class_names: list[str] = [c["name"] for c in self.manifest["classes"]]
+        self.classes_sha256: str = self.manifest["classes_sha256"]
+        self.mean: list[float] = self.manifest["pixels"]["mean"]
+        self.std: list[float] = self.manifest["pixels"]["std"]
+        self._entries: dict[str, dict[str, Any]] = {entry["path"]: entry for entry in self.manifest["files"]}
+        for split in self.manifest["splits"].values():
+            manifest.verify_file(directory, self._entries[split["index"]])
+
+    def split(self, name: str) -> Split:
+        about = self.manifest["splits"][name]
+        rows = np.load(self.directory / about["index"], mmap_mode="r", allow_pickle=False)
+        if len(rows) != about["num_images"]:
+            raise Refused(f"{self.address}/{about['index']}: {len(rows)} rows, the manifest says {about['num_images']}")
+        return Split(name, self.address, [self._entries[s["path"]] for s in about["shards"]], rows, self.files)
+
+    def verify(self, rank: int = 0, world_size: int = 1, report: Callable[[int, int], None] | None = None) -> None:
+        """Check size and sha256 of this rank's share of the files.  report: called with (bytes done, bytes in all)."""
+        share = self.manifest["files"][rank::world_size]
+        total, done = sum(entry["size"] for entry in share), 0
+        with ThreadPoolExecutor(NUM_READERS) as readers:
+            checks = [readers.submit(self.files.verify, entry) for entry in share]
+            try:
+                for entry, check in zip(share, checks, strict=True):
+                    check.result()
+                    done += entry["size"]
+                    if report:
+                        report(done, total)
+            finally:
+                readers.shutdown(cancel_futures=True)

@@ -1,0 +1,44 @@
+"""The output directory of a stage: a local folder, or one that is mirrored in an object store."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from runtime.store import storage
+from runtime.targets import Directory, Output, Target, only_writer
+
+
+def output_at(location: str) -> Output:
+    """The output directory of a resolved argument (storage.resolve)."""
+    if not storage.is_remote(location):
+        return Output(Path(location))
+    from runtime.store.mirror import Mirror
+
+    return Mirror(location)
+
+
+def downloaded(path: str) -> Path:
+    """The local folder of an argument's finished directory.  Raises Refused if it is in a store and not finished."""
+    return output_at(storage.resolve(path)).download()
+
+
+@contextlib.contextmanager
+def writing_shards(location: str) -> Iterator[tuple[Target, Callable[[], None]]]:
+    """The target for shards, and a check that raises Preempted when another process has taken the location over.
+
+    Raises Preempted (run again) while another process writes there.
+    """
+    if not storage.is_remote(location):
+        with only_writer(Path(location)):
+            yield Directory(Path(location)), lambda: None
+        return
+    from runtime.store.lease import Lease
+    from runtime.store.s3target import Target as StoreTarget
+
+    target = StoreTarget(location)
+    with Lease(target.prefix, f"process {os.getpid()} of {socket.gethostname()}") as lease:
+        yield target, lease.check

@@ -1,0 +1,153 @@
+"""Where a stage's files go: a folder here, or a prefix of an object store with the same five words.
+
+Every file appears whole or not at all, and what was written is what its checksum says.  A target is picklable: the
+processes that pack shards each write their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from runtime import manifest
+from runtime.errors import Preempted
+
+Fill = Callable[[BinaryIO], object]
+
+
+def holding(data: bytes) -> Fill:
+    """What fills a file with just these bytes."""
+    return lambda file: file.write(data)
+
+
+class Target(Protocol):
+    """name: its address, for messages."""
+
+    name: str
+
+    def names(self) -> list[str]:
+        """Names of all files, sorted."""
+
+    def read(self, name: str) -> bytes | None:
+        """A small file, whole; None if there is none of this name."""
+
+    def write(self, name: str, fill: Fill) -> dict[str, Any]:
+        """Let `fill` write a file; returns its manifest entry (path, size, sha256, md5).
+
+        Raises StorageFailure when there is no room, Unreachable when the store does not answer.
+        """
+
+    def holds(self, entry: dict[str, Any]) -> bool:
+        """Whether the file of a manifest entry is there with that size and content."""
+
+    def delete(self, name: str) -> None:
+        """Remove a file, if it is there."""
+
+    def free_bytes(self) -> int | None:
+        """Room that is left, bytes; None where there is no such bound."""
+
+
+class HashingWriter:
+    """Writes through to a file and knows the checksums of what went by, so that nothing is read a second time."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.size = file, 0
+        self._sha256, self._md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+
+    def write(self, data: bytes) -> int:
+        self.size += len(data)
+        self._sha256.update(data)
+        self._md5.update(data)
+        return self.file.write(data)
+
+    def entry(self, name: str) -> dict[str, Any]:
+        """What the manifest says of the file."""
+        return {"path": name, "size": self.size, "sha256": self._sha256.hexdigest(), "md5": self._md5.hexdigest()}
+
+
+class Directory:
+    """A folder of this machine, made if it is not there."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.name = directory, str(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def names(self) -> list[str]:
+        return sorted(path.name for path in self.directory.iterdir())
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            return (self.directory / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, fill: Fill) -> dict[str, Any]:
+        entry: dict[str, Any] = {}
+
+        def hashed(file: BinaryIO) -> None:
+            writer = HashingWriter(file)
+            fill(writer)  # type: ignore[arg-type]  # of a file, only write() is wanted
+            entry.update(writer.entry(name))
+
+        manifest.write_atomically(self.directory / name, hashed)
+        return entry
+
+    def holds(self, entry: dict[str, Any]) -> bool:
+        try:
+            return manifest.file_entry(self.directory, entry["path"], md5="md5" in entry) == entry
+        except OSError:
+            return False
+
+    def delete(self, name: str) -> None:
+        (self.directory / name).unlink(missing_ok=True)
+
+    def free_bytes(self) -> int | None:
+        return shutil.disk_usage(self.directory).free
+
+
+@contextlib.contextmanager
+def only_writer(directory: Path) -> Iterator[None]:
+    """Hold the lease of an output directory; a killed holder loses it by itself.
+
+    Raises Preempted (run again) while another process writes there.
+    """
+    path = manifest.sibling(directory, ".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise Preempted(
+                f"{directory}: process {file.read().strip()} is writing there; wait for it or stop it"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+class Output:
+    """A local output directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the exclusive right to write.  Raises Preempted (run again) while another process has it."""
+        with only_writer(self.directory):
+            yield
+
+    def download(self) -> Path:
+        return self.directory
+
+    def upload(self) -> None: ...
+    def download_checkpoints(self) -> None: ...
+    def upload_checkpoints(self, only_add: bool = False) -> None: ...

@@ -1,0 +1,87 @@
+"""What a stage's identity goes by: nothing that cannot change a result, and everything that can."""
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from components import closure
+
+SOURCE = '''"""A module."""
+
+from vgg import draws
+
+
+class Rate:
+    """A class."""
+
+    limit: float = 0.5
+    """Of a field."""
+
+    async def wait(self, seconds=3):
+        """A coroutine."""
+        return seconds
+
+
+def rate(step, warmup=2):
+    """A function."""
+    # a comment
+    rising = (step + 1) / warmup
+    return min(1.0, rising) * Rate.limit, "a text", draws
+'''
+
+
+def mark(folder: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(closure, "ROOT", folder)
+    (folder / "module.py").write_text(source)
+    return closure.fingerprint("module.py")
+
+
+SAME = [
+    ("A module.", "Another word."), ("A class.", "Another word."), ("Of a field.", "Another word."),
+    ("A coroutine.", "Another word."), ("A function.", "Another word."), ('    """A function."""\n', ""),
+    ("# a comment", "# another"), ("    # a comment\n", "\n\n"),
+    ("(step + 1) / warmup", "((step + 1)\n        / warmup)"),
+    ('"a text"', "'a ' 'text'"), ("1.0", "1.00"),
+]  # fmt: skip
+OTHER = [
+    ("0.5", "0.6"), ("step + 1", "step - 1"), ("warmup=2", "warmup=3"), ("seconds=3", "seconds=4"),
+    ("a text", "b text"),
+    ("1.0", "1"), ("min", "max"), ("limit: float", "limit: int"), ("async def", "def"), (", draws", ", None"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "same"), [*((*one, True) for one in SAME), *((*one, False) for one in OTHER)])
+def test_what_a_fingerprint_sees(
+    old: str, new: str, same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert old in SOURCE
+    changed = SOURCE.replace(old, new)
+    assert (mark(tmp_path, changed, monkeypatch) == mark(tmp_path, SOURCE, monkeypatch)) == same
+
+
+def test_what_is_only_a_docstring_is_still_an_import_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function that has nothing but its docstring is none without it, and differs from one that does something."""
+    alone = mark(tmp_path, 'def f():\n    """A word."""\n', monkeypatch)
+    assert alone == mark(tmp_path, 'def f():\n    """Another."""\n', monkeypatch)
+    assert alone != mark(tmp_path, 'def f():\n    """A word."""\n    return 1\n', monkeypatch)
+
+
+def test_no_result_can_depend_on_a_docstring() -> None:
+    reads = re.compile(r"__doc__|getdoc|use_attribute_docstrings")
+    assert not [str(path) for path in (ROOT / "vgg").rglob("*.py") if reads.search(path.read_text())]
+
+
+def test_a_reworded_docstring_of_vgg_changes_the_identity_of_no_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every docstring of every file, at once."""
+    before = {stage: closure.fingerprints(stage) for stage in ("shard", "train", "evaluate", "register")}
+    for path in (path for root in ("vgg", "runtime", "components") for path in (ROOT / root).rglob("*.py")):
+        there = tmp_path / path.relative_to(ROOT)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.write_text(re.sub(r'^( *)"""(?=[A-Z])', r'\1"""Reworded. ', path.read_text(), flags=re.MULTILINE))
+    assert "Reworded. " in (tmp_path / "runtime/errors.py").read_text()
+    monkeypatch.setattr(closure, "ROOT", tmp_path)
+    assert {stage: closure.fingerprints(stage) for stage in before} == before

@@ -1,0 +1,185 @@
+"""The two orchestrators are held together: same programs, flags, parameters, code dependencies; right layers."""
+
+import argparse
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, all_tasks, environment, executor_input
+from ruamel.yaml import YAML
+
+from components.closure import closure, fingerprints
+from runtime.errors import WrongParameters
+from runtime.store.storage import locate, resolve
+from vgg.params import STAGES, load, section_model
+
+yaml = YAML(typ="safe", pure=True)
+DVC = yaml.load(ROOT / "dvc.yaml")["stages"]
+
+
+def parser(stage: str) -> argparse.ArgumentParser:
+    return importlib.import_module(f"components.{stage}.__main__").parser()
+
+
+def words_of_dvc(stage: str) -> list[str]:
+    command = DVC[stage]["cmd"].split()
+    assert command[:3] == ["python", "-m", f"components.{stage}"]
+    return command[3:]
+
+
+def words_of_kubeflow(package: list[dict[str, Any]], stage: str) -> list[str]:
+    """The component's arguments, with parameters and Kubeflow's own words put in as it does: all numbers floats."""
+    container = package[0]["deploymentSpec"]["executors"][f"exec-{stage}"]["container"]
+    assert container["command"][:3] == ["python", "-m", "components.step"]
+    assert container["command"][-1] == f"components.{stage}"
+    section = load(str(ROOT / "params.yaml"), stage, section_model(stage)).model_dump()
+    floats = json.dumps(json.loads(json.dumps(section), parse_int=float))
+    given = {"{{$.inputs.parameters['params']}}": floats, "{{$}}": executor_input("/tmp/out.json")}
+    return [given.get(word, word) for word in container["args"]]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_both_roads_give_a_program_the_same_flags_and_parameters(stage: str, package: list[dict[str, Any]]) -> None:
+    roads = [words_of_dvc(stage), words_of_kubeflow(package, stage)]
+    flags = [[word for word in words if word.startswith("--")] for words in roads]
+    assert flags[0] == [flag for flag in flags[1] if flag != "--executor-input"]
+    assert flags[1][-1] == "--executor-input"
+    assert flags[0][0] == "--params"
+    parsed = [vars(parser(stage).parse_args(words)) for words in roads]
+    loaded = [
+        load(str(ROOT / p["params"]) if p["params"] == "params.yaml" else p["params"], stage, section_model(stage))
+        for p in parsed
+    ]
+    assert loaded[0] == loaded[1]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_depends_on_the_whole_section_and_exactly_the_science(stage: str) -> None:
+    assert DVC[stage]["params"] == [stage]
+    assert [dep for dep in DVC[stage]["deps"] if dep.endswith(".py")] == closure(stage)
+
+
+def test_stages_are_chained_alike(package: list[dict[str, Any]]) -> None:
+    """What a stage reads is what an earlier one writes, in dvc.yaml and between the tasks; the gate comes between."""
+    tasks = all_tasks(package)
+    made: dict[str, str] = {}
+    for stage in STAGES:
+        reads = {made[dep] for dep in DVC[stage]["deps"] if dep in made}
+        waits = set(tasks[stage].get("dependentTasks", []))
+        if stage == "register":  # inside the condition
+            waits = set(tasks["condition-2"]["dependentTasks"]) - {"gate"}
+        assert waits == reads
+        outputs = [*DVC[stage].get("outs", []), *DVC[stage]["metrics"]]
+        made |= {(next(iter(out)) if isinstance(out, dict) else out): stage for out in outputs}
+
+
+def test_editing_evaluation_never_retrains() -> None:
+    trains = set(closure("train"))
+    for stage in ("evaluate", "register"):
+        own = {"vgg/network/dense.py", "vgg/evaluation/evaluate.py", "vgg/params/evaluate.py"}
+        assert own <= set(closure(stage))
+        assert not own & trains
+    assert "vgg/sharding/pack.py" not in trains
+    assert not {"vgg/training/loop.py", "vgg/training/run.py", "vgg/training/schedule.py", "vgg/data/stream.py"} & set(
+        closure("evaluate")
+    )
+
+
+def test_a_comment_is_no_change_of_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(ROOT / "vgg", tmp_path / "vgg")
+    shutil.copytree(ROOT / "runtime", tmp_path / "runtime")
+    shutil.copytree(ROOT / "components", tmp_path / "components")
+    monkeypatch.setattr("components.closure.ROOT", tmp_path)
+    before = fingerprints("train")
+    path = tmp_path / "vgg/training/schedule.py"
+    path.write_text(path.read_text() + "\n# a remark\n")
+    assert fingerprints("train") == before
+    path.write_text(path.read_text() + "\nX = 1\n")
+    assert [name for name in before if fingerprints("train")[name] != before[name]] == ["vgg/training/schedule.py"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_is_quick_and_whole(stage: str) -> None:
+    import time
+
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", f"components.{stage}", "--help"],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert "--executor-input" in done.stdout
+    assert time.monotonic() - started < 5  # 0.06 s; heavy imports would take more than this
+
+
+def test_paths_and_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VGG_STORE", raising=False)
+    with pytest.raises(WrongParameters, match="VGG_STORE is not set"):
+        locate("store:shards")
+    monkeypatch.setenv("VGG_STORE", str(tmp_path))
+    first, second = (Path(resolve("store:shards/{key}", {"a": n})) for n in (1, 2))
+    assert first.parent == tmp_path / "shards"
+    assert first != second
+    assert locate("store:shards/x#" + "0" * 32 + ".dir") == tmp_path / "shards/x"
+    assert locate("C# photos") == Path("C# photos")
+    with pytest.raises(WrongParameters, match="images are read from a local folder"):
+        locate("s3://bucket/shards")
+
+
+def test_overrides_are_checked_before_anything_is_submitted() -> None:
+    from pipelines.submit import sections
+
+    found = sections(str(ROOT / "params.yaml"), ["train.epochs=1", "train.schedule.drop_epochs=[1, 2]"])
+    assert found["train"]["epochs"] == 1
+    assert found["train"]["schedule"]["drop_epochs"] == [1, 2]
+    for wrong in ("train.epoch=1", "train=3=4", "train.epochs", "train.epochs=many", "x.y=1"):
+        with pytest.raises(WrongParameters):
+            sections(str(ROOT / "params.yaml"), [wrong])
+
+
+def make_repository(where: Path) -> Path:
+    """Beside a params.yaml and images: this checkout as dvc repro sees it."""
+    for name in ("vgg", "runtime", "components"):
+        shutil.copytree(ROOT / name, where / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (where / "data/initial").mkdir(parents=True)
+    (where / "images").rename(where / "data/images")
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(ROOT / name, where / name)
+    return where
+
+
+@pytest.mark.long
+def test_dvc_repro_reruns_what_changed_and_nothing_else(images: Path, params_file: Path, tmp_path: Path) -> None:
+    """The real pipeline: run; again; after touching evaluation; after touching a comment of training."""
+    repo = make_repository(tmp_path)
+    env = environment(PATH=f"{Path(sys.executable).parent}:/usr/bin:/bin", GIT_CONFIG_GLOBAL="/dev/null")
+
+    def call(*command: str) -> str:
+        done = subprocess.run(command, cwd=repo, env=env, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    call("git", "init", "-q")
+    call("dvc", "init", "-q")
+
+    def repro() -> list[str]:
+        said = call("dvc", "repro")
+        return [stage for stage in STAGES if f"Running stage '{stage}'" in said]
+
+    assert repro() == list(STAGES)
+    lock = yaml.load(repo / "dvc.lock")["stages"]
+    assert lock["shard"]["outs"][0]["md5"] == json.loads((repo / "metrics/shard.json").read_text())["digest"]
+    assert repro() == []
+    path = repo / "vgg/evaluation/evaluate.py"
+    path.write_text(path.read_text().replace("TOP = 5", "TOP = 4 + 1"))
+    assert repro() == ["evaluate", "register"]
+    weights = lock["train"]["outs"][0]["md5"]
+    path = repo / "vgg/training/schedule.py"
+    path.write_text(path.read_text() + "\n# a remark\n")
+    assert repro() == ["train"]  # DVC sees bytes; the program sees the same code, and its network is finished
+    assert yaml.load(repo / "dvc.lock")["stages"]["train"]["outs"][0]["md5"] == weights

@@ -1,0 +1,220 @@
+"""MLflow at arm's length: a server that is away costs nothing and loses nothing; nothing is logged twice."""
+
+import errno
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import environment, flags
+from mlflow import MlflowClient
+
+from components.tracking import journal
+from components.tracking import server as mlflow_server
+from components.tracking.__main__ import replay
+from components.tracking.journal import Journal
+from components.tracking.tracker import Tracker, journal_key
+from runtime.errors import Preempted
+from runtime.shardset import ShardSet
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in [n for n in os.environ if n.startswith(("MLFLOW_", "VGG_"))]:
+        monkeypatch.delenv(name)
+    # MLflow keeps the store of a URI for the life of the process: a relative one would be another test's
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setattr("components.tracking.tracker.RETRY_SECONDS", 0.2)
+
+
+@contextmanager
+def server(directory: Path, port: int) -> Iterator[None]:
+    """A real `mlflow server` on loopback."""
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{directory}/server.db",
+        "--artifacts-destination", str(directory / "artifacts"),
+    ]  # fmt: skip
+    child = subprocess.Popen(
+        command,
+        cwd=directory,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield
+    finally:
+        os.killpg(child.pid, 15)
+        try:
+            child.wait(15)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, 9)
+            child.wait(5)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def histories(client) -> dict[str, list[tuple[int, float]]]:  # type: ignore[no-untyped-def]
+    """(step, value) of train/loss of every stage's run, in order, by stage."""
+    experiment = client.get_experiment_by_name(mlflow_server.EXPERIMENT)
+    runs = client.search_runs([experiment.experiment_id])
+    return {
+        run.data.tags["vgg.stage"]: [
+            (m.step, m.value) for m in client.get_metric_history(run.info.run_id, "train/loss")
+        ]
+        for run in runs
+    }
+
+
+def test_parent_and_child_hold_what_is_compared(tmp_path: Path) -> None:
+    (tmp_path / "file.txt").write_text("x")
+    for stage in ("train", "register"):
+        with Tracker(stage, "k" * 64, "lineage") as tracker:
+            tracker.params({stage: {"rate": 0.1, "inner": {"deep": "x" * 900}}})
+            tracker.metrics({f"final/{stage}": 0.25})
+            tracker.dataset("tiny", "data/shards", "0" * 32 + ".dir", stage, {"num_images": 3})
+            tracker.artifact(tmp_path / "file.txt", "curves")
+    client = mlflow_server.connect()
+    runs = client.search_runs([client.get_experiment_by_name(mlflow_server.EXPERIMENT).experiment_id])
+    by_stage = {run.data.tags["vgg.stage"]: run for run in runs}
+    assert set(by_stage) == {"pipeline", "train", "register"}
+    parent, child = by_stage["pipeline"], by_stage["train"]
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert parent.data.metrics == {"final/train": 0.25, "final/register": 0.25}
+    assert parent.data.params["train.rate"] == child.data.params["train.rate"] == "0.1"
+    assert child.inputs.dataset_inputs[0].dataset.digest == "0" * 32 + ".dir"
+    assert [f.path for f in client.list_artifacts(child.info.run_id, "curves")] == ["curves/file.txt"]
+    assert not any((tmp_path / ".tracking").iterdir())
+
+
+@pytest.mark.faults
+def test_a_server_that_comes_late_goes_away_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Points are made before, during and after an outage; then a resumed attempt repeats some.  One clean curve."""
+    port = free_port()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    monkeypatch.setattr("components.tracking.tracker.GRACE_SECONDS", 1.0)
+    started = time.monotonic()
+    with pytest.raises(Preempted), Tracker("train", "k" * 64, "lineage") as tracker:
+        for step in (20, 40):
+            tracker.point(step, {"train/loss": 1 / step})
+        assert time.monotonic() - started < 1, "a server that is away must not be waited for"
+        raise Preempted("stopped")
+    with server(tmp_path, port):
+        monkeypatch.setattr("components.tracking.tracker.GRACE_SECONDS", 30.0)
+        with pytest.raises(Preempted), Tracker("train", "k" * 64, "lineage") as tracker:
+            for step in (40, 60):  # the resumed attempt computes step 40 again
+                tracker.point(step, {"train/loss": 1 / step})
+            raise Preempted("stopped")
+        assert histories(mlflow_server.connect())["train"] == [(20, 0.05), (40, 0.025), (60, 1 / 60)]
+    monkeypatch.setattr("components.tracking.tracker.GIVE_UP_SECONDS", 1.0)
+    with Tracker("train", "k" * 64, "lineage") as tracker:
+        tracker.point(80, {"train/loss": 1 / 80})
+    with server(tmp_path, port):
+        assert replay(tmp_path / ".tracking") == 0
+        assert replay(tmp_path / ".tracking") == 0
+        assert histories(mlflow_server.connect())["train"] == [(20, 0.05), (40, 0.025), (60, 1 / 60), (80, 0.0125)]
+        client = mlflow_server.connect()
+        runs = client.search_runs([client.get_experiment_by_name(mlflow_server.EXPERIMENT).experiment_id])
+        assert {run.data.tags["vgg.stage"]: run.info.status for run in runs}["train"] == "FINISHED"
+
+
+def test_failure_and_an_injected_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = mlflow_server.connect()
+    experiment = client.create_experiment("kubeflow")
+    parent = client.create_run(experiment)
+    child = client.create_run(experiment, tags={"mlflow.parentRunId": parent.info.run_id})
+    monkeypatch.setenv("MLFLOW_RUN_ID", child.info.run_id)
+    with pytest.raises(RuntimeError), Tracker("evaluate", "k" * 64, "lineage") as tracker:
+        tracker.metrics({"eval/top1_error": 0.5})
+        raise RuntimeError("broken")
+    assert client.get_run(child.info.run_id).info.status == "FAILED"
+    assert client.get_run(child.info.run_id).data.tags["vgg.failure"] == "broken"
+    assert client.get_run(parent.info.run_id).data.metrics == {"eval/top1_error": 0.5}
+    assert client.get_experiment_by_name(mlflow_server.EXPERIMENT) is None  # no rival hierarchy
+
+
+def test_a_line_cut_off_by_a_kill_is_mended(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j")
+    journal.append({"kind": "tags", "values": {}})
+    with open(journal.path, "ab") as file:
+        file.write(b'{"kind":"met')
+    journal.close()
+    assert [event["kind"] for event, _ in Journal(tmp_path / "j").events()] == ["tags"]
+
+
+def test_a_preempted_stage_does_not_wait_long_for_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that takes connections and never answers; the grace of a preemption is short."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        with pytest.raises(Preempted), Tracker("train", "key", "lineage") as tracker:
+            tracker.point(1, {"train/loss": 2.0})
+            raise Preempted("stopped at step 1")
+        assert time.monotonic() - began < 10
+        assert tracker.journal.waiting() > 0
+
+
+def test_the_same_work_to_two_places_has_two_journals_and_to_one_place_is_done_once(tmp_path: Path) -> None:
+    """Whoever ended first used to remove the journal of both."""
+    here, there = (journal_key({"train": 1}, str(tmp_path / name)) for name in ("a", "b"))
+    with Tracker("train", here, "lineage") as first, Tracker("train", there, "lineage") as other:
+        first.point(1, {"train/loss": 2.0})
+        with pytest.raises(Preempted, match="another process does this very work"):
+            Tracker("train", here, "lineage")
+        assert replay(tmp_path / ".tracking") == 0  # leaves those alone that are in use
+        other.point(1, {"train/loss": 3.0})
+    with Tracker("train", here, "lineage"):  # free again
+        pass
+    client = mlflow_server.connect()
+    runs = client.search_runs([client.get_experiment_by_name(mlflow_server.EXPERIMENT).experiment_id])
+    losses = [run.data.metrics.get("train/loss") for run in runs if run.data.tags["vgg.stage"] == "train"]
+    assert sorted(filter(None, losses)) == [2.0, 3.0]
+
+
+@pytest.mark.faults
+def test_two_identical_trainings_at_once(shards: ShardSet, params_file: Path, tmp_path: Path) -> None:
+    """In one folder, to two places: both end well, with the same weights and a run each."""
+    wanted, running = flags("train", tmp_path, params_file), []
+    for name in ("one", "two"):
+        words = [str(word).replace(f"{tmp_path}/m", f"{tmp_path}/{name}/m") for word in wanted]
+        command = [sys.executable, "-m", "components.train", *words]
+        running.append(subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True))
+    for process in running:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    metrics = [(tmp_path / name / "m/train.json").read_bytes() for name in ("one", "two")]
+    assert metrics[0] == metrics[1]
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    [experiment] = client.search_experiments(filter_string=f"name = '{mlflow_server.EXPERIMENT}'")
+    runs = client.search_runs([experiment.experiment_id], "tags.`vgg.stage` = 'train'")
+    assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
+    assert not list((tmp_path / ".tracking").iterdir())
+
+
+def test_a_file_system_without_locks_holds_no_work_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(journal.fcntl, "flock", none)
+    with Tracker("train", "key", "lineage") as tracker:
+        tracker.point(1, {"train/loss": 2.0})
+    assert histories(mlflow_server.connect())["train"] == [(1, 2.0)]

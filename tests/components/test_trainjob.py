@@ -1,0 +1,422 @@
+"""The training step on several nodes: the real program, as a process, against an API server over real HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TRAIN, environment, executor_input, flags, program
+from kubehttp import stamp
+from kubeserver import KubeServer, wait_for
+
+from components.trainjob import __main__ as trainjob
+from components.trainjob.body import body
+from components.trainjob.cluster import ApiException, explain
+from components.trainjob.ended import end, exit_code
+from components.trainjob.podlog import Position
+from runtime.errors import WrongParameters
+from runtime.shardset import ShardSet
+
+CANARY = "canary-5ecre7"
+RUN = "1f0e3dad-1234-4cde-9876-0123456789ab"
+LAST = "import sys; print('the end:', sys.argv[1:])"  # a program that takes the place of the training's own
+ARGUMENTS = ["--params", '{"epochs": 2.0}', "--curves", "/s3/b/curves", "--metrics=/s3/b/metrics"]
+FLAGS = [
+    *("--nodes", "2", "--gpus", "4", "--cpu", "16", "--memory", "64Gi", "--claim", "vgg-store"),
+    *("--image", "r/vgg@sha256:1"),
+    *("--node-selector", '{"pool": "gpu"}', "--tolerations", '[{"key": "gpu", "tolerationSeconds": 300.0}]'),
+    *("--addresses", "vgg-addresses", "--store-secret", "vgg-store", "--tracking-secret", "vgg-tracking"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def cluster() -> Iterator[KubeServer]:
+    made = KubeServer()
+    try:
+        yield made
+    finally:
+        made.close()
+    assert made.unknown == []
+
+
+class Step:
+    """The program of the step, and what it has said."""
+
+    def __init__(self, cluster: KubeServer, folder: Path, *more: str, **env: str) -> None:
+        (folder / "last.py").write_text(LAST)
+        command = [sys.executable, "-m", "components.trainjob", *FLAGS]
+        values = {"KUBECONFIG": cluster.kubeconfig(folder / "kubeconfig"), "VGG_PIPELINE_RUN": RUN, "HOSTNAME": "step"}
+        values |= {"AWS_SECRET_ACCESS_KEY": CANARY, "MLFLOW_TRACKING_PASSWORD": CANARY}
+        env = environment(**{**values, **env})
+        env["PYTHONPATH"] += f":{folder}"
+        arguments = more or ("last", *ARGUMENTS, "--executor-input", executor_input("/out.json"))
+        self.said = folder / f"said-{time.monotonic_ns()}"
+        with open(self.said, "w") as file:
+            self.process = subprocess.Popen([*command, *arguments], cwd=folder, env=env, stdout=file, stderr=file)
+        cluster.clients.append(self.process)
+
+    def text(self) -> str:
+        return self.said.read_text()
+
+    def heard(self, words: str, timeout: float = 20) -> None:
+        wait_for(lambda: words in self.text() or self.process.poll() is not None, timeout)
+        assert words in self.text(), self.text()
+
+    def ended(self, timeout: float = 30) -> int:
+        return self.process.wait(timeout)
+
+
+def both_run(cluster: KubeServer, attempt: int = 0) -> list[dict[str, Any]]:
+    pods = [cluster.pod(node, attempt) for node in (0, 1)]
+    for pod in pods:
+        cluster.run(pod)
+    return pods
+
+
+def complete(cluster: KubeServer, pods: list[dict[str, Any]]) -> None:
+    for pod in pods:
+        cluster.end(pod, 0)
+    cluster.condition("Complete", "AllJobsCompleted")
+
+
+def test_from_pending_to_complete(cluster: KubeServer, tmp_path: Path) -> None:
+    workflow = {
+        "apiVersion": "argoproj.io/v1alpha1",
+        "kind": "Workflow",
+        "name": "run",
+        "uid": "u1",
+        "controller": True,
+    }
+    cluster.put("pods", {"metadata": {"name": "step", "ownerReferences": [workflow]}, "status": {"phase": "Running"}})
+    step = Step(cluster, tmp_path)
+    made = cluster.made()
+    first, second = cluster.pod(0), cluster.pod(1)
+    for _ in range(2):
+        cluster.event(first, "FailedScheduling", "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")
+    cluster.event(second, "Pulling", "Pulling image r/vgg", warning=False)
+    cluster.event({"metadata": {"name": "another"}}, "FailedScheduling", "of somebody else")
+    cluster.event(made, "FailedCreate", "exceeded quota", kind="Job")
+    for words in ("3 Insufficient nvidia.com/gpu", "Pulling image r/vgg", "exceeded quota"):
+        step.heard(words)
+    for pod in (first, second):
+        cluster.run(pod)
+    cluster.say(first, "epoch 1", "epoch 2")
+    cluster.say(second, "of node 1")
+    step.heard("epoch 2")
+    complete(cluster, [first, second])
+    assert step.ended() == 0, step.text()
+    said = step.text()
+    name = first["metadata"]["name"]
+    assert said.count("0/3 nodes") == 1 and "somebody else" not in said and "of node 1" not in said
+    assert f"--- log of pod {name}, node 0" in said
+    # what Kubeflow collects is the step's own business, and told to nobody else
+    assert f"the end: {['--finished', *ARGUMENTS, '--executor-input', executor_input('/out.json')]}" in said
+    assert made["metadata"]["ownerReferences"] == [
+        {key: workflow[key] for key in ("apiVersion", "kind", "name", "uid")}
+    ]
+    trainer = made["spec"]["trainer"]
+    assert trainer["args"] == [
+        *("--nodes", "2", "4", "last", *ARGUMENTS[:2], "--curves", "/tmp/curves", "--metrics", "/tmp/metrics")
+    ]
+    assert trainer["resourcesPerNode"]["limits"] == {"cpu": "16", "memory": "64Gi", "nvidia.com/gpu": "4"}
+    assert (trainer["numNodes"], trainer["numProcPerNode"]) == (2, 4)
+    (patched,) = made["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod_spec = patched["template"]["spec"]["template"]["spec"]
+    assert pod_spec["volumes"][0]["persistentVolumeClaim"] == {"claimName": "vgg-store"}
+    assert pod_spec["nodeSelector"] == {"pool": "gpu"} and pod_spec["tolerations"][0]["tolerationSeconds"] == 300
+    secrets = [
+        one["valueFrom"]["secretKeyRef"]["name"] for one in trainer["env"] if "secretKeyRef" in one.get("valueFrom", ())
+    ]
+    assert sorted(secrets) == ["vgg-store"] * 2 + ["vgg-tracking"] * 2
+    assert CANARY not in json.dumps(made)
+    assert len(name.removesuffix(name.rpartition("-")[2])) < 50  # of pods, whose names begin with the TrainJob's
+
+
+def test_a_killed_step_adopts_its_trainjob_through_an_api_that_fails(cluster: KubeServer, tmp_path: Path) -> None:
+    first = Step(cluster, tmp_path)
+    cluster.made()
+    pods = both_run(cluster)
+    cluster.say(pods[0], "before")
+    first.heard("before")
+    first.process.kill()
+    first.process.wait(10)
+    cluster.faults.update({"list trainjobs": 1, "create trainjobs": 1, "watch pods": 1, "get pods/log": 1})
+    step = Step(cluster, tmp_path)
+    step.heard("exists: following it")
+    step.heard("before")
+    cluster.cut_log_after = 3
+    cluster.say(pods[0], *(f"line {number}" for number in range(20)))
+    step.heard("line 19")
+    cluster.compact()  # 410, for watches; the log is cut too
+    cluster.say(pods[0], "line 20", "line 20", "the last")
+    complete(cluster, pods)
+    assert step.ended() == 0, step.text()
+    lines = [line for line in step.text().splitlines() if line.startswith(("line", "before", "the last"))]
+    assert lines == ["before", *(f"line {number}" for number in range(21)), "line 20", "the last"]
+    assert cluster.requests["made trainjobs"] == 1
+    assert "503" in step.text() and "answers again" in step.text()
+
+
+def test_a_failure_is_told_and_the_next_attempt_makes_the_trainjob_anew(cluster: KubeServer, tmp_path: Path) -> None:
+    step = Step(cluster, tmp_path)
+    cluster.made()
+    pods = both_run(cluster)
+    cluster.say(pods[0], *(f"step {number}" for number in range(50)))
+    cluster.say(pods[1], "refused: another dataset")
+    cluster.end(pods[1], 78)
+    cluster.end(pods[0], 75)
+    step.heard("node 0, has failed: exit code 75")
+    cluster.condition("Failed", "FailJobSetFailurePolicyAction", "jobset failed")
+    assert step.ended() == 78, step.text()
+    said = step.text().split("Failed=True FailJobSetFailurePolicyAction: jobset failed")[1]
+    assert "step 10\n" in said and "step 49\n" in said and "step 9\n" not in said
+    assert (
+        f"--- pod {pods[1]['metadata']['name']}, node 1: exit code 78; its last lines:\nrefused: another dataset"
+        in said
+    )
+    again = Step(cluster, tmp_path)
+    again.heard("has failed: deleting it and creating it again")
+    cluster.made(count=2)
+    complete(cluster, both_run(cluster))
+    assert again.ended() == 0, again.text()
+    assert "exit code" not in again.text()  # of the pods that were
+
+
+def test_an_evicted_pod_and_the_restart_of_all(cluster: KubeServer, tmp_path: Path) -> None:
+    step = Step(cluster, tmp_path)
+    cluster.made()
+    pods = both_run(cluster)
+    cluster.say(pods[0], "first start")
+    step.heard("first start")
+    cluster.end(pods[1], 137, reason="Evicted", message="The node was low on resource: memory")
+    step.heard("node 1, has failed: exit code 137; Evicted: The node was low on resource: memory")
+    for pod in pods:
+        cluster.delete_pod(pod)
+    new = both_run(cluster, attempt=1)
+    cluster.say(new[0], "continuing at step 300")
+    step.heard("continuing at step 300")
+    assert "all pods are restarted, attempt 2" in step.text()
+    assert f"--- log of pod {new[0]['metadata']['name']}, node 0" in step.text()
+    complete(cluster, new)
+    assert step.ended() == 0, step.text()
+
+
+def test_stopped_it_takes_the_trainjob_along(cluster: KubeServer, tmp_path: Path) -> None:
+    step = Step(cluster, tmp_path)
+    cluster.made()
+    pods = both_run(cluster)
+    cluster.say(pods[0], "under way")
+    step.heard("under way")
+    began = time.monotonic()
+    step.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: cluster.requests["delete trainjobs"], 2)
+    print(f"deletion began after {1000 * (time.monotonic() - began):.0f} ms")
+    assert time.monotonic() - began < 0.5  # Kubeflow's launcher ends at once, and the container with it
+    step.process.send_signal(signal.SIGTERM)
+    assert step.ended() == 75, step.text()
+    assert not cluster.objects["trainjobs"]
+    assert "and TrainJob vgg-" in step.text() and "Traceback" not in step.text()
+
+
+def test_deleted_by_somebody_else(cluster: KubeServer, tmp_path: Path) -> None:
+    step = Step(cluster, tmp_path)
+    name = cluster.made()["metadata"]["name"]
+    cluster.begin_deletion(name)
+    assert step.ended() == 75
+    assert "was deleted by somebody else" in step.text()
+
+
+def test_an_api_that_stays_away(cluster: KubeServer, tmp_path: Path) -> None:
+    step = Step(cluster, tmp_path, VGG_KUBERNETES_PATIENCE_SECONDS="1")
+    cluster.made()
+    cluster.down = True
+    cluster.cut()
+    assert step.ended() == 69, step.text()
+    assert "A TrainJob that exists continues; run again to follow it" in step.text()
+    assert cluster.objects["trainjobs"] and "Traceback" not in step.text()
+
+
+def test_what_the_cluster_refuses(tmp_path: Path) -> None:
+    """One message, nothing left behind; the steps run side by side."""
+    cases: list[tuple[dict[str, Any], list[str], int, str]] = [
+        ({"forbidden": {"list pods"}}, [], 78, 'cannot list resource "pods" in namespace. deploy/ ships the Role'),
+        ({"forbidden": {"create trainjobs"}}, [], 78, 'cannot create resource "trainjobs"'),
+        ({"trainer": ""}, [], 78, "Kubeflow Trainer 2.2 or later has to be installed"),
+        ({"trainer": "2.1"}, [], 78, "the cluster has an older one"),
+        ({"trainer": "2.1", "lenient": True}, [], 78, "The TrainJob was deleted"),
+        ({"runtimes": set()}, [], 78, "deploy/ ships the TrainingRuntime"),
+        ({}, ["--memory", "plenty"], 64, "Check the step's arguments for nodes, CPU, memory and GPUs"),
+    ]
+    running = []
+    for number, (state, more, _, _) in enumerate(cases):
+        cluster = KubeServer()
+        vars(cluster).update(state)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        running.append((cluster, Step(cluster, folder, *more, "last")))
+    for (cluster, step), (_, _, code, words) in zip(running, cases, strict=True):
+        assert step.ended() == code and words in step.text(), step.text()
+        wait_for(lambda server=cluster: not server.objects["trainjobs"], 2)
+        assert cluster.unknown == []
+        assert step.text().count("\nerror: ") <= 1 and "Traceback" not in step.text()
+        cluster.close()
+
+
+def test_a_checkpoint_that_is_not_there_is_no_success(cluster: KubeServer, shards: ShardSet, tmp_path: Path) -> None:
+    step = Step(cluster, tmp_path, "components.train", *map(str, flags("train", tmp_path, json.dumps(TRAIN))))
+    cluster.made()
+    complete(cluster, both_run(cluster))
+    assert step.ended() == 78, step.text()
+    assert not (tmp_path / "m/train.json").exists()
+
+
+@pytest.mark.faults
+def test_the_outputs_of_a_finished_training(
+    cluster: KubeServer, shards: ShardSet, params_file: Path, tmp_path: Path
+) -> None:
+    arguments = [*map(str, flags("train", tmp_path, params_file))]
+    arguments += ["--executor-input", executor_input(tmp_path / "out.json")]
+    step = Step(cluster, tmp_path, "components.train", *arguments)
+    made = cluster.made()
+    scratch = {"/tmp/curves.csv": tmp_path / "pod/curves.csv", "/tmp/train.json": tmp_path / "pod/train.json"}
+    inside = [scratch.get(part, part) for part in made["spec"]["trainer"]["args"][4:]]
+    assert scratch.keys() <= set(made["spec"]["trainer"]["args"])
+    assert program("train", *inside, cwd=tmp_path).returncode == 0
+    complete(cluster, both_run(cluster))
+    assert step.ended(60) == 0, step.text()
+    output = json.loads((tmp_path / "out.json").read_text())
+    assert output["parameterValues"]["checkpoint"].startswith(f"{tmp_path}/model#")
+    assert json.loads((tmp_path / "m/train.json").read_text())["samples"] != "0" * 16
+
+
+def failed(code: int | None, **status: Any) -> dict[str, Any]:
+    state = {} if code is None else {"state": {"terminated": {"exitCode": code, "reason": "Error"}}}
+    return {
+        "metadata": {"name": "p"},
+        "status": {"phase": "Failed", "containerStatuses": [{"name": "node", **state}], **status},
+    }
+
+
+DISRUPTED = {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}]}
+
+
+@pytest.mark.parametrize(
+    ("pods", "code"),
+    [
+        ([failed(75), failed(65)], 65), ([failed(1), failed(64)], 64), ([failed(75), failed(1)], 1),
+        ([failed(139), failed(75)], 1), ([failed(74), failed(75)], 74), ([failed(137), failed(75)], 75),
+        ([failed(143)], 75), ([failed(None, reason="Evicted", message="low on memory")], 75),
+        ([failed(1, **DISRUPTED)], 75), ([failed(78, **DISRUPTED)], 78), ([], 75),
+    ],
+)  # fmt: skip
+def test_the_exit_code_of_a_step_by_those_of_its_pods(pods: list[dict[str, Any]], code: int) -> None:
+    assert exit_code([found for pod in pods if (found := end(pod))]) == code
+
+
+def test_how_a_pod_ended_in_words() -> None:
+    killed = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
+    pod = failed(None, containerStatuses=[{"name": "node", "state": killed, "lastState": killed}], **DISRUPTED)
+    found = end(pod)
+    assert found and found.text == (
+        "exit code 137 (OOMKilled); disrupted (PreemptionByScheduler); before that, exit code 137 (OOMKilled)"
+    )
+
+
+RBAC = """pods is forbidden: User "system:serviceaccount:team:runner" cannot list resource "pods" in API group "" in the \
+namespace "team\""""
+ROLE, OLD, RUNTIME = "deploy/ ships the Role", "the cluster has an older one", "deploy/ ships the TrainingRuntime"
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "hint"),
+    [
+        # k8s.io/apiserver 1.31-1.34, endpoints/handlers/responsewriters/errors.go; the reason of an authorizer follows
+        (403, RBAC, ROLE),
+        (403, f"{RBAC}: Azure does not have opinion for this user.", ROLE),
+        (403, 'trainjobs "x" is forbidden: User "u" cannot create path "/apis"', ROLE),
+        # plugin/pkg/admission/resourcequota of kube-apiserver 1.31-1.34
+        (403, 'trainjobs "x" is forbidden: exceeded quota: q, requested: count/trainjobs=1, used: count/trainjobs=0', ""),
+        # k8s.io/apiserver 1.31-1.34, admission/plugin/webhook/errors/statuserror.go; any webhook
+        (403, 'admission webhook "policy.example.com" denied the request: GPU pods need a cost centre', ""),
+        # strict field validation, k8s.io/apiserver 1.27-1.34, with the CRD of Trainer 2.1
+        (400, """TrainJob in version "v1alpha1" cannot be handled as a TrainJob: strict decoding error: unknown field \
+"spec.podTemplateOverride", unknown field "spec.runtimePatches\"""", OLD),
+        (400, 'strict decoding error: unknown field "spec.trainer.color"', "Check the step's arguments"),
+        # Trainer 2.0-2.3, pkg/runtime/core/trainingruntime.go; 403 by default, 422 where the webhook sets the status
+        *((status, """admission webhook "validator.trainjob.trainer.kubeflow.org" denied the request: spec.runtimeRef: \
+Invalid value: TrainingRuntime.trainer.kubeflow.org "vgg-train" not found: specified trainingRuntime must be created \
+before the TrainJob is created""", RUNTIME) for status in (403, 422)),
+    ],
+)  # fmt: skip
+def test_refusals_that_only_their_text_tells_apart(status: int, message: str, hint: str) -> None:
+    error = ApiException(status=status, reason="Refused")
+    error.body = json.dumps({"message": message})
+    found = str(explain(error, "create trainjobs", "team"))
+    hints = {text for text in (ROLE, OLD, RUNTIME, "Check the step's arguments") if text in found}
+    assert hints == ({hint} if hint else set()) and message.rstrip(".") in found
+
+
+def test_a_log_that_is_read_again_repeats_nothing_and_loses_nothing() -> None:
+    """Cut after every line; the API begins again at a whole second."""
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    seconds = (0.1, 0.5, 0.5, 0.9, 1.0, 1.2, 4.0, 4.0, 3.9, 9.0)
+    log = [f"{stamp(at + timedelta(seconds=second))} text {second}" for second in seconds]
+    for cut in range(len(log) + 1):
+        position = Position()
+        read = [text for line in log[:cut] if (text := position.new(line)) is not None]
+        since = position.since() or ""
+        read += [text for line in log if line[:19] >= since[:19] and (text := position.new(line)) is not None]
+        assert read == [f"text {second}" for second in seconds], cut
+
+
+def test_one_node_becomes_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    became: list[list[str]] = []
+
+    def execv(_path: str, command: list[str]) -> None:
+        became.append(command[1:])
+        raise SystemExit(0)
+
+    monkeypatch.setattr(os, "execv", execv)
+    for gpus, ranks in (("0", "1"), ("8", "8")):
+        with pytest.raises(SystemExit):
+            trainjob.main(
+                ["--nodes", "1", "--gpus", gpus, "--cpu", "1", "--memory", "1Gi", "components.train", "--params", "p"]
+            )
+        assert became.pop() == ["-m", "components.launch", ranks, "components.train", "--params", "p"]
+
+
+def described(*changes: str) -> dict[str, Any]:
+    """The TrainJob of some arguments."""
+    return body(trainjob.parser().parse_args([*FLAGS, *changes, "components.train", *ARGUMENTS]))
+
+
+def test_the_name_is_of_the_content(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VGG_PIPELINE_RUN", RUN)
+    name = described()["metadata"]["name"]
+    assert described()["metadata"]["name"] == name and len(name) == 20
+    assert described("--nodes", "3")["metadata"]["name"] != name
+    monkeypatch.setenv("VGG_PIPELINE_RUN", "another")
+    assert described()["metadata"]["name"] != name
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "words"),
+    [
+        ("--node-selector", "pool=gpu", "is not JSON"),
+        ("--node-selector", '{"gpu": true}', "must be a JSON object of strings"),
+        ("--tolerations", '{"key": "gpu"}', "must be a JSON list"),
+        ("--tolerations", '[{"keys": "gpu"}]', "must be a JSON list"),
+    ],
+)
+def test_wrong_pools(flag: str, text: str, words: str) -> None:
+    with pytest.raises(WrongParameters, match=words):
+        described(flag, text)

@@ -1,0 +1,58 @@
+"""Trainings of the tiny network in this process: stopped where a test wants it, and compared file by file."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from conftest import ALONE, train_params
+
+from runtime.shardset import ShardSet
+from vgg.network.trained import Trained
+from vgg.training.loop import train
+from vgg.training.run import Task
+
+
+class StopAt:
+    """A vgg.stopping.Stop that asks to stop when it has been asked so many times."""
+
+    def __init__(self, times: int | None) -> None:
+        self.times, self.asked = times, 0
+
+    def __call__(self) -> bool:
+        self.asked += 1
+        return self.times is not None and self.asked > self.times
+
+    def interrupts(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+class Points:
+    """A reporter that remembers."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[int, dict[str, float]]] = []
+
+    def progress(self, step: int, num_steps: int) -> None: ...
+    def saved(self) -> None: ...
+
+    def point(self, step: int, values: dict[str, float]) -> None:
+        self.points.append((step, values))
+
+
+def run(
+    shards: ShardSet, directory: Path, stop_at: int | None = None, initial: Path = Path("none"), **changes: object
+) -> Points:
+    """Train the tiny network; stop_at: ask it to stop before that step's update."""
+    reporter, stop = Points(), StopAt(stop_at)
+    code = {"vgg/training/loop.py": str(changes.pop("code", "1"))}
+    accept = bool(changes.pop("accept_code_change", False))
+    params = train_params(**changes)
+    first = Trained.open(initial) if params.init in ("shallower", "checkpoint") else None
+    task = Task(params=params, shards=shards, directory=directory, code=code, initial=first, accept_code_change=accept)
+    train(task, ALONE, reporter, stop)
+    return reporter
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}

@@ -1,0 +1,279 @@
+"""deploy/: rendered, held against the published schemas and our rules, and each rule broken once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from broken import change
+from conftest import ROOT, environment
+from rendering import OVERLAYS, named, node_pod, render, rendered
+
+from components.trainjob.body import body
+from runtime.errors import BadData, Refused
+from security.manifests import faults, load, main, pod_specs
+
+# --- what is there
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_overlay_keeps_to_the_schemas_and_to_every_rule(overlay: str) -> None:
+    assert [line for document in rendered(overlay) for line in faults(document)] == []
+    assert {document["metadata"]["namespace"] for document in rendered(overlay)} == {"kubeflow"}
+    assert sum(1 for document in rendered(overlay) for _ in pod_specs(document)) == 3
+
+
+def test_the_names_that_a_run_takes_by_default_are_there() -> None:
+    found = {(d["kind"], d["metadata"]["name"]) for d in rendered("base")}
+    assert found >= {
+        ("TrainingRuntime", "vgg-train"), ("Role", "vgg-pipeline"), ("RoleBinding", "vgg-pipeline"),
+        ("ConfigMap", "vgg-addresses"), ("PersistentVolumeClaim", "vgg-store"),
+        ("Deployment", "mlflow"), ("Service", "mlflow"),
+    }  # fmt: skip
+    jobs = named("TrainingRuntime", "vgg-train")["spec"]["template"]["spec"]["replicatedJobs"]
+    assert [(job["name"], [c["name"] for c in node_pod(job)["containers"]]) for job in jobs] == [("node", ["node"])]
+
+
+def test_the_pipeline_may_do_this_and_nothing_else() -> None:
+    allowed = {
+        (group, resource): set(rule["verbs"])
+        for rule in named("Role", "vgg-pipeline")["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    assert allowed == {
+        ("trainer.kubeflow.org", "trainjobs"): {"create", "get", "list", "watch", "delete"},
+        ("", "pods"): {"get", "list", "watch"},
+        ("", "pods/log"): {"get"},
+        ("", "events"): {"list", "watch"},
+    }
+    binding = named("RoleBinding", "vgg-pipeline")
+    assert [(s["kind"], s["name"]) for s in binding["subjects"]] == [("ServiceAccount", "pipeline-runner")]
+
+
+def outcome(message: str, reason: str) -> str:
+    """What JobSet does when the nodes' Job has failed: the first rule that fits, else a restart that is counted."""
+    for rule in named("TrainingRuntime", "vgg-train")["spec"]["template"]["spec"]["failurePolicy"]["rules"]:
+        patterns = rule.get("onJobFailureMessagePatterns") or [""]
+        if reason in rule["onJobFailureReasons"] and any(re.search(p, message) for p in patterns):
+            return str(rule["action"])
+    return "RestartJobSet"
+
+
+def failed_job(code: int | None, disrupted: bool) -> tuple[str, str]:
+    """(message, reason) of a Job whose pod failed, in Kubernetes' words."""
+    policy = named("TrainingRuntime", "vgg-train")["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert policy["backoffLimit"] == 0
+    for number, rule in enumerate(policy["podFailurePolicy"]["rules"]):
+        assert rule["action"] == "FailJob"
+        if code in rule.get("onExitCodes", {}).get("values", []):
+            told = f"Container node for pod kubeflow/x failed with exit code {code}"
+        elif disrupted and rule.get("onPodConditions"):
+            told = "Pod kubeflow/x has condition DisruptionTarget"
+        else:
+            continue
+        return f"{told} matching FailJob rule at index {number}", "PodFailurePolicy"
+    return "Job has reached the specified backoff limit", "BackoffLimitExceeded"
+
+
+@pytest.mark.parametrize(
+    "code, disrupted, then",
+    [
+        (64, False, "FailJobSet"),
+        (65, False, "FailJobSet"),
+        (78, False, "FailJobSet"),
+        (78, True, "FailJobSet"),
+        (69, False, "RestartJobSet"),
+        (74, False, "RestartJobSet"),
+        (75, False, "RestartJobSet"),
+        (137, False, "RestartJobSet"),  # out of memory
+        (75, True, "RestartJobSetAndIgnoreMaxRestarts"),
+        (137, True, "RestartJobSetAndIgnoreMaxRestarts"),
+    ],
+)
+def test_the_nodes_start_again_only_where_it_can_help(code: int, disrupted: bool, then: str) -> None:
+    assert outcome(*failed_job(code, disrupted)) == then
+
+
+def merged(place: Any, patch: Any) -> Any:
+    """A strategic merge as Trainer does it: lists of named things by name, of mounts by path, all others replaced."""
+    if isinstance(place, dict) and isinstance(patch, dict):
+        return {**place, **{key: merged(place.get(key), value) for key, value in patch.items()}}
+    if isinstance(place, list) and isinstance(patch, list) and patch and isinstance(patch[0], dict):
+        key = next((key for key in ("mountPath", "name") if key in patch[0]), None)
+        if key:
+            patches = {one[key]: one for one in patch}
+            kept = [merged(one, patches.pop(one[key])) if one[key] in patches else one for one in place]
+            return [*kept, *patches.values()]
+    return patch
+
+
+def test_the_pods_of_a_trainjob_keep_to_every_rule() -> None:
+    """What the training step asks for, put into the runtime as Trainer does it."""
+    asked = argparse.Namespace(
+        nodes=2, gpus=4, gpu_type="nvidia.com/gpu", cpu="8", memory="32Gi", image=f"r/vgg-train@sha256:{'0' * 64}",
+        node_selector='{"pool": "a100"}', tolerations='[{"key": "spot", "operator": "Exists"}]', claim="other",
+        addresses="vgg-addresses", store_secret="vgg-store", tracking_secret="vgg-tracking", runtime="vgg-train",
+        module="components.train", arguments=["--params", "{}"],
+    )  # fmt: skip
+    trainjob = body(asked)
+    assert faults(trainjob) == []
+    runtime, trainer = named("TrainingRuntime", "vgg-train", "overlays/gpu"), trainjob["spec"]["trainer"]
+    own = {key: trainer[key] for key in ("image", "command", "args", "env")} | {
+        "resources": trainer["resourcesPerNode"]
+    }
+    container = {"name": "node", **own}
+    pod_patch = {"template": {"spec": {"template": {"spec": {"containers": [container]}}}}}
+    for patch in ({"replicatedJobs": [{"name": "node", **pod_patch}]}, *(
+        given["trainingRuntimeSpec"]["template"]["spec"] for given in trainjob["spec"]["runtimePatches"]
+    )):  # fmt: skip
+        runtime["spec"]["template"]["spec"] = merged(runtime["spec"]["template"]["spec"], patch)
+    assert faults(runtime) == []
+    pod = node_pod(runtime["spec"]["template"]["spec"]["replicatedJobs"][0])
+    assert {v["name"]: next(iter(v.keys() - {"name"})) for v in pod["volumes"]} == {
+        "shared-memory": "emptyDir", "scratch": "emptyDir", "store": "persistentVolumeClaim",
+    }  # fmt: skip
+    assert next(v for v in pod["volumes"] if v["name"] == "store")["persistentVolumeClaim"] == {"claimName": "other"}
+    assert pod["nodeSelector"] == {"nvidia.com/gpu.present": "true", "pool": "a100"}
+    assert pod["containers"][0]["resources"]["limits"] == {"cpu": "8", "memory": "32Gi", "nvidia.com/gpu": "4"}
+    assert len({m["mountPath"] for m in pod["containers"][0]["volumeMounts"]}) == 3
+
+
+# --- each rule broken
+
+
+POD = "spec.template.spec"
+NODES = "spec.template.spec.replicatedJobs.0.template"
+NODE_POD = f"{NODES}.spec.template.spec"
+
+
+@pytest.mark.parametrize(
+    "kind, name, path, value, message",
+    [
+        # the schemas
+        ("Deployment", "mlflow", "spec.replica", 1, "replica"),
+        ("Deployment", "mlflow", f"{POD}.containers.0.imagePullpolicy", "Never", "imagePullpolicy"),
+        ("Deployment", "mlflow", "spec.replicas", "one", "'one' is not of type 'integer'"),
+        ("Role", "vgg-pipeline", "apiVersion", "rbac.authorization.k8s.io/v1beta1", "no published schema"),
+        ("NetworkPolicy", "vgg-deny", "spec.podSelectors", {}, "podSelectors"),
+        ("TrainingRuntime", "vgg-train", "spec.mlPolicy.pytorch", {}, "spec.mlPolicy.pytorch: no such field"),
+        ("TrainingRuntime", "vgg-train", "spec.mlPolicy.numNodes", "two", "numNodes: Input should be a valid integer"),
+        ("TrainingRuntime", "vgg-train", f"{NODES}.spec.podFailurePolicies", {}, "podFailurePolicies"),
+        ("TrainingRuntime", "vgg-train", f"{NODE_POD}.containers.0.volumemounts", [], "volumemounts: no such field"),
+        # what Trainer and JobSet refuse beyond them
+        ("TrainingRuntime", "vgg-train", f"{NODES}.metadata.labels", {}, "without the label of the trainer's step"),
+        ("TrainingRuntime", "vgg-train", f"{NODE_POD}.containers.0.name", "trainer", "a container 'node'"),
+        ("TrainingRuntime", "vgg-train", f"{NODE_POD}.restartPolicy", "OnFailure", "asks for restartPolicy Never"),
+        ("TrainingRuntime", "vgg-train", "spec.template.spec.failurePolicy.rules.0.action", "Fail", "no action of Job"),
+        ("TrainingRuntime", "vgg-train", "spec.template.spec.failurePolicy.rules.1.name", "1st", "no name of a rule"),
+        (
+            "TrainingRuntime", "vgg-train", "spec.template.spec.failurePolicy.rules.1.onJobFailureReasons", ["Evicted"],
+            "Evicted is no reason",
+        ),
+        # ours for pods
+        ("TrainingRuntime", "vgg-train", f"{NODE_POD}.automountServiceAccountToken", None, "must be false"),
+        ("TrainingRuntime", "vgg-train", f"{NODE_POD}.containers.0.image", "vgg-train", "neither tag nor digest"),
+        ("TrainingRuntime", "vgg-train", f"{NODE_POD}.containers.0.image", "r:5000/vgg:latest", "another image"),
+        ("TrainingRuntime", "vgg-train", f"{NODE_POD}.securityContext.runAsUser", None, "must be a number"),
+        ("Deployment", "mlflow", f"{POD}.containers.0.securityContext.readOnlyRootFilesystem", None, "must be true"),
+        ("Deployment", "mlflow", f"{POD}.containers.0.resources.limits.memory", None, "limits.memory: is absent"),
+        (
+            "Deployment", "mlflow", f"{POD}.containers.0.env", [{"name": "MLFLOW_AUTH_ADMIN_PASSWORD", "value": "x"}],
+            "a literal; name a secret",
+        ),
+        # rights
+        ("Role", "vgg-pipeline", "kind", "ClusterRole", "rights in the whole cluster"),
+        ("Role", "vgg-pipeline", "rules.0.verbs", ["*"], "* is too much"),
+        ("Role", "vgg-pipeline", "rules.0.resources", ["*"], "* is too much"),
+        ("Role", "vgg-pipeline", "rules.2.resources", ["pods", "secrets"], "secrets is too much"),
+        ("Role", "vgg-pipeline", "rules.2.resources", ["pods/exec"], "pods/exec is too much"),
+        ("RoleBinding", "vgg-pipeline", "roleRef.kind", "ClusterRole", "bind a Role of ours"),
+        # networks
+        ("NetworkPolicy", "vgg-services", "spec.egress.4.to.0.ipBlock.except", None, "reaches 169.254.169.254"),
+        ("NetworkPolicy", "vgg-services", "spec.egress.4.to.0.ipBlock.except", ["10.0.0.0/8"], "reaches 169.254"),
+        ("NetworkPolicy", "vgg-services", "spec.egress.4.to.0.ipBlock", {"cidr": "::/0"}, "reaches fd00:ec2::254"),
+        ("NetworkPolicy", "vgg-services", "spec.egress.1.to", [], "is for the whole world"),
+        ("NetworkPolicy", "mlflow", "spec.ingress.0.from", None, "is for the whole world"),
+        ("NetworkPolicy", "vgg-services", "spec.policyTypes", ["Ingress"], "rules for Egress, which it does not name"),
+        # secrets
+        ("ConfigMap", "vgg-addresses", "kind", "Secret", "made by hand"),
+        ("ConfigMap", "vgg-addresses", "data.auth", "admin_password = x", "data.auth: looks like a secret"),
+    ],
+)  # fmt: skip
+def test_a_broken_manifest_is_refused(kind: str, name: str, path: str, value: Any, message: str) -> None:
+    document = named(kind, name)
+    change(document, path, value)
+    assert message in "\n".join(faults(document))
+
+
+# --- as a user does it
+
+
+def test_the_program_reads_what_kubectl_writes() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "security.manifests", "-"], input=render(ROOT / "deploy/overlays/kind"),
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "15 objects" in done.stdout
+
+
+def test_the_program_names_what_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "rendered.yaml"
+    path.write_text(render(ROOT / "deploy/base").replace("runAsNonRoot: true", "runAsNonRoot: false"))
+    with pytest.raises(Refused, match=r"Deployment/mlflow: .*runAsNonRoot: must not be false"):
+        main([str(path)])
+    for text in ("kind: [", "", "- a\n"):
+        path.write_text(text)
+        with pytest.raises(BadData, match=r"not YAML|not a list of Kubernetes objects"):
+            main([str(path)])
+
+
+def blocks() -> list[str]:
+    """The commands of docs/cluster.md."""
+    return re.findall(r"^```sh\n(.*?)^```", (ROOT / "docs/cluster.md").read_text(), re.MULTILINE | re.DOTALL)
+
+
+def shell(commands: str, cwd: Path) -> str:
+    env = environment(VGG_REGISTRY="registry.example:5000/team")
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    done = subprocess.run(["bash", "-eu", "-c", commands], cwd=cwd, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_kustomization_of_a_site_is_as_the_documentation_says(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "deploy", tmp_path / "deploy")
+    [block] = [block for block in blocks() if "build/site/kustomization.yaml" in block]
+    shell(block.partition("kubectl kustomize")[0], tmp_path)
+    site = load(render(tmp_path / "build/site"))
+    assert [line for document in site for line in faults(document)] == []
+    [mlflow] = [pod for document in site if document["kind"] == "Deployment" for _, pod in pod_specs(document)]
+    assert re.fullmatch(
+        r"registry\.example:5000/team/vgg-serve:register-[0-9a-f]{16}", mlflow["containers"][0]["image"]
+    )
+    [claim] = [document for document in site if document["metadata"]["name"] == "vgg-store"]
+    assert claim["spec"]["storageClassName"] == "shared"
+
+
+def test_the_pod_that_copies_the_data_keeps_to_every_rule(tmp_path: Path) -> None:
+    [block] = [block for block in blocks() if "name: vgg-copy" in block]
+    document = block.partition("apply -f - ")[2].partition("\nEND\n")[0]
+    [pod] = load(shell(f"cat {document}\nEND\n", tmp_path))
+    assert faults(pod) == []
+    assert pod["spec"]["containers"][0]["image"].startswith("registry.example:5000/team/vgg-data:shard-")
+
+
+@pytest.mark.skipif("VGG_CLUSTER" not in os.environ, reason="needs a cluster, and VGG_CLUSTER=1")
+def test_a_cluster_accepts_it() -> None:
+    for overlay in OVERLAYS:
+        command = ["kubectl", "apply", "--dry-run=server", "--validate=strict", "-k", str(ROOT / "deploy" / overlay)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr

@@ -1,0 +1,162 @@
+"""Golden numbers.  What is not part of a stage's identity (runtime/, components/) can change no result: here it is held.
+
+A small training in fp32, one thread, gives known weights; sharding gives known images; evaluation known errors.  After
+a change of the science that is meant, `python tests/vgg/test_golden.py` records golden.json again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
+
+import numpy as np
+import torch
+from conftest import ALONE, EVALUATE, NARROW, NUM_TRAIN, NUM_VAL, ROOT, SHARD, draw, environment, train_params
+
+from runtime import manifest
+from runtime.shardset import ShardSet
+from runtime.stopping import Never
+from runtime.targets import Directory
+from vgg import draws
+from vgg.evaluation.evaluate import evaluate
+from vgg.network.model import CONFIGURATIONS
+from vgg.network.trained import Trained
+from vgg.params.evaluate import EvaluateParams
+from vgg.params.shard import ShardParams
+from vgg.sharding.pack import pack
+from vgg.sharding.sources import Folder
+from vgg.training.loop import train
+from vgg.training.run import Task
+
+GOLDEN = Path(__file__).with_name("golden.json")
+# 8 steps with momentum, decay, warm-up, dropout, colours, scales, micro-batches; no batch norm, which makes of every
+# rounding a thousand times as much
+PARAMS = {
+    "learning_rate": 0.02, "weight_decay": 0.01, "micro_batch_size": 4,
+    "schedule": {"rule": "steps", "warmup_epochs": 0.5, "drop_factor": 4, "drop_epochs": [1]},
+}  # fmt: skip
+# of a tensor's numbers, relative to its norm.  Another instruction set makes 4e-7, the least of the changes below 3e-4.
+TOLERANCE = 1e-5
+
+CHANGES = {  # of an operator or a constant, and what it is made of
+    "momentum": "import vgg.training.run as m; f = torch.optim.SGD; m.torch.optim.SGD = "
+    "lambda p, lr, momentum, **o: f(p, lr, 0.98 * momentum, **o)",
+    "decay": "import vgg.training.run as m; f = torch.optim.SGD; m.torch.optim.SGD = "
+    "lambda *a, weight_decay, **o: f(*a, weight_decay=0.9 * weight_decay, **o)",
+    "nesterov": "import vgg.training.run as m; f = torch.optim.SGD; m.torch.optim.SGD = "
+    "lambda *a, **o: f(*a, nesterov=True, **o)",
+    "average pooling": "import vgg.network.model as m; m.nn.MaxPool2d = torch.nn.AvgPool2d",
+    "leaky": "import vgg.network.model as m; m.nn.ReLU = lambda inplace: torch.nn.LeakyReLU(0.01)",
+    "colours": "import vgg.data.augment as m; m.EIGENVALUES = (55.46, 4.794, 2.148)",
+    "crops": "import vgg.data.stream as m; f = m.crop_window; m.crop_window = "
+    "lambda w, h, s, size, x, y: f(w, h, s, size, y, x)",
+    "dropout": "import vgg.draws as m; m.GOLDEN_INVERSE += 2",
+    "an image out of place": "import vgg.data.stream as m; f = m.Order.epoch; m.Order.epoch = "
+    "lambda self, e: torch.from_numpy(f(self, e)).roll(1).numpy()",
+    "one step's rate": "import vgg.training.schedule as m; f = m.Schedule.rate; m.Schedule.rate = "
+    "lambda self, step: f(self, step) * (1.1 if step == 3 else 1)",
+}
+
+
+class Silent:
+    def progress(self, step: int, num_steps: int) -> None: ...
+    def point(self, step: int, values: dict[str, float]) -> None: ...
+    def saved(self) -> None: ...
+
+
+def measured(folder: Path) -> dict[str, Any]:
+    """Shard, train, evaluate; every tensor as its norm and its projections on four random vectors of norm 1."""
+    torch.set_num_threads(1)
+    CONFIGURATIONS["A"] = NARROW["A"]
+    for split, count in (("train", NUM_TRAIN), ("val", NUM_VAL)):
+        for i in range(count):
+            size = ((48, 36), (36, 48), (40, 40), (101, 67))[i % 4]
+            draw(folder / f"images/{split}/{('cat', 'dog', 'emu')[i % 3]}/{i:04}.jpg", i + 1000 * (split == "val"), size)
+    pack(ShardParams(**SHARD), Folder(folder / "images"), Directory(folder / "shards"), "golden", num_workers=1)
+    shards = ShardSet(folder / "shards")
+    task = Task(params=train_params(**PARAMS), shards=shards, directory=folder / "model", code={})
+    trained = train(task, ALONE, Silent(), Never())
+    assert trained is not None
+    evaluated = evaluate(EvaluateParams(**EVALUATE), trained, shards, ALONE, lambda *_: None)
+    tensors = {}
+    for name, tensor in trained.step.weights().items():
+        values = tensor.double().numpy().ravel()
+        vectors = [draws.normal(name, n, np.arange(values.size)) for n in range(4)]
+        tensors[name] = [float(np.linalg.norm(values)), *(float(values @ v / np.linalg.norm(v)) for v in vectors)]
+    images = {split: [int(row["crc32c"]) for row in shards.split(split).rows] for split in ("train", "val")}
+    return {
+        "images": images,
+        "mean": shards.mean,
+        "samples": trained.step.state["samples"],
+        "weights_sha256": trained.weights_sha256,
+        "tensors": tensors,
+        "predictions": {mode: found["loss"] for mode, found in evaluated.metrics["modes"].items()},
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def apart(found: dict[str, Any], golden: dict[str, Any]) -> float:
+    """The largest difference of a tensor's numbers, relative to its norm."""
+    assert found["tensors"].keys() == golden["tensors"].keys()
+    return max(
+        max(abs(a - b) for a, b in zip(found["tensors"][name], golden["tensors"][name], strict=True))
+        / golden["tensors"][name][0]
+        for name in golden["tensors"]
+    )
+
+
+def run_alone(tmp_path: Path, change: str = "", **env: str) -> dict[str, Any]:
+    """Measured in a process of its own.  change: Python that runs before."""
+    script = (
+        "import json, sys, torch; from pathlib import Path; import test_golden\n"
+        f"{change}\nprint(json.dumps(test_golden.measured(Path(sys.argv[1]))))"
+    )
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests/vgg")))
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], env=environment(PYTHONPATH=path, **env),
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def test_shards_training_and_evaluation_give_the_golden_numbers(tmp_path: Path) -> None:
+    golden, found = json.loads(GOLDEN.read_text()), run_alone(tmp_path)
+    assert found["images"] == golden["images"]
+    assert found["mean"] == golden["mean"]
+    assert found["samples"] == golden["samples"]
+    if found["cpu"] == golden["cpu"] and found["weights_sha256"] != golden["weights_sha256"]:
+        print(f"other bits on the same instruction set ({found['cpu']}): of another CPU, or of a change")
+    assert apart(found, golden) < TOLERANCE
+    assert found["predictions"] == pytest.approx(golden["predictions"], rel=1e-3)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("isa", ["default", "avx2"])
+def test_another_instruction_set_is_within_the_tolerance(isa: str, tmp_path: Path) -> None:
+    onednn = {"default": "SSE41", "avx2": "AVX2"}[isa]
+    found = run_alone(tmp_path, ATEN_CPU_CAPABILITY=isa, ONEDNN_MAX_CPU_ISA=onednn)
+    golden = json.loads(GOLDEN.read_text())
+    assert found["weights_sha256"] != golden["weights_sha256"]
+    assert apart(found, golden) < TOLERANCE / 5
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_operator_is_far_outside_of_it(change: str, tmp_path: Path) -> None:
+    assert apart(run_alone(tmp_path, CHANGES[change]), json.loads(GOLDEN.read_text())) > 5 * TOLERANCE
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as scratch:
+        manifest.write_json(GOLDEN, measured(Path(scratch)))

@@ -1,0 +1,197 @@
+"""Evaluation (§3.2, §4): centre crops, the dense net at every scale Q, and the average of all scales.
+
+Each image is decoded once and resized at every scale, mirrored if asked, and its posteriors are averaged over mirror
+images and then over scales.  Images of one size are evaluated together: padding to a common size would change scores.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from runtime.distributed import Group
+from runtime.errors import Refused
+from runtime.shardset import ShardSet, Split
+from vgg.data.augment import Prepare
+from vgg.data.images import image_of
+from vgg.data.windows import centre_window
+from vgg.evaluation.metrics import ranks_of_labels
+from vgg.network.dense import DenseVGG
+from vgg.network.model import VGG
+from vgg.network.trained import Trained
+from vgg.params.evaluate import EvaluateParams
+
+log = logging.getLogger("vgg.evaluate")
+
+TOP = 5
+
+
+@dataclass
+class Evaluation:
+    """metrics: per mode, and the headline mode's on top.  predictions: a row per image, in the order of the index:
+    number, label, and per mode the five best classes, their probabilities, and the loss (nats)."""
+
+    metrics: dict[str, Any]
+    predictions: np.ndarray
+    modes: list[str] = field(default_factory=list)
+
+
+def evaluate(
+    params: EvaluateParams,
+    trained: Trained,
+    shards: ShardSet,
+    group: Group,
+    report: Callable[[int, int], None],
+) -> Evaluation:
+    """Every validation image exactly once, in every mode.
+
+    The ranks take whole batches in turn: what an image is computed with is the same for any number of them, and so are
+    its scores, to the last bit.  report: called with (images done, images in all) of this rank.
+    Raises Refused if the checkpoint knows other classes than the shards, a test scale is below the network's input, or
+    a score is not finite.
+    """
+    if trained.manifest["run"]["data"]["classes_sha256"] != shards.classes_sha256:
+        raise Refused(
+            f"{trained.directory} was trained on other classes than {shards.address} holds: "
+            "a number of this pair would mean nothing. Train on these shards, or evaluate on the others."
+        )
+    input_size = trained.manifest["network"]["input_size"]
+    if too_small := [q for q in params.test_scales if q < input_size]:
+        raise Refused(f"evaluate.test_scales: {too_small} are below the network's input of {input_size} pixels")
+    split = shards.split("val")
+    max_pixels = shards.manifest["parameters"]["max_pixels"]
+    views = Views(params, trained.network(), trained.manifest["pixels"], group.device)
+    predictions = []
+    mine = list(batches_of_one_size(split, params))[group.rank :: group.world_size]
+    done, share = 0, sum(map(len, mine))
+    for numbers in mine:
+        images = [torch.from_numpy(np.array(image_of(split, int(n), max_pixels))) for n in numbers]
+        posteriors = views.posteriors(torch.stack(images).to(group.device))
+        labels = torch.from_numpy(split.rows["label"][numbers].astype(np.int64)).to(group.device)
+        predictions.append(_rows(numbers, labels, posteriors, split))
+        done += len(numbers)
+        report(done, share)
+    mine_in_one = np.concatenate([np.zeros(0, row_type(len(views.modes))), *predictions])
+    everything = np.concatenate(group.gather(mine_in_one))
+    everything = everything[np.argsort(everything["number"])]
+    if not np.array_equal(everything["number"], np.arange(len(split))):
+        raise AssertionError(f"evaluated {len(everything)} images of {len(split)}")
+    return Evaluation(_metrics(views.modes, everything), everything, views.modes)
+
+
+def row_type(num_modes: int) -> np.dtype[Any]:
+    mode = np.dtype([("classes", "<i4", (TOP,)), ("probabilities", "<f4", (TOP,)), ("rank", "<i4"), ("loss", "<f4")])
+    return np.dtype([("number", "<u4"), ("label", "<u4"), ("modes", mode, (num_modes,))])
+
+
+class Views:
+    """A network seen in every mode: centre crop, dense at each scale, dense over all scales (the headline, last).
+
+    pixels: "mean" and "std" of R, G, B that the network was trained with, 0-255.
+    """
+
+    def __init__(
+        self, params: EvaluateParams, model: VGG, pixels: dict[str, list[float]], device: torch.device
+    ) -> None:
+        self.params = params
+        self.model = model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.dense = DenseVGG(self.model, params.ceil_pooling, params.softmax == "per_position").eval()
+        self.prepare = Prepare(pixels["mean"], pixels["std"]).to(device)
+        self.input_size = model.architecture.input_size
+        scales = sorted(params.test_scales)
+        self.centre_scale = scales[len(scales) // 2]
+        suffix = "_flip" if params.flip else ""
+        self.modes = [f"centre_Q{self.centre_scale}{suffix}", *(f"dense_Q{q}{suffix}" for q in scales)]
+        if len(scales) > 1:
+            self.modes.append("dense_Q" + "-".join(map(str, scales)) + suffix)
+        self.scales = scales
+
+    @torch.inference_mode()
+    def posteriors(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Class probabilities of images of one size, uint8 (n, h, w, 3): float32 (n, classes) for every mode."""
+        height, width = images.shape[1:3]
+        window = centre_window(width, height, self.centre_scale, self.input_size)
+        central = images[:, window.top : window.bottom, window.left : window.right]
+        central = resize(central, self.input_size, self.input_size)
+        found = [self._averaged(central, lambda x: self.model(x).float().softmax(1))]
+        for scale in self.scales:
+            resized = resize(images, *short_side(height, width, scale))
+            found.append(self._averaged(resized, self.dense))
+        if len(self.scales) > 1:
+            found.append(torch.stack(found[1:]).mean(0))
+        return found
+
+    def _averaged(self, images: torch.Tensor, net: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Posteriors of a view, averaged with those of its mirror image if the parameters say so."""
+        prepared = self.prepare(images)
+        posteriors = net(prepared)
+        return (posteriors + net(prepared.flip(-1))) / 2 if self.params.flip else posteriors
+
+
+def short_side(height: int, width: int, scale: int) -> tuple[int, int]:
+    """(height, width) after isotropic rescaling to short side `scale`, pixels."""
+    short = min(height, width)
+    return max(scale, round(height * scale / short)), max(scale, round(width * scale / short))
+
+
+def resize(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Antialiased bilinear, uint8 (n, h, w, 3) to uint8 (n, height, width, 3)."""
+    if images.shape[1:3] == (height, width):
+        return images
+    planes = images.permute(0, 3, 1, 2)
+    if planes.device.type == "cuda":  # no uint8 kernel there
+        planes = planes.float()
+    planes = functional.interpolate(planes, (height, width), mode="bilinear", antialias=True, align_corners=False)
+    if planes.is_floating_point():
+        planes = planes.round().clamp(0, 255).to(torch.uint8)
+    return planes.permute(0, 2, 3, 1)
+
+
+def batches_of_one_size(split: Split, params: EvaluateParams) -> Iterator[np.ndarray]:
+    """All images, each once, in batches of equal width and height within the pixel budget."""
+    sizes = np.stack([split.rows["height"], split.rows["width"]], -1).astype(np.int64)
+    for height, width in np.unique(sizes, axis=0):
+        same = np.flatnonzero((sizes == (height, width)).all(1))
+        resized = np.prod(short_side(int(height), int(width), max(params.test_scales)))
+        batch_size = max(1, params.batch_pixels // int(max(resized, height * width)))
+        for first in range(0, len(same), batch_size):
+            yield same[first : first + batch_size]
+
+
+def _rows(numbers: np.ndarray, labels: torch.Tensor, posteriors: list[torch.Tensor], split: Split) -> np.ndarray:
+    rows = np.zeros(len(numbers), row_type(len(posteriors)))
+    rows["number"], rows["label"] = numbers, labels.cpu().numpy()
+    for mode, probabilities in enumerate(posteriors):
+        if not torch.isfinite(probabilities).all():
+            raise Refused(
+                f"{split.where(int(numbers[0]))} and its batch: a score is not finite. The weights are unusable."
+            )
+        # a stable sort, so that equal probabilities are ordered by class as ranks_of_labels orders them
+        best = torch.sort(probabilities, dim=1, descending=True, stable=True)
+        count = min(TOP, probabilities.shape[1])
+        rows["modes"]["classes"][:, mode] = -1
+        rows["modes"]["classes"][:, mode, :count] = best.indices[:, :count].cpu().numpy()
+        rows["modes"]["probabilities"][:, mode, :count] = best.values[:, :count].cpu().numpy()
+        rows["modes"]["rank"][:, mode] = ranks_of_labels(probabilities, labels).cpu().numpy()
+        own = probabilities.gather(1, labels[:, None]).squeeze(1)
+        rows["modes"]["loss"][:, mode] = -own.clamp_min(torch.finfo(torch.float32).tiny).log().cpu().numpy()
+    return rows
+
+
+def _metrics(modes: list[str], rows: np.ndarray) -> dict[str, Any]:
+    results = {}
+    for number, mode in enumerate(modes):
+        ranks = rows["modes"]["rank"][:, number]
+        results[mode] = {
+            "num_images": len(rows),
+            "top1_error": int((ranks >= 1).sum()) / len(rows),
+            "top5_error": int((ranks >= TOP).sum()) / len(rows),
+            "loss": float(rows["modes"]["loss"][:, number].astype(np.float64).mean()),
+        }
+    return {"headline": modes[-1], **results[modes[-1]], "modes": results}

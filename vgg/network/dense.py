@@ -1,0 +1,53 @@
+"""The network over whole images (§3.2): fc6 becomes a convolution as large as the map it was trained on, fc7 and fc8
+become 1x1 convolutions, and the class scores are averaged over all positions."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from vgg.network.model import STRIDE, VGG
+
+
+class DenseVGG(nn.Module):
+    """The fully convolutional twin of a network; shares its weights.
+
+    ceil_pooling: round pooled maps up, as Caffe did; the same where sides are multiples of 32.
+    per_position: take the softmax at every position, then average.
+    """
+
+    def __init__(self, model: VGG, ceil_pooling: bool = False, per_position: bool = False) -> None:
+        super().__init__()
+        self.per_position = per_position
+        self.side = model.architecture.input_size // STRIDE
+        self.features = nn.Sequential(
+            *(nn.MaxPool2d(2, 2, ceil_mode=ceil_pooling) if isinstance(m, nn.MaxPool2d) else m for m in model.features)
+        )
+        self.fully_connected = [m for m in model.classifier if isinstance(m, nn.Linear)]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Class probabilities of whole images, float32 (n, classes).  images: as score_map takes them.
+
+        The paper averages the score map over space, then takes the softmax (§3.2); per_position: the other way round.
+        """
+        maps = self.score_map(images).float()
+        if self.per_position:
+            return maps.softmax(1).mean((2, 3))
+        return maps.mean((2, 3)).softmax(1)
+
+    def score_map(self, images: torch.Tensor) -> torch.Tensor:
+        """Class scores at every position: float (n, 3, H, W), H and W >= input_size, to (n, classes, h, w).
+
+        With pooling rounded down h is H // 32 - input_size // 32 + 1.  Raises ValueError if the image is too small.
+        """
+        maps: torch.Tensor = self.features(images)
+        if min(maps.shape[2:]) < self.side:
+            raise ValueError(
+                f"images: {tuple(images.shape[2:])} pixels, both sides must be {self.side * STRIDE} or more"
+            )
+        for number, layer in enumerate(self.fully_connected):
+            side = self.side if number == 0 else 1
+            kernel = layer.weight.view(layer.out_features, -1, side, side)
+            maps = functional.conv2d(functional.relu(maps) if number else maps, kernel, layer.bias)
+        return maps

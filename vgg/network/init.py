@@ -1,0 +1,70 @@
+"""First weights: drawn, or the layers of a shallower net (§3.1)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from runtime.errors import Refused
+from vgg.network.model import CONFIGURATIONS, VGG
+
+Init = Literal["glorot", "kaiming", "normal"]
+
+
+def initialise(model: VGG, init: Init, seed: int) -> None:
+    """First weights; biases are 0.
+
+    glorot: uniform (Glorot & Bengio 2010, the paper's own later advice).  kaiming: normal, deviation sqrt(2 / inputs)
+    (He et al. 2015), for inputs of deviation about 1 (train.standardise).  normal: N(0, 0.01); the paper writes a
+    variance of 10^-2, which as a deviation of 0.1 does not train.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            if init == "glorot":
+                nn.init.xavier_uniform_(module.weight, generator=generator)
+            elif init == "kaiming":
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu", generator=generator)
+            else:
+                nn.init.normal_(module.weight, 0.0, 0.01, generator=generator)
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
+
+
+def transplant(model: VGG, shallower: VGG) -> list[str]:
+    """Copy the first convolution of the first four widths and the classifier from a shallower net (§3.1).
+
+    "The first four convolutional layers" of net A cannot be meant literally, because A's second has other inputs than
+    D's; the reading whose shapes fit is: the first convolution of stages 1, 2 and 3 and the one after it in stage 3.
+    Returns the names of the layers that were copied.  Raises Refused where a shape differs.
+    """
+    pairs = [(f"classifier.{i}", f"classifier.{i}") for i in (0, 3, 6)]
+    pairs += list(zip(_first_four(shallower), _first_four(model), strict=True))
+    ours, theirs = model.state_dict(), shallower.state_dict()
+    copied = []
+    for source, target in pairs:
+        for kind in ("weight", "bias"):
+            if theirs[f"{source}.{kind}"].shape != ours[f"{target}.{kind}"].shape:
+                raise Refused(
+                    f"init 'shallower': {source}.{kind} is {tuple(theirs[f'{source}.{kind}'].shape)} in the shallower "
+                    f"net, {target}.{kind} needs {tuple(ours[f'{target}.{kind}'].shape)}. The two nets must agree in "
+                    "input_size, classifier_width and classes."
+                )
+            ours[f"{target}.{kind}"] = theirs[f"{source}.{kind}"]
+        copied.append(target)
+    model.load_state_dict(ours)
+    return copied
+
+
+def _first_four(model: VGG) -> list[str]:
+    """Names of the first convolution of stages 1 and 2 and the first two of stage 3."""
+    starts, number = [], 0
+    names = [f"features.{i}" for i, module in enumerate(model.features) if isinstance(module, nn.Conv2d)]
+    for stage in CONFIGURATIONS[model.architecture.configuration]:
+        starts.append(number)
+        number += len(stage)
+    return [names[starts[0]], names[starts[1]], names[starts[2]], names[starts[2] + 1]]

@@ -1,0 +1,65 @@
+"""The network of a finished training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runtime import checkpoint, manifest
+from runtime.checkpoint import Expected, Step
+from vgg.network.model import VGG, Architecture, blank
+
+DTYPES = {torch.float32: "F32", torch.int64: "I64"}  # those of a VGG, as safetensors writes them
+
+
+def shapes_of(network: dict[str, Any]) -> Expected:
+    """Names, types and shapes of the tensors of a network.  network: the fields of an Architecture.
+
+    Raises ValueError for what is not a VGG.
+    """
+    try:
+        with torch.device("meta"):
+            model = VGG(Architecture(**network))
+    except (TypeError, KeyError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(f"not a VGG ({error!r})") from None
+    weights = {name: (DTYPES[t.dtype], list(t.shape)) for name, t in model.state_dict().items()}
+    return Expected(weights, {name for name, _ in model.named_parameters()})
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training's network, verified.  Opened for evaluation, registration and as first weights."""
+
+    directory: Path
+    manifest: dict[str, Any]
+    step: Step
+    digest: str  # what dvc.lock records for the directory
+
+    @classmethod
+    def open(cls, directory: Path, which: str = "last") -> Trained:
+        """which: "last" or "best".  Raises Refused if training is not finished or anything is damaged."""
+        about, step = checkpoint.open_finished(directory, which, shapes_of)
+        return cls(directory, about, step, manifest.directory_digest(directory, about))
+
+    @classmethod
+    def finish(cls, directory: Path, last: int, best: int, about: dict[str, Any]) -> Trained:
+        """Declare training finished, with the steps that are last and best.  about: metadata of the run.
+
+        Raises Refused if a checkpoint does not verify.
+        """
+        finished, step = checkpoint.finish(directory, last, best, about, shapes_of)
+        return cls(directory, finished, step, manifest.directory_digest(directory, finished))
+
+    @property
+    def weights_sha256(self) -> str:
+        entries = {entry["path"]: entry["sha256"] for entry in self.step.about["files"]}
+        return str(entries["weights.safetensors"])
+
+    def network(self) -> VGG:
+        """The network with its weights, in evaluation mode."""
+        model = blank(Architecture(**self.manifest["network"]))
+        model.load_state_dict(self.step.weights())
+        return model.eval()

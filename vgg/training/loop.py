@@ -1,0 +1,139 @@
+"""Training (arXiv 1409.1556 §3.1): SGD over random crops, resumable at any step, bit for bit.
+
+Read `train` from top to bottom: open or continue a run, then a loop of validate, save, stop, update.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from runtime.batches import Crops
+from runtime.distributed import Group
+from runtime.errors import Preempted, WrongParameters
+from runtime.loader import Feed, Loader
+from runtime.saver import Saver
+from runtime.stopping import Stop
+from vgg.data import roi
+from vgg.data.stream import training_batches
+from vgg.network.trained import Trained
+from vgg.training.agenda import Agenda, num_steps_of
+from vgg.training.reporting import LOG_STEPS, Reporter, arithmetic, read_window
+from vgg.training.run import (
+    Continue,
+    Finished,
+    Run,
+    Task,
+    connect,
+    describe,
+    find_run,
+    restore,
+    save,
+    seen,
+    settle,
+    start,
+)
+from vgg.training.trouble import stop_if_not_finite
+from vgg.training.validation import validate
+from vgg.training.warmup import regroup, warm_up
+
+log = logging.getLogger("vgg.train")
+
+
+def train(task: Task, group: Group, reporter: Reporter, stop: Stop) -> Trained | None:
+    """Train to the end, from the newest good checkpoint of the task's directory if there is one.
+
+    Returns the trained network on rank 0; elsewhere only where it was finished already.
+    stop: called at every step; when it returns true the state is saved and Preempted raised.
+    Raises Refused when the directory holds another unfinished run, or a loss or gradient is not finite.
+    """
+    params, split = task.params, task.shards.split("train")
+    if params.batch_size < group.world_size:
+        raise WrongParameters(f"train.batch_size: {params.batch_size} is below the number of ranks, {group.world_size}")
+    about = describe(task, group.device)
+    beginning = find_run(task.directory, about, task.accept_code_change, group)
+    if isinstance(beginning, Finished):
+        return beginning.trained
+    run = start(task, about, group)
+    if isinstance(beginning, Continue):
+        restore(run, beginning.step)
+        log.info("continuing %s at step %d", task.directory, run.state.step)
+    if group.device.type == "cuda":  # on a CPU nothing is compiled, and memory has no hard limit
+        warm_up(run, stop)
+    connect(run)
+    regroup(run)
+
+    num_steps = num_steps_of(params, len(split))
+    log.info("%s", arithmetic(run, len(split), num_steps))
+    loader = Loader.of(group, roi.DeviceDecoder(group.device) if params.decoder == "device" else None)
+    feed = Feed(training_batches(loader, split, params, range(run.state.step, num_steps)), group.device, stop)
+    saver = Saver(task.directory, about, params.keep_checkpoints, reporter.saved)
+    agenda = Agenda(run, len(split), num_steps, saved_step=run.state.step if isinstance(beginning, Continue) else None)
+    agenda.agree_on_stop(stop() or (agenda.needs_data() and not feed.fetch()))
+    with contextlib.closing(saver):
+        while True:
+            if agenda.validation_is_due():
+                agenda.validated(validate(run, task.shards.split("val"), loader, reporter, stop))
+            if agenda.must_save():
+                stop_if_not_finite(run, split, task.directory)
+                save(run, saver)
+                agenda.saved()
+            if agenda.ends() or agenda.stopping:
+                settle(run, saver)
+            if agenda.ends():
+                break
+            if agenda.stopping:
+                raise Preempted(f"stopped at step {run.state.step} of {num_steps}; the state is saved. Run again.")
+            update(run, feed.take())
+            run.state.step += 1
+            has_data = feed.fetch() or not agenda.needs_data()  # while the device computes
+            if run.state.step % LOG_STEPS == 0:
+                stop_if_not_finite(run, split, task.directory)
+                read_window(run, len(split), feed, reporter)
+            reporter.progress(run.state.step, num_steps)
+            # every step is agreed on before it begins: no rank waits inside it for one that stops or has no data
+            agenda.agree_on_stop(stop() or saver.failed() or not has_data)
+    trained = Trained.finish(task.directory, run.state.step, run.state.best_step, about) if group.is_first else None
+    group.barrier()
+    return trained
+
+
+def update(run: Run, crops: Crops) -> None:
+    """One step of SGD on this rank's share of the global batch.  The host never waits for the device here."""
+    step, group = run.state.step, run.group
+    numbers = crops.numbers.numpy()
+    run.samples = (run.samples + seen(step, group.rank + group.world_size * np.arange(len(numbers)), numbers)) % 2**64
+    for settings in run.optimiser.param_groups:
+        settings["lr"] = run.schedule.rate(step)
+    run.optimiser.zero_grad(set_to_none=True)
+    parts = run.parts(crops)
+    for number, part in enumerate(parts, 1):  # their gradients add up, and are exchanged with those of the last
+        local = group.world_size == 1 or number == len(parts)
+        with contextlib.nullcontext() if local else run.replica.no_sync():  # type: ignore[operator]
+            loss, scores = losses(run, part)
+            loss.backward()  # type: ignore[no-untyped-call]
+        run.window.add(scores, part.labels)
+        run.epoch.add(scores, part.labels)
+    gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
+    finite = torch.isfinite(nn.utils.get_total_norm(gradients, foreach=True))
+    run.trouble_step.copy_(torch.where((run.trouble == 0) & ~finite, step, run.trouble_step))
+    run.trouble.copy_(torch.maximum(run.trouble, (~finite).float()))
+    run.optimiser.step()
+
+
+def losses(run: Run, crops: Crops) -> tuple[torch.Tensor, torch.Tensor]:
+    """These images' part of the loss of the global batch, and their scores, float32 (n, classes), detached."""
+    inputs = run.prepare(crops.images, crops.flip, crops.colour)
+    with torch.autocast(run.group.device.type, run.precision, enabled=run.precision != torch.float32):
+        scores = run.replica(inputs, crops.dropout)
+    scores = scores.float()
+    # the mean over the global batch: DDP averages over ranks, whose shares may differ by one image
+    loss = functional.cross_entropy(scores, crops.labels, reduction="sum")
+    loss = loss * (run.group.world_size / run.params.batch_size)
+    # a loss that is not finite makes every gradient so, and by their exchange those of every rank
+    return loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan), scores.detach()

@@ -1,0 +1,278 @@
+"""What a training will do and need, from its parameters alone: steps, drops of the rate, disk, memory, FLOPs, hours.
+
+No data, no GPU.  Numbers are exact where they can be; memory is an estimate of eager execution, from what every layer
+keeps for the backward pass.  This file has no say in a result: the train stage imports it by name, and does not depend
+on it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from runtime.errors import WrongParameters
+from vgg.network.model import VGG, Architecture, Dropout
+from vgg.params import load
+from vgg.params.shard import ShardParams
+from vgg.params.train import Plateau, Steps, TrainParams
+from vgg.sharding.editions import EDITIONS
+from vgg.training.schedule import Schedule
+from vgg.training.warmup import MOST_IMAGES
+
+INDEX_BYTES = 8  # of a pooling's result: where the maximum was
+FETCHED = 2  # batches of uint8 crops on the device: one computed on, one on its way
+ROUND_RATES = (1000, 4000, 16_000)  # images/s, for the hours of a run whose rate is not known
+
+
+@dataclass(frozen=True)
+class Data:
+    """Size of a training set, and what says so."""
+
+    num_images: int
+    num_classes: int
+    known_from: str
+
+
+def data(
+    params: str, manifest: dict[str, Any] | None, num_images: int | None = None, num_classes: int | None = None
+) -> Data:
+    """The size of the training set: what is said outright, else what the shards' manifest tells, else their source.
+
+    params: path of a params.yaml, which names the source, or the section train as JSON, which does not.
+    Raises WrongParameters if nothing tells.
+    """
+    images, classes, known_from = num_images, num_classes, "as said"
+    if not (images and classes):
+        known, known_from = (_in_shards(manifest), "its shards") if manifest else _in_source(params)
+        images, classes = images or known[0], classes or known[1]
+        known_from += " and as said" if num_images or num_classes else ""
+    return Data(images, classes, known_from)
+
+
+def _in_shards(manifest: dict[str, Any]) -> tuple[int, int]:
+    return int(manifest["splits"]["train"]["num_images"]), len(manifest["classes"])
+
+
+def _in_source(params: str) -> tuple[tuple[int, int], str]:
+    section = params.lstrip().startswith("{")
+    source = None if section else load(params, "shard", ShardParams).source
+    if source in EDITIONS:
+        edition = EDITIONS[source]
+        return (edition.train.num_images, edition.num_classes), edition.name
+    if source == "digits":
+        from vgg.sharding.sources import Digits
+
+        digits = Digits()
+        return (len(digits.originals("train")), len(digits.classes)), "digits"
+    what = "a section 'train' alone does" if section else f"shard.source {source!r} does"
+    raise WrongParameters(
+        f"{what} not say how many images there are: give --num-images and --num-classes, or the --shards of a finished "
+        "shard stage"
+    )
+
+
+def lines(params: TrainParams, data: Data, ranks: int = 1, images_per_second: float | None = None) -> list[str]:
+    """The plan as text.  images_per_second: of all ranks together, if known.
+
+    Raises WrongParameters if a rank would have no image.
+    """
+    if params.batch_size < ranks:
+        raise WrongParameters(f"train.batch_size: {params.batch_size} is below the number of ranks, {ranks}")
+    architecture = Architecture(
+        params.configuration, params.batch_norm, params.classifier_width, data.num_classes, params.input_size
+    )
+    with torch.device("meta"):
+        network = VGG(architecture, params.dropout)
+    steps_per_epoch = data.num_images / params.batch_size
+    num_steps = math.ceil(params.epochs * data.num_images / params.batch_size)
+    rows: list[tuple[str, str]] = [
+        ("data", f"{data.num_images:,} images, {data.num_classes:,} classes ({data.known_from})"),
+        ("batch", _batch(params, ranks)),
+        ("steps", f"{steps_per_epoch:,.1f} an epoch · {params.epochs} epochs = {num_steps:,} steps"),
+        *_rates(params, data.num_images, num_steps),
+        *_checkpoints(params, network, num_steps),
+        ("network", _network(params, network)),
+        *_flops(network, num_steps * params.batch_size),
+        *_memory(params, network, ranks),
+        *_time(num_steps * params.batch_size, images_per_second),
+    ]
+    return [f"{name:<13}{text}" for name, text in rows]
+
+
+def share(params: TrainParams, ranks: int) -> int:
+    """Images of a global batch that a rank computes, at most."""
+    return -(-params.batch_size // ranks)
+
+
+def micro_batch(params: TrainParams, ranks: int) -> int:
+    """Images that a rank computes at once, at most; with 'auto', before memory has had a say."""
+    if params.micro_batch_size == "auto":
+        return min(share(params, ranks), max(1, MOST_IMAGES * 224**2 // params.input_size**2))
+    return min(share(params, ranks), params.micro_batch_size)
+
+
+def _batch(params: TrainParams, ranks: int) -> str:
+    each = f"{params.batch_size / ranks:.1f}".removesuffix(".0")
+    auto = " (auto: halved until it fits)" if params.micro_batch_size == "auto" else ""
+    return f"{params.batch_size:,} images a step = {each} a rank × {ranks}; at once {micro_batch(params, ranks)}{auto}"
+
+
+def drop_steps(rule: Steps, steps_per_epoch: float) -> list[int]:
+    """The first step with each lower rate, as Schedule.rate counts."""
+    found = []
+    for end in rule.drop_epochs:
+        step = math.floor(end * steps_per_epoch)
+        while step / steps_per_epoch < end:
+            step += 1
+        found.append(step)
+    return found
+
+
+def _rates(params: TrainParams, num_images: int, num_steps: int) -> Iterator[tuple[str, str]]:
+    rule, steps_per_epoch = params.schedule, num_images / params.batch_size
+    yield "schedule", Schedule(rule, params.learning_rate, steps_per_epoch).describe()
+    if rule.warmup_epochs:
+        yield "", f"rises over the first {math.ceil(rule.warmup_epochs * steps_per_epoch):,} steps"
+    if isinstance(rule, Steps) and rule.drop_epochs:
+        drops = [f"{step:,}{' (after the end)' * (step >= num_steps)}" for step in drop_steps(rule, steps_per_epoch)]
+        yield "", f"drops at steps {', '.join(drops)}"
+    if isinstance(rule, Plateau):
+        epochs = 1 + rule.patience * (rule.max_drops + 1)  # the first one is always an improvement
+        if epochs < params.epochs:
+            step = math.ceil(epochs * num_images / params.batch_size)
+            yield "", f"drops when validation says so; ends after epoch {epochs} (step {step:,}) at the earliest"
+        else:
+            yield "", "drops when validation says so; too few epochs for it to end training"
+
+
+def checkpoint_bytes(params: TrainParams, network: VGG) -> int:
+    """Bytes of weights, batch norm's statistics and momentum in a checkpoint; the rest of it is some kilobytes."""
+    tensors: list[torch.Tensor] = list(network.state_dict().values())
+    momentum = 4 * _num_parameters(network) if params.momentum else 0
+    return momentum + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _checkpoints(params: TrainParams, network: VGG, num_steps: int) -> Iterator[tuple[str, str]]:
+    size, newest = checkpoint_bytes(params, network), params.keep_checkpoints
+    every, regular = params.checkpoint_steps, num_steps // params.checkpoint_steps
+    yield "checkpoints", f"every {every:,} steps ({regular:,} in all), at every new best and at the end"
+    yield "", f"{size:,} bytes each, and some kilobytes"
+    # a new one is whole before the oldest goes
+    most = f"{_si((newest + 2) * size, 'B')} of disk: the {newest} newest, the best and one being written"
+    yield "", f"{most}; {_si(2 * size, 'B')} stay: the last and the best"
+
+
+def _network(params: TrainParams, network: VGG) -> str:
+    batch_norm = ", batch norm" if params.batch_norm else ""
+    initial = " from --initial" if params.init in ("shallower", "checkpoint") else ""
+    return (
+        f"{params.configuration}{batch_norm}, {params.input_size} pixels: {_num_parameters(network):,} parameters; "
+        f"first weights: {params.init}{initial}"
+    )
+
+
+def _num_parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def macs(network: VGG) -> int:
+    """Multiply-adds of an image's forward pass, in convolutions and products."""
+    found, side = 0, network.architecture.input_size
+    for layer in [*network.features, *network.classifier]:
+        if isinstance(layer, nn.Conv2d):
+            found += layer.weight.numel() * side**2
+        elif isinstance(layer, nn.MaxPool2d):
+            side //= 2
+        elif isinstance(layer, nn.Linear):
+            found += layer.weight.numel()
+    return found
+
+
+def _flops(network: VGG, num_images: int) -> Iterator[tuple[str, str]]:
+    forward = 2 * macs(network)
+    training = f"{_si(3 * forward, 'FLOP')} in training (3 ×)"
+    yield "FLOPs", f"{_si(forward, 'FLOP')} an image forward (2 a multiply-add), {training}"
+    yield "", f"{_si(3 * forward * num_images, 'FLOP')} in all, without validation"
+
+
+def saved_bytes(network: VGG, item: int) -> int:
+    """Bytes that an image's forward pass keeps for the backward pass when run eagerly.
+
+    item: bytes of a number, 2 for bf16 under autocast, 4 for fp32.  Layers that work in place, and the input of the
+    next layer, are the same memory and count once.
+    """
+    side, channels = network.architecture.input_size, 3
+    found = item * channels * side**2  # the input of the first convolution
+    for layer in network.features:
+        if isinstance(layer, nn.Conv2d):
+            channels = layer.out_channels  # its output is kept by the layer after it
+        elif isinstance(layer, nn.BatchNorm2d | nn.ReLU):
+            found += item * channels * side**2  # batch norm keeps its input, ReLU its output
+        elif isinstance(layer, nn.LocalResponseNorm):
+            squares = item * (channels + layer.size - 1)  # padded, which the mean over the window keeps
+            found += (squares + 3 * 4 * channels) * side**2  # base, power and quotient: autocast has them in fp32
+        elif isinstance(layer, nn.MaxPool2d):
+            side //= 2
+            found += (item + INDEX_BYTES) * channels * side**2
+    for layer in network.classifier:
+        if isinstance(layer, nn.ReLU):
+            found += item * network.architecture.classifier_width
+        elif isinstance(layer, Dropout) and layer.p:
+            found += (item + 1) * network.architecture.classifier_width  # its output, and a bool: kept or not
+    return found + 4 * network.architecture.num_classes  # the logarithms of the posteriors
+
+
+def memory(params: TrainParams, network: VGG, ranks: int) -> dict[str, int]:
+    """Bytes of device memory of a rank, by what takes them, at the largest."""
+    bf16, fp32 = params.precision != "fp32", 4 * _num_parameters(network)
+    crops = share(params, ranks) * 3 * params.input_size**2
+    compressed = ranks > 1 and params.gradient_compression == "bf16"
+    return {
+        "weights": fp32 + sum(buffer.numel() * buffer.element_size() for buffer in network.buffers()),
+        "momentum": fp32 if params.momentum else 0,
+        "gradients": fp32,
+        "bf16 copies": fp32 // 2 if bf16 else 0,
+        "bf16 gradients to send": fp32 // 2 if compressed else 0,
+        "crops": FETCHED * crops,
+        "activations": micro_batch(params, ranks) * saved_bytes(network, 2 if bf16 else 4),
+    }
+
+
+def _memory(params: TrainParams, network: VGG, ranks: int) -> Iterator[tuple[str, str]]:
+    needed = memory(params, network, ranks)
+    each = saved_bytes(network, 4 if params.precision == "fp32" else 2)
+    assumed = " (bf16, if the device computes in it)" if params.precision == "auto" else ""
+    yield "memory", f"about {_si(sum(needed.values()), 'B')} of a rank's device{assumed}, and what its libraries take"
+    held = [name for name in needed if name not in ("crops", "activations") and needed[name]]
+    yield "", " · ".join(f"{name} {_si(needed[name], 'B')}" for name in held)
+    activations = f"{micro_batch(params, ranks)} × {_si(each, 'B')} of activations, run eagerly; compiled it is less"
+    yield "", f"crops {_si(needed['crops'], 'B')} · {activations}"
+
+
+def _time(num_images: int, images_per_second: float | None) -> Iterator[tuple[str, str]]:
+    yield "time", f"{num_images:,} images, without validation:"
+    if images_per_second:
+        yield "", f"{_duration(num_images / images_per_second)} at {images_per_second:,g} images/s"
+    else:
+        rates = ", ".join(f"{_duration(num_images / rate)} at {rate:,} images/s" for rate in ROUND_RATES)
+        yield "", f"{rates}; a day at {math.ceil(num_images / 86_400):,}"
+
+
+def _duration(seconds: float) -> str:
+    for name, size in (("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:,.1f} {name}"
+    return f"{seconds:.1f} s"
+
+
+def _si(value: float, unit: str) -> str:
+    """With a decimal prefix: 30940000000, 'FLOP' is '30.94 GFLOP'."""
+    power = 0
+    while value >= 1000 and power < 6:
+        value, power = value / 1000, power + 1
+    return f"{value:.{2 if power else 0}f} {' kMGTPE'[power].strip()}{unit}"

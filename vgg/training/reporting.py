@@ -1,0 +1,77 @@
+"""What a training reports while it runs: points of curves, a loss that is stuck, the arithmetic of the run."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from runtime.loader import Feed
+from vgg.evaluation.metrics import Counts
+from vgg.training.run import Run
+
+log = logging.getLogger("vgg.train")
+
+LOG_STEPS = 20  # steps between two readings from the device, each a point of the curves
+STUCK = 0.99  # a loss this near to ln(classes), as a share of it, has learnt nothing
+
+
+class Reporter(Protocol):
+    """Receives the progress of a training.  Nothing it does may change a result."""
+
+    def progress(self, step: int, num_steps: int) -> None: ...
+    def point(self, step: int, values: dict[str, float]) -> None: ...
+    def saved(self) -> None: ...  # a checkpoint is on disk; called by the thread that wrote it
+
+
+def read_window(run: Run, num_images: int, feed: Feed, reporter: Reporter) -> None:
+    """Every LOG_STEPS: read the counts from the device, add a point to the curves."""
+    values = Counts(run.group.sum_(run.window.total)).values()
+    run.window = Counts.zeros(run.group.device)
+    step, rate = run.state.step, run.schedule.rate(run.state.step - 1)
+    reporter.point(
+        step,
+        {
+            "train/loss": values["loss"],
+            "train/top1_error": values["top1_error"],
+            "learning_rate": rate,
+            "perf/data_wait_seconds": feed.waited_seconds,
+        },
+    )
+    feed.waited_seconds = 0.0
+    half_an_epoch = num_images / run.params.batch_size / 2
+    if half_an_epoch <= step < half_an_epoch + LOG_STEPS:
+        warn_if_stuck(run, values["loss"], f"after half an epoch (step {step})")
+
+
+def warn_if_stuck(run: Run, loss: float, when: str) -> None:
+    """Deep nets with small first weights stay at ln(classes) for ever: say so, with what causes it."""
+    chance = math.log(run.model.architecture.num_classes)
+    if STUCK < loss / chance < 2 - STUCK:
+        log.warning(
+            "the loss (%.4f) is stuck at ln(classes) = %.4f %s: with init %r and learning rate %g this network may "
+            "never start to learn. Init 'glorot', 'kaiming' or 'shallower', or a warm-up of one epoch, is the usual "
+            "cure.", loss, chance, when, run.params.init, run.params.learning_rate,
+        )  # fmt: skip
+
+
+def arithmetic(run: Run, num_images: int, num_steps: int) -> str:
+    """The numbers of the run, so that a reader can check them by hand."""
+    params, group = run.params, run.group
+    share = params.batch_size / group.world_size
+    return (
+        f"{num_images:,} images · {params.batch_size} a step ({share:g} × {group.world_size} ranks, "
+        f"{group.device.type}, {str(run.precision).removeprefix('torch.')}) · "
+        f"{num_images / params.batch_size:,.1f} steps an epoch · "
+        f"{params.epochs} epochs = {num_steps:,} steps\n{run.schedule.describe()}"
+    )
+
+
+def curves(state: dict[str, Any]) -> Iterator[list[str]]:
+    """The history as rows of a CSV, header first."""
+    rows = state["history"]
+    if rows:
+        yield list(rows[0])
+        for row in rows:
+            yield [f"{value:.6g}" if isinstance(value, float) else str(value) for value in row.values()]

@@ -1,0 +1,86 @@
+"""Validation after every epoch of training, exact on any number of ranks, and stoppable."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import torch
+
+from runtime.errors import Refused
+from runtime.loader import Feed, Loader
+from runtime.shardset import Split
+from runtime.stopping import Stop
+from vgg.data.stream import validation_batches
+from vgg.evaluation.metrics import Counts
+from vgg.training.reporting import Reporter, warn_if_stuck
+from vgg.training.run import Run
+
+log = logging.getLogger("vgg.train")
+
+STOP_BATCHES = 10  # batches between two agreements on stopping
+
+
+@torch.no_grad()
+def validate(run: Run, split: Split, loader: Loader, reporter: Reporter, stop: Stop) -> bool:
+    """Validate on the central crops of all images: a row of the history, the plateau rule's input, the best step.
+
+    Returns False, with nothing changed, if it was asked to stop; the next start validates again.
+    """
+    group, params, state = run.group, run.params, run.state
+    for buffer in run.model.buffers():  # batch norm's running statistics: rank 0's are the network's
+        group.broadcast_(buffer)
+    run.model.eval()
+    counts = Counts.zeros(group.device)
+    batches = validation_batches(loader, split, params.validation_scale, params.input_size, params.batch_size)
+    feed = Feed(batches, group.device, stop)
+    largest_share, stopped = -(-len(split) // group.world_size), False
+    num_batches = -(-largest_share // params.batch_size)
+    for number in range(num_batches):  # as many on every rank, also where one has no image left: they agree on stopping
+        fetched = not stopped and feed.fetch()
+        stopped = stopped or stop()
+        if number % STOP_BATCHES == 0 and group.any(stopped):
+            break
+        if fetched and not stopped:
+            crops = feed.take()
+            inputs = run.prepare(crops.images)
+            with torch.autocast(group.device.type, run.precision, enabled=run.precision != torch.float32):
+                scores = run.model(inputs)
+            counts.add(scores, crops.labels)
+    run.model.train()
+    if group.any(stopped):
+        return False
+    values = Counts(group.sum_(counts.total)).values()
+    if values["num_images"] != len(split):
+        raise AssertionError(f"validated {values['num_images']} of {len(split)} images")
+    if not math.isfinite(values["loss"]):
+        raise Refused(
+            f"step {state.step}: the validation loss is not finite; training has diverged at learning rate "
+            f"{run.schedule.rate(state.step - 1):g}. Earlier checkpoints are good. Lower train.learning_rate or "
+            "lengthen the warm-up."
+        )
+    trained = Counts(group.sum_(run.epoch.total)).values()
+    run.epoch = Counts.zeros(group.device)
+    row = {
+        "step": state.step,
+        "learning_rate": run.schedule.rate(state.step - 1),
+        "train_loss": trained["loss"],
+        "train_top1_error": trained["top1_error"],
+        "val_loss": values["loss"],
+        "val_top1_error": values["top1_error"],
+        "val_top5_error": values["top5_error"],
+    }
+    state.history.append({"epoch": len(state.history) + 1, **row})
+    state.validated_step = state.step
+    run.schedule.validated(values["top1_error"])
+    if values["top1_error"] < state.best_error or not state.best_step:
+        state.best_error, state.best_step = values["top1_error"], state.step
+    reporter.point(state.step, {f"val/{name}": values[name] for name in ("loss", "top1_error", "top5_error")})
+    log.info(
+        "epoch %d, step %d: train loss %.4f, top-1 error %.2f %%; val loss %.4f, top-1 %.2f %%, top-5 %.2f %%",
+        len(state.history), state.step, trained["loss"], 100 * trained["top1_error"],
+        values["loss"], 100 * values["top1_error"], 100 * values["top5_error"],
+    )  # fmt: skip
+    if len(state.history) == 1:
+        warn_if_stuck(run, min(trained["loss"], values["loss"]), "after the first epoch")
+    return True
