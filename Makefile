@@ -26,7 +26,7 @@ test: install          ## the whole suite, no network beyond loopback
 faults: install        ## the long suite: sharding and training killed at every call, and the quick part with large numbers
 	@python -m pytest -m faults
 	@VGG_KILLS=500 VGG_CORRUPTIONS=20000 VGG_HOSTILE_CASES=10000 \
-		python -m pytest tests/runtime/test_survival.py tests/runtime/test_checkpoint.py tests/vgg/test_hostile.py
+		python -m pytest tests/runtime/test_survival.py tests/runtime/test_checkpoint.py tests/vgg/test_hostile.py tests/vgg/test_hostile_files.py
 
 test-images: install   ## the images built, and the whole pipeline in containers; root, podman and debootstrap
 	@python -m pytest -m images -n 0 tests/security/test_images.py

@@ -85,7 +85,7 @@ CLUSTER = {
             "tracking_secret", str, "vgg-tracking", "Secret with the tracking server's credentials", every_step=True
         ),
         ClusterValue("runtime", str, "vgg-train", "TrainingRuntime, used with several nodes"),
-        ClusterValue("image", str, "", "container image of training; by default, this version's", "train_image"),
+        ClusterValue("image", str, "", "container image of training", "train_image"),
     )
 }
 

@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     )
     what.add_argument(
         "-C", dest="settings", action="append", default=[], metavar="NAME=VALUE",
-        help="set a run argument; VALUE is YAML; images: source folder, as the steps see it;\n" + given.described(),
+        help="set a run argument; VALUE is YAML\nimages: source folder, as the steps see it\n" + given.described(),
     )  # fmt: skip
     what.add_argument("--experiment", default=NAME, metavar="NAME", help=f"Kubeflow experiment ({NAME})")
     what.add_argument("--version", metavar="NAME", help="name of the uploaded version (the commit)")

@@ -49,4 +49,4 @@ class Refused(Problem):
 
 
 class Interrupted(BaseException):
-    """A stop was requested inside Stop.interrupts() (runtime.stopping).  Not an Exception, so that nothing swallows it."""
+    """A stop was requested inside Stop.interrupts() (runtime.stopping); no Exception, so that nothing swallows it."""

@@ -7,9 +7,10 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -76,16 +77,58 @@ class Loader:
         """What `make` makes of every element of `wanted(batches already delivered)`, in order.
 
         num_images: of a batch, at most.  size: of its images, pixels.
-        A worker that dies is reported with its cause, and loading continues with the very next batch: nothing of it had
-        a state.  Raises StorageFailure when that happens too often, or when no batch comes for HUNG_SECONDS.
+        A worker that dies is reported with its cause, and loading continues with the very next batch: a worker has no
+        state.  Raises StorageFailure when that happens too often, or when no batch comes for HUNG_SECONDS.
         """
-        if self.workers and self.decoder is None:
-            batches = _by_workers(make, wanted, num_images, size, self.workers)
-        else:
+        if not self.workers or self.decoder:
             device = self.decoder.device if self.decoder else None
-            batches = _here(make, wanted(0), (num_images, size, size, 3), device)
-        for crops in batches:
-            yield Crops(*(t.pin_memory() if t.device.type == "cpu" else t for t in crops)) if self.pin_memory else crops
+            for item in wanted(0):
+                images = torch.empty((num_images, size, size, 3), dtype=torch.uint8, device=device)
+                rows = make(item, images if device else images.numpy())
+                yield self._pinned(as_crops(images[: len(rows)], rows))
+            return
+        delivered = deaths = 0
+        while True:
+            slots = Slots(self.workers, num_images, size)
+            batches = _start(_Maker(make, slots), _Wanted(wanted, delivered, slots, self.workers), self.workers)
+            waited = 0.0
+            while True:
+                try:
+                    item = next(batches, None)
+                except (
+                    RuntimeError
+                ):  # LOOK_SECONDS without a batch, or a dead worker: what _Maker raises comes as a value
+                    waited += LOOK_SECONDS
+                    if (lost := _causes_of_death(batches)) or waited >= HUNG_SECONDS:
+                        break
+                    continue
+                if item is None:
+                    return
+                if isinstance(item, Problem):
+                    raise item
+                if isinstance(item, _Failure):
+                    raise AssertionError(f"in a decoding process:\n{item.traceback}")
+                delivered, waited = delivered + 1, 0.0
+                yield self._pinned(slots.deliver(*item))
+            del batches  # ends the workers
+            if not lost:
+                raise StorageFailure(
+                    f"no batch from the {self.workers} decoding processes for {HUNG_SECONDS} s: the storage they read "
+                    "from, or the machine, hangs. Run again to continue from the last checkpoint."
+                )
+            deaths += 1
+            if deaths > MAX_DEATHS:
+                raise StorageFailure(
+                    f"decoding processes died {deaths} times, the last of {lost}. Run again; if memory is short, lower "
+                    "VGG_WORKERS."
+                )
+            log.warning("a decoding process died of %s; continuing with the next batch", lost)
+
+    def _pinned(self, crops: Crops) -> Crops:
+        """In page-locked memory, if a GPU copies it."""
+        if not self.pin_memory:
+            return crops
+        return Crops(*(t.pin_memory() if t.device.type == "cpu" else t for t in crops))
 
 
 class Feed:
@@ -128,16 +171,9 @@ class Feed:
         return crops
 
 
-def _here(make: Make, wanted: Iterator[Any], shape: tuple[int, ...], device: torch.device | None) -> Iterator[Crops]:
-    for item in wanted:
-        images = torch.empty(shape, dtype=torch.uint8, device=device)
-        rows = make(item, images if device else images.numpy())
-        yield as_crops(images[: len(rows)], rows)
-
-
 @dataclass(frozen=True)
 class _Wanted:
-    """A sampler: what is still to be loaded after the batches already delivered, and the slot where it shall go."""
+    """A sampler: what is still to be loaded after the batches already delivered, and the slot that it goes to."""
 
     after: Callable[[int], Iterator[Any]]
     delivered: int
@@ -149,79 +185,57 @@ class _Wanted:
             yield self.slots.take(number % self.workers), item
 
 
+class _Failure(NamedTuple):
+    """An exception in a worker that is not a Problem, as text."""
+
+    traceback: str
+
+
 @dataclass(frozen=True)
-class _Made(Dataset[tuple[int, int] | Problem]):
-    """Of (slot, what is wanted): the slot and how many images it holds now."""
+class _Maker(Dataset[tuple[int, int] | Problem | _Failure]):
+    """In a worker: of (slot, what is wanted), the slot and how many images it holds now.
+
+    Exceptions are returned: raised, they would arrive as a RuntimeError, and that is what the DataLoader itself raises
+    for a timeout and for a dead worker.
+    """
 
     make: Make
     slots: Slots
 
-    def __getitem__(self, task: tuple[int, Any]) -> tuple[int, int] | Problem:
+    def __getitem__(self, task: tuple[int, Any]) -> tuple[int, int] | Problem | _Failure:
         slot, item = task
         images, rows = self.slots.arrays(slot)
         try:
             made = self.make(item, images)
-        except Problem as problem:  # raised in a worker process it would arrive as a traceback's text
+        except Problem as problem:
             return problem
+        except Exception:
+            return _Failure(traceback.format_exc())
         rows[: len(made)] = made
         return slot, len(made)
 
 
-def _by_workers(
-    make: Make, wanted: Callable[[int], Iterator[Any]], num_images: int, size: int, workers: int
-) -> Iterator[Crops]:
-    delivered = deaths = 0
-    while True:
-        slots = Slots(workers, num_images, size)
-        loader = DataLoader(
-            _Made(make, slots),
-            batch_size=None,  # an element of `wanted` is a batch already
-            sampler=_Wanted(wanted, delivered, slots, workers),
-            num_workers=workers,
-            prefetch_factor=PREFETCH,
-            multiprocessing_context="fork",  # the slots are memory of this process
-            timeout=LOOK_SECONDS,
-            worker_init_fn=lambda _: die_with_parent(),  # and let go of the locks and sockets that came with the fork
-        )
-        batches: Any = iter(loader)
-        if threading.current_thread() is threading.main_thread():
-            # torch's handler would raise wherever the training loop happens to be; here the loss is noticed in order
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        waited = 0.0
-        while True:
-            try:
-                item = next(batches, None)
-            except RuntimeError as error:  # of a timeout, which tells nothing yet, or of workers that are gone
-                lost = _causes(batches)
-                if not lost and "timed out" not in str(error):
-                    raise
-                waited += LOOK_SECONDS
-                if lost or waited >= HUNG_SECONDS:
-                    break
-                continue
-            if item is None:
-                return
-            if isinstance(item, Problem):
-                raise item
-            delivered, waited = delivered + 1, 0.0
-            yield slots.deliver(*item)
-        del batches  # ends the workers
-        if not lost:
-            raise StorageFailure(
-                f"no batch came from the {workers} decoding processes for {HUNG_SECONDS} s: the storage they read "
-                "from, or the machine, hangs. Training goes on from its last checkpoint when run again."
-            )
-        deaths += 1
-        if deaths > MAX_DEATHS:
-            raise StorageFailure(
-                f"decoding processes died {deaths} times, last of {lost}. Run again; if memory is short, lower "
-                "VGG_WORKERS."
-            )
-        log.warning("a decoding process died of %s; going on with the next batch", lost)
+def _start(maker: _Maker, wanted: _Wanted, workers: int) -> Any:
+    """The iterator of a DataLoader whose workers have begun."""
+    loader = DataLoader(
+        maker,
+        batch_size=None,  # an element of `wanted` is a batch already
+        sampler=wanted,
+        num_workers=workers,
+        prefetch_factor=PREFETCH,
+        multiprocessing_context="fork",  # the slots are memory of this process
+        timeout=LOOK_SECONDS,
+        worker_init_fn=lambda _: die_with_parent(),  # and release the locks and sockets inherited by the fork
+    )
+    batches = iter(loader)
+    if threading.current_thread() is threading.main_thread():
+        # torch's handler would raise at any point of the training loop; here a death is noticed in order
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return batches
 
 
-def _causes(batches: Any) -> str:
-    """What the dead workers of a DataLoader's iterator died of; empty if none did."""
+def _causes_of_death(batches: Any) -> str:
+    """What the dead workers of a DataLoader's iterator died of; empty if all live."""
     codes = [worker.exitcode for worker in getattr(batches, "_workers", [])]
     names = [signal.Signals(-code).name if code < 0 else f"exit code {code}" for code in codes if code]
     hint = " (as when memory runs out)" if "SIGKILL" in names else ""

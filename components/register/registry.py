@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from components.tracking import server
 from components.tracking.tracker import Tracker
 from runtime import environment
 from runtime.errors import Refused, Unreachable
+
+if TYPE_CHECKING:
+    from mlflow.exceptions import MlflowException
 
 log = logging.getLogger("vgg.register")
 
@@ -72,11 +75,22 @@ def _explained(name: str) -> Iterator[None]:
                 f"what registered model {name!r} needs: {error}. An administrator grants MANAGE on it, or removes it "
                 "if it is empty: whoever makes a model manages it."
             ) from error
-        if isinstance(error.__cause__, requests.exceptions.RequestException) or "API request to" in str(error):
+        if _is_of_the_network(error):
             raise Unreachable(
                 f"MLflow at {server.tracking_uri()}: {error}. Start it, or set MLFLOW_TRACKING_URI."
             ) from error
         raise
+
+
+def _is_of_the_network(error: MlflowException) -> bool:
+    """Whether the server was not reached, or something before it answered: no JSON, so no RestException of its own."""
+    import requests
+    from mlflow.exceptions import RestException
+
+    if isinstance(error.__cause__ or error.__context__, requests.exceptions.RequestException):
+        return True
+    by_http = server.tracking_uri().startswith("http")
+    return by_http and not isinstance(error, RestException) and error.get_http_status_code() >= 500  # type: ignore[no-untyped-call]
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
@@ -219,8 +233,7 @@ def serving_check(uri: str, package: Package) -> None:
         )
     try:
         model.predict(pd.DataFrame({"image": [b"no image"]}))
-    except Exception as error:
-        if "not an image" not in str(error):
-            raise
+    except ValueError:  # as served.py says
+        pass
     else:
         raise Refused("serving check: the packaged model takes garbage for an image. No version was made.")

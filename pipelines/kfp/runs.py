@@ -90,9 +90,9 @@ class Pipelines:
                 path = Path(scratch) / f"{NAME}.yaml"
                 path.write_text(package.text)
                 upload = self.server.uploads.upload_pipeline_version
-                made = self.server.send(upload, str(path), name=name, pipelineid=pipeline)
+                uploaded = self.server.send(upload, str(path), name=name, pipelineid=pipeline)
             log.info("uploaded as version %s", name)
-            return pipeline, str(made.pipeline_version_id)
+            return pipeline, str(uploaded.pipeline_version_id)
 
         return self.server.made_once(find, create)
 

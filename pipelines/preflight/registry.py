@@ -29,7 +29,7 @@ MANIFESTS = ", ".join(
 
 
 class Registries:
-    """A client for all registries.  One that did not answer is not asked again."""
+    """A client for all registries.  One that did not answer is not challenge again."""
 
     def __init__(self) -> None:
         import requests
@@ -87,11 +87,11 @@ class Registries:
         known = HTTPBasicAuth(user, password) if user else anonymous
         if scheme.lower() != "bearer":
             return known
-        asked = parse_dict_header(rest)
-        realm = urlsplit(asked.get("realm", ""))
+        challenge = parse_dict_header(rest)
+        realm = urlsplit(challenge.get("realm", ""))
         if realm.scheme != "https" and not _is_local(realm.hostname or ""):
-            raise Refused(f"{host}: asks to send your password unencrypted to {realm.geturl()}; not sent")
-        query = {"service": asked.get("service", ""), "scope": asked.get("scope", f"repository:{name}:pull")}
+            raise Refused(f"{host}: requests to send your password unencrypted to {realm.geturl()}; not sent")
+        query = {"service": challenge.get("service", ""), "scope": challenge.get("scope", f"repository:{name}:pull")}
         if refresh:
             form = {**query, "grant_type": "refresh_token", "refresh_token": refresh, "client_id": "vgg-imagenet"}
             given = self._session.post(realm.geturl(), data=form, auth=anonymous, timeout=TIMEOUT)

@@ -3,6 +3,8 @@
 import base64
 import json
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +75,7 @@ def test_from_evaluation_to_served_model(
     params_file.write_text(open_gate)
     with monkeypatch.context() as away:
         away.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-        away.setattr("components.tracking.GIVE_UP_SECONDS", 0.5)
+        away.setattr("components.tracking.tracker.GIVE_UP_SECONDS", 0.5)
         with pytest.raises(Unreachable, match=r"MLflow at http://127\.0\.0\.1:9"):
             register(arguments)
 
@@ -117,3 +119,40 @@ def check_the_model(tmp_path: Path, shards: ShardSet) -> None:
     files = {path.name for path in Path(mlflow.artifacts.download_artifacts("models:/tiny@champion")).rglob("*")}
     assert {"weights.safetensors", "network.json", "provenance.json", "MODEL_CARD.md", "served.py"} <= files
     assert not any(name.endswith((".pkl", ".pth", ".pickle")) for name in files)
+
+
+@pytest.mark.faults  # installs torch and MLflow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::sqlalchemy.exc.SADeprecationWarning")
+def test_the_model_answers_in_an_environment_of_its_own_requirements(
+    shards: ShardSet, params_file: Path, tmp_path: Path
+) -> None:
+    """Nothing of this checkout is on its path: the code comes with the model."""
+    import mlflow
+
+    run(shards, tmp_path / "model", epochs=1)
+    for name in ("evaluate", "register"):
+        done = program(name, *flags(name, tmp_path, params_file), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    mlflow.set_registry_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    model = Path(mlflow.artifacts.download_artifacts("models:/tiny@champion", dst_path=str(tmp_path / "served")))
+    (tmp_path / "image.jpg").write_bytes(shards.split("val").read(0))
+    uv, python = Path(sys.executable).with_name("uv"), tmp_path / "own/bin/python"
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, tmp_path / "own"], check=True, timeout=60)
+    install = [uv, "pip", "install", "--quiet", "--python", python, "-r", model / "requirements.txt"]
+    subprocess.run(install, check=True, timeout=700)
+    script = (
+        "import sys, mlflow, pandas as pd; from pathlib import Path\n"
+        "model = mlflow.pyfunc.load_model(sys.argv[1])\n"
+        "answer = model.predict(pd.DataFrame({'image': [Path(sys.argv[2]).read_bytes()]}), params={'top_k': 1})\n"
+        "import vgg, runtime; print(answer['wnids'][0][0], vgg.__file__, runtime.__file__)"
+    )
+    done = subprocess.run(
+        [python, "-c", script, model, tmp_path / "image.jpg"],
+        cwd=tmp_path, env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    wnid, *files = done.stdout.split()
+    assert wnid in {"cat", "dog", "emu"}
+    assert all(Path(file).is_relative_to(model) for file in files), files

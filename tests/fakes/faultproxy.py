@@ -1,8 +1,9 @@
-"""Between a client and an S3 server: what networks and stores do wrong, by a seed, so that it can be done again.
+"""A proxy in front of an S3 server that injects faults of networks and stores, reproducible by a seed.
 
-unavailable   503 instead of an answer          short   half of the body, then the end
-reset         the connection is reset           flip    one bit of a body is another
-stall         silence, longer than a timeout    late    a write is applied and answered with 500
+unavailable   503 instead of an answer          short   half of the body, then the connection is closed
+reset         the connection is reset           flip    one bit of a body is changed
+stall         no answer within the timeout      late    a write is applied and answered with 500
+spoil         one bit of an upload is changed   unknown conditional writes are answered with 501
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "conten
 
 @dataclass(frozen=True)
 class Seen:
-    """A request as it came."""
+    """A request."""
 
     method: str
     path: str
@@ -33,9 +34,9 @@ class Seen:
 
 
 class FaultProxy:
-    """A context manager.  probability: of a fault, per request; kinds: which.
+    """A context manager.  probability: of a fault, per request.  kinds: of faults.
 
-    Path-style addresses only: the Host header goes through as it is, since it is part of the signature.
+    Path-style addresses only: the Host header is passed on unchanged, since it is part of the signature.
     """
 
     def __init__(
@@ -60,13 +61,13 @@ class FaultProxy:
         self.server.server_close()
 
     def draw(self, seen: Seen) -> tuple[str, random.Random]:
-        """The fault of this request, which its number alone decides ('' for none)."""
+        """The fault of this request, '' for none; a function of seed and number of the request."""
         with self.lock:
             self.seen.append(seen)
             chance = random.Random(f"{self.seed}:{len(self.seen)}")
             if chance.random() >= self.probability:
                 return "", chance
-            # a listing has no checksum, so nothing could notice another byte in it
+            # a listing has no checksum, so a changed byte in it cannot be noticed
             is_object, reads = "?" not in seen.path, seen.method == "GET"
             fits = {
                 "late": seen.method in ("PUT", "DELETE"),
@@ -94,7 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "stall":
             self.proxy.stopped.wait(self.proxy.stall)
         if fault == "reset":
-            # with nothing to linger for, closing sends RST
+            # a linger time of 0 makes close() send RST
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
         if fault in ("stall", "reset"):
@@ -130,7 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
             connection.close()
 
     def answer(self, status: int, headers: list[tuple[str, str]], data: bytes, promised: int | None = None) -> None:
-        """promised: the Content-Length if it is not that of the data."""
+        """promised: the Content-Length, if not that of the data."""
         length = str(len(data) if promised is None else promised)
         if self.command == "HEAD":
             length = next((value for name, value in headers if name.lower() == "content-length"), length)

@@ -129,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
         kfp = self.kfp
         try:
             if kfp.token and self.headers.get("authorization") != f"Bearer {kfp.token}":
-                raise Wrong(16, f"Request header error: {self.headers.get('authorization')} is no valid token")
+                raise Wrong(16, f"Request header error: {self.headers.get('authorization')} is not a valid token")
             if kfp.cookie and self.headers.get("Cookie") != kfp.cookie and not kfp.login:
                 # some proxies repeat the cookie
                 raise Wrong(7, f"RBAC: access denied to {self.headers.get('Cookie')}")

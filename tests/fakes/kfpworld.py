@@ -48,17 +48,17 @@ class World:
     def submit(self, *flags: str) -> str:
         """The output of main().  A Problem is raised again; its message is checked for the canaries too."""
         self.caplog.clear()
-        said = ""
+        output = ""
         try:
             submit.main(["--host", self.kfp.endpoint, "--params", str(ROOT / "params.yaml"), "--poll", "0.01", *flags])
         except Problem as problem:
-            said = str(problem)
+            output = str(problem)
             raise
         finally:
-            said += self.capsys.readouterr().out + self.caplog.text
-            assert not [canary for canary in CANARIES if canary in said]
+            output += self.capsys.readouterr().out + self.caplog.text
+            assert not [canary for canary in CANARIES if canary in output]
             assert not self.kfp.surprises
-        return said
+        return output
 
     def run(self) -> dict[str, Any]:
         """The only run."""

@@ -1,4 +1,4 @@
-"""The HTTP side of tests/fakes/kubeserver.py: paths, watches and logs as a Kubernetes API server has them."""
+"""The HTTP side of tests/fakes/kubeserver.py: paths, watches and logs of a Kubernetes API server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PARAMETERS = {
 
 
 class Failure(Exception):
-    """A status that is no success."""
+    """An error status."""
 
     def __init__(self, code: int, reason: str, message: str) -> None:
         self.body = {"kind": "Status", "apiVersion": "v1", "status": "Failure"}
@@ -160,7 +160,7 @@ class Handler(BaseHTTPRequestHandler):
         if pod["status"]["phase"] == "Pending" or query.get("container") != "node":
             raise Failure(400, "BadRequest", f'container "node" in pod "{name}" is waiting to start: ContainerCreating')
         since = query.get("sinceTime", "")
-        with state.changed:  # the kubelet gets whole seconds
+        with state.changed:  # sinceTime is in whole seconds
             first = next((n for n, (at, _) in enumerate(log.lines) if stamp(at)[:19] >= since[:19]), len(log.lines))
         if "tailLines" in query:
             first = max(first, len(log.lines) - int(query["tailLines"]))
@@ -186,7 +186,7 @@ class Handler(BaseHTTPRequestHandler):
 
     @contextmanager
     def _chunks(self) -> Iterator[Callable[[str], None]]:
-        """A body of unknown length; without its end if something is raised inside."""
+        """A body of unknown length; its end is not sent if an exception is raised inside."""
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
@@ -201,7 +201,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def resource(path: str) -> tuple[str, str]:
-    """Plural and name of a path, '' if it is none of ours."""
+    """Plural and name of a path, '' for any other path."""
     if match := re.fullmatch(f"{re.escape(TRAINJOBS)}(?:/([^/]+))?", path):
         return "trainjobs", match[1] or ""
     if match := re.fullmatch(f"{re.escape(CORE)}/pods/([^/]+)/log", path):

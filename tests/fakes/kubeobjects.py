@@ -1,4 +1,4 @@
-"""The few objects of a Kubernetes cluster that a submission looks at, over real HTTP; and a container registry."""
+"""The objects of a Kubernetes cluster that a submission reads, over HTTP; and a container registry."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Http:
 class _Handler(BaseHTTPRequestHandler):
     owner: Http
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # headers and body are two writes; 40 ms would lie between them
+    disable_nagle_algorithm = True  # else 40 ms pass between headers and body, which are two writes
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         pass
@@ -65,7 +65,7 @@ class _Handler(BaseHTTPRequestHandler):
 class KubeObjects(Http):
     """objects: by path below /api/v1/namespaces/<namespace>/ (or absolute), as Kubernetes' JSON.
 
-    forbidden: paths (their ends) that may not be read.
+    forbidden: ends of paths that may not be read.
     """
 
     def __init__(self, namespace: str = "kubeflow") -> None:
@@ -78,7 +78,7 @@ class KubeObjects(Http):
         self.objects[path if path.startswith("/") else f"/api/v1/namespaces/{self.namespace}/{path}"] = content
 
     def complete(self) -> None:
-        """Everything that a run on two nodes with eight GPUs needs."""
+        """Create everything that a run on two nodes with eight GPUs needs."""
         store = {"VGG_STORE": "/store", "MLFLOW_TRACKING_URI": "http://user:canary-in-uri@mlflow.invalid:5000"}
         self.put("configmaps/vgg-addresses", data=store)
         value = base64.b64encode(b"canary-of-a-secret").decode()
@@ -91,18 +91,16 @@ class KubeObjects(Http):
         self.nodes(a={"gpus": 8}, b={"gpus": 8})
 
     def nodes(self, **nodes: dict[str, Any]) -> None:
-        """gpus, labels, taints, unschedulable of each."""
+        """Create nodes.  Of each: gpus, labels, taints, unschedulable."""
         items = []
-        for name, about in nodes.items():
-            spec = {"unschedulable": about.get("unschedulable", False), "taints": about.get("taints", [])}
-            status = {"allocatable": {"cpu": "64", "nvidia.com/gpu": str(about.get("gpus", 0))}}
-            items.append(
-                {"metadata": {"name": name, "labels": about.get("labels", {})}, "spec": spec, "status": status}
-            )
+        for name, node in nodes.items():
+            spec = {"unschedulable": node.get("unschedulable", False), "taints": node.get("taints", [])}
+            status = {"allocatable": {"cpu": "64", "nvidia.com/gpu": str(node.get("gpus", 0))}}
+            items.append({"metadata": {"name": name, "labels": node.get("labels", {})}, "spec": spec, "status": status})
         self.put("/api/v1/nodes", items=items)
 
     def kubeconfig(self, path: Path) -> Path:
-        """Written there."""
+        """Write it to a path."""
         named = {
             "clusters": [{"name": "test", "cluster": {"server": f"http://{self.host}"}}],
             "users": [{"name": "me", "user": {"token": TOKEN}}],
@@ -134,9 +132,9 @@ class KubeObjects(Http):
 
 
 class ImageRegistry(Http):
-    """Manifests by name:tag, for whoever has a token, which a password gets.
+    """Manifests by name:tag, for clients with a token, which they get for a password.
 
-    silent: does not say digests.  password: '' lets everybody in.
+    silent: sends no digests.  password: '' for anonymous access.
     """
 
     def __init__(self, password: str = "canary-of-a-password", silent: bool = False) -> None:
@@ -146,7 +144,7 @@ class ImageRegistry(Http):
         self.realm = f"http://{self.host}/token"
 
     def push(self, reference: str, content: str = "") -> str:
-        """An image by its reference without a host; returns it by digest."""
+        """Add an image by its reference without a host; returns its reference by digest."""
         name, _, tag = reference.partition(":")
         data = json.dumps({"schemaVersion": 2, "image": content or reference}).encode()
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
@@ -154,14 +152,14 @@ class ImageRegistry(Http):
         return f"{self.host}/{name}@{digest}"
 
     def auth_file(self, path: Path) -> Path:
-        """What docker login writes."""
+        """Write the file of docker login."""
         auth = base64.b64encode(f"me:{self.password}".encode()).decode()
         path.write_text(json.dumps({"auths": {self.host: {"auth": auth}}}))
         return path
 
     def respond(self, method: str, path: str, query: dict[str, str], headers: Any) -> tuple[int, dict[str, str], bytes]:
         shown = headers.get("Authorization", "")
-        if path == "/token" and method == "POST":  # as OAuth 2 has it, with a refresh token
+        if path == "/token" and method == "POST":  # OAuth 2, with a refresh token
             wanted = {"grant_type": "refresh_token", "refresh_token": self.password, "service": "test"}
             if not wanted.items() <= self.form.items():
                 return 401, {}, b"{}"

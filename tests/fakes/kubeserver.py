@@ -1,7 +1,7 @@
-"""A Kubernetes API server as far as a TrainJob needs one, over real HTTP, and the controllers that a test plays.
+"""The part of a Kubernetes API server that a TrainJob needs, over HTTP; tests take the role of the controllers.
 
-Strict: a path, parameter or token that the real one does not know is answered as there, and kept in `unknown`; a
-TrainJob is validated by the models of the published API (kubeflow-trainer-api) and by the rules of its webhook.
+Strict: an unknown path, parameter or token is refused as by the real server, and recorded in `unknown`; a TrainJob is
+validated by the models of the published API (kubeflow-trainer-api) and by the rules of its webhook.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RESERVED = {"PET_NNODES", "PET_NPROC_PER_NODE", "PET_NODE_RANK", "PET_MASTER_ADD
 
 
 class Log:
-    """Of a container: lines with the time they were written, to the nanosecond as CRI has it."""
+    """The log of a container: lines with their times."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[datetime, str]] = []
@@ -38,7 +38,7 @@ class Log:
 
 
 class KubeServer:
-    """State and faults; every change wakes whoever watches."""
+    """State and faults; every change wakes the watches."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
@@ -52,11 +52,11 @@ class KubeServer:
         self.faults: Counter[str] = Counter()  # "verb resource": how many of the next are answered with 503
         self.down = False  # every connection is cut
         self.cut_log_after = -1  # lines, then half a line, then nothing
-        self.cut_watches = 0  # grows: those that run then are cut
-        self.trainer, self.lenient = "2.3", False  # lenient: an API server that does not know strict validation
+        self.cut_watches = 0  # when it grows, all open watches and logs are cut
+        self.trainer, self.lenient = "2.3", False  # lenient: an API server without strict validation
         self.runtimes = {RUNTIME}
-        self.end_seconds = 0.3  # of pods that are told to end
-        self.clients: list[subprocess.Popen[bytes]] = []  # who shall not outlive it
+        self.end_seconds = 0.3  # from SIGTERM to the end of a pod
+        self.clients: list[subprocess.Popen[bytes]] = []  # killed by close()
         handler = type("Handler", (Handler,), {"server_state": self})
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.http.daemon_threads = True
@@ -96,7 +96,7 @@ class KubeServer:
                 self.changed.notify_all()
 
     def compact(self) -> None:
-        """Forget history, as etcd does: watches from before get 410."""
+        """Forget history, as etcd does: older watches get 410."""
         with self.changed:
             self.oldest = self.version + 1
             self.cut_watches += 1
@@ -108,10 +108,10 @@ class KubeServer:
             self.cut_watches += 1
             self.changed.notify_all()
 
-    # -- what the Trainer, JobSet, scheduler and kubelet do
+    # -- the roles of Trainer, JobSet, scheduler and kubelet
 
     def made(self, timeout: float = 20, count: int = 1) -> Object:
-        """The TrainJob, once it has been made (for the count-th time)."""
+        """The TrainJob, once it has been created (for the count-th time)."""
         wait_for(lambda: self.requests["made trainjobs"] >= count and self.objects["trainjobs"], timeout)
         return next(iter(self.objects["trainjobs"].values()))
 
@@ -137,7 +137,7 @@ class KubeServer:
             self.changed.notify_all()
 
     def end(self, pod: Object, code: int, **status: Any) -> None:
-        """Its container ends; status: more of the pod's, such as reason='Evicted'."""
+        """End its container.  status: more fields of the pod, such as reason='Evicted'."""
         said = "Error" if code else "Completed"
         self._status(pod, "Failed" if code else "Succeeded", {"terminated": {"exitCode": code, "reason": said}}, status)
         with self.changed:
@@ -161,7 +161,7 @@ class KubeServer:
         self.put("events", {**body, "lastTimestamp": stamp(datetime.now(UTC))[:19] + "Z"})
 
     def condition(self, kind: str, reason: str, message: str = "") -> None:
-        """Of the TrainJob: Complete, Failed, Suspended."""
+        """Set a condition of the TrainJob: Complete, Failed, Suspended."""
         (job,) = self.objects["trainjobs"].values()
         known = job.setdefault("status", {}).setdefault("conditions", [])
         new = {"type": kind, "status": "True", "reason": reason, "message": message}
@@ -169,7 +169,7 @@ class KubeServer:
         self.put("trainjobs", job)
 
     def begin_deletion(self, name: str) -> None:
-        """In the foreground: pods get SIGTERM and end, then the object goes."""
+        """In the foreground: pods get SIGTERM and end, then the object is removed."""
         job = self.objects["trainjobs"][name]
         if not job["metadata"].get("deletionTimestamp"):
             job["metadata"]["deletionTimestamp"] = stamp(datetime.now(UTC))[:19] + "Z"
@@ -184,7 +184,7 @@ class KubeServer:
     # -- admission
 
     def admit(self, job: Object, validation: str) -> None:
-        """Raises Failure as API server and webhook do."""
+        """Raises Failure as the API server and the webhook do."""
         name, spec = job["metadata"]["name"], job["spec"]
         if self.trainer < "2.2":
             if validation == "Strict" and not self.lenient:
@@ -240,5 +240,5 @@ def without(item: Object, key: str) -> Object:
 def wait_for(true: Callable[[], Any], timeout: float) -> None:
     deadline = time.monotonic() + timeout
     while not true():
-        assert time.monotonic() < deadline, "it did not happen"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""Two S3 servers, both of which must hold: moto (AWS's conditional writes), rclone (signatures, files, streaming)."""
+"""Two S3 servers: moto (has AWS's conditional writes) and rclone (checks signatures, streams files)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from conftest import environment
 
 KEY, SECRET, BUCKET = "testing", "testing-secret", "bucket"
 
-# moto looks and then writes; what makes AWS's conditional writes atomic is put around it
+# moto checks a condition and then writes; the lock makes that atomic, as on AWS
 SERVE_MOTO = """
 import logging, threading
 from werkzeug.serving import make_server
@@ -39,14 +39,14 @@ server.serve_forever()
 
 @dataclass(frozen=True)
 class Server:
-    """kind: moto or rclone.  Its bucket is there and empty.  root: rclone's folder of buckets."""
+    """kind: moto or rclone.  Its bucket exists and is empty.  root: rclone's folder of buckets."""
 
     kind: str
     endpoint: str
     root: Path = Path()
 
     def env(self, **changes: str) -> dict[str, str]:
-        """The variables by which a client finds it."""
+        """Environment variables for a client."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": KEY,
@@ -150,5 +150,5 @@ def use(monkeypatch: pytest.MonkeyPatch, server: Server, **changes: str) -> None
 
 @pytest.fixture
 def address(request: pytest.FixtureRequest) -> str:
-    """A prefix of this test's own."""
+    """A prefix for this test only."""
     return f"s3://{BUCKET}/{hashlib.sha256(request.node.name.encode()).hexdigest()[:12]}"

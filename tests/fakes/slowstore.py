@@ -1,4 +1,4 @@
-"""A store that logs its downloads and takes its time, and as a program a process that reads through a cache.
+"""A slow store that logs its downloads; as a program, a process that reads it through a cache.
 
 python slowstore.py CACHE MAX_BYTES ROOT PAUSE ROUNDS
 """
@@ -34,13 +34,13 @@ class Store:
         file.write(data[len(data) // 2 :])
 
     def downloads(self) -> Counter[str]:
-        """How often each file was begun, by all processes."""
+        """How many downloads of each file were started, by all processes."""
         log = self.root / "log"
         return Counter(log.read_text().split() if log.exists() else [])
 
 
 def fill(root: Path) -> list[dict[str, Any]]:
-    """Make the store's files; returns their entries, as a manifest has them."""
+    """Write the store's files; returns their manifest entries."""
     root.mkdir()
     entries = []
     for i in range(10):

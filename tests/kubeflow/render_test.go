@@ -86,8 +86,8 @@ func TestRenderVGG(t *testing.T) {
 func executorInput(task string, component *pipelinespec.ComponentSpec, values map[string]*structpb.Value) *pipelinespec.ExecutorInput {
 	root := "s3://mlpipeline/v2/artifacts"
 	inputs := &pipelinespec.ExecutorInput_Inputs{ParameterValues: values, Artifacts: map[string]*pipelinespec.ArtifactList{}}
-	for name, about := range component.GetInputDefinitions().GetArtifacts() {
-		artifact := &pipelinespec.RuntimeArtifact{Name: name, Uri: root + "/before/" + name, Type: about.GetArtifactType()}
+	for name, definition := range component.GetInputDefinitions().GetArtifacts() {
+		artifact := &pipelinespec.RuntimeArtifact{Name: name, Uri: root + "/before/" + name, Type: definition.GetArtifactType()}
 		inputs.Artifacts[name] = &pipelinespec.ArtifactList{Artifacts: []*pipelinespec.RuntimeArtifact{artifact}}
 	}
 	outputs := provisionOutputs(root, task, component.GetOutputDefinitions(), "salt", "false")
@@ -106,14 +106,14 @@ func values(t *testing.T, spec *pipelinespec.PipelineSpec, component *pipelinesp
 	if section == "" {
 		section = strings.TrimPrefix(component.GetExecutorLabel(), "exec-")
 	}
-	if _, there := found["params"]; there {
+	if _, exists := found["params"]; exists {
 		value, err := structpb.NewValue(given[section])
 		require.NoError(t, err)
 		found["params"] = value
 	}
-	for name, about := range spec.GetRoot().GetInputDefinitions().GetParameters() {
-		value := about.GetDefaultValue()
-		if argument, there := given[name]; there {
+	for name, definition := range spec.GetRoot().GetInputDefinitions().GetParameters() {
+		value := definition.GetDefaultValue()
+		if argument, exists := given[name]; exists {
 			var err error
 			value, err = structpb.NewValue(argument)
 			require.NoError(t, err)

@@ -140,6 +140,13 @@ def test_the_command_of_training_has_a_flag_for_every_cluster_value(package: Pac
     assert list(zip(flags[::2], flags[1::2], strict=True)) == expected
 
 
+def test_cluster_values_need_no_heavy_import() -> None:
+    script = "import sys, components.given; print(*sys.modules)"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60, check=True)
+    assert not {"kfp", "torch", "mlflow", "numpy", "kubernetes"} & set(done.stdout.split())
+
+
 def test_help_describes_every_cluster_value() -> None:
     """As a flag of components.trainjob, and as a run argument."""
     from components.trainjob.__main__ import parser

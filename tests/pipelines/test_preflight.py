@@ -44,27 +44,27 @@ def test_the_preflight_reports_everything_missing_and_creates_nothing(world: Wor
 
 
 def test_the_preflight_reports_what_exists_and_what_it_could_not_check(world: World) -> None:
-    said = world.submit(*world.images(), "--preflight", "-C", "nodes=2", "-C", "gpus=8")
-    assert "MISSING" not in said and "not checked" not in said
-    assert "ok           GPUs: 2 nodes with 8 nvidia.com/gpu (possibly in use), 2 needed" in said
-    assert "ok           store /store: a folder on the volume claim" in said
+    output = world.submit(*world.images(), "--preflight", "-C", "nodes=2", "-C", "gpus=8")
+    assert "MISSING" not in output and "not checked" not in output
+    assert "ok           GPUs: 2 nodes with 8 nvidia.com/gpu (possibly in use), 2 needed" in output
+    assert "ok           store /store: a folder on the volume claim" in output
     world.kube.forbidden = {"/api/v1/nodes", "/secrets/vgg-store"}
     world.kube.put("configmaps/vgg-addresses", data={"VGG_STORE": "s3://bucket/x", "MLFLOW_TRACKING_URL": "http://m"})
     with pytest.raises(Refused, match="has no MLFLOW_TRACKING_URI"):
         world.submit(*world.images(), "--preflight", "-C", "nodes=2")
-    said = world.caplog.text
+    output = world.caplog.text
     world.kube.put("configmaps/vgg-addresses", data={"VGG_STORE": "s3://bucket/x", "MLFLOW_TRACKING_URI": "http://m"})
-    said = world.submit(*world.images(), "--preflight")
-    assert "not checked  GPUs: no permission to read /api/v1/nodes in Kubernetes (403)" in said
-    assert "not checked  Secret vgg-store: no permission to read" in said
-    assert "not checked  store s3://bucket/x: " in said
+    output = world.submit(*world.images(), "--preflight")
+    assert "not checked  GPUs: no permission to read /api/v1/nodes in Kubernetes (403)" in output
+    assert "not checked  Secret vgg-store: no permission to read" in output
+    assert "not checked  store s3://bucket/x: " in output
     assert not [line for line in world.kfp.seen if line.startswith("POST")]
 
 
 def test_without_kubernetes_the_submission_continues(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", "/nowhere")
-    said = world.submit(*world.images())
-    assert "GPUs: no Kubernetes access" in said
+    output = world.submit(*world.images())
+    assert "GPUs: no Kubernetes access" in output
     assert len(world.kfp.runs) == 1
 
 
@@ -194,11 +194,11 @@ def test_credentials_of_the_submitter(world: World, tmp_path: Path, monkeypatch:
 
 
 def test_address_of_the_server(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    for wrong, said in (
+    for wrong, message in (
         ("http://me:secret@x", "must not contain a password"),
         ("localhost:8888", "write it with http"),
     ):
-        with pytest.raises(WrongParameters, match=said):
+        with pytest.raises(WrongParameters, match=message):
             submit.main(["--host", wrong])
     with pytest.raises(WrongParameters, match="give --host URL"):
         submit.main([])

@@ -55,10 +55,12 @@ def test_the_fake_serves_the_real_client(package: Package, tmp_path: Path, monke
 def test_submitting_again_finds_the_same_run(world: World) -> None:
     world.kfp.frames = [Frame("RUNNING")]
     flags = [*world.images(), "-S", "train.epochs=3", "-C", "gpus=8", "-C", "nodes=2", "-C", "train_cpu=32"]
-    said = world.submit(*flags)
+    output = world.submit(*flags)
     run = world.run()
-    assert f"{world.kfp.endpoint}/#/runs/details/{run['run_id']}" in said
-    assert "http://mlflow.invalid:5000/#/experiments  (experiment vgg-imagenet, search: tags.`vgg.lineage` = '" in said
+    assert f"{world.kfp.endpoint}/#/runs/details/{run['run_id']}" in output
+    assert (
+        "http://mlflow.invalid:5000/#/experiments  (experiment vgg-imagenet, search: tags.`vgg.lineage` = '" in output
+    )
     given = run["runtime_config"]["parameters"]
     assert (given["train"]["epochs"], given["gpus"], given["nodes"], given["train_cpu"]) == (3, 8, 2, "32")
     assert given["step_gpus"] == "0"  # the step only supervises a TrainJob
@@ -164,8 +166,8 @@ def test_waiting_logs_every_change_and_the_end(world: World) -> None:
         Frame("SUCCEEDED", dict.fromkeys(("shard", "train", "report"), "SUCCEEDED")),
     ]  # fmt: skip
     world.kfp.faults = [Fault("GET", "/runs/", 502, times=2), Fault("GET", "/runs/", "reset")]
-    said = world.submit("--no-image-check", "--wait")
-    changes = [" ".join(line.split()[3:]) for line in said.splitlines() if "  task " in line or "  run " in line]
+    output = world.submit("--no-image-check", "--wait")
+    changes = [" ".join(line.split()[3:]) for line in output.splitlines() if "  task " in line or "  run " in line]
     assert changes == [
         "run PENDING", "task shard RUNNING", "run RUNNING", "task shard SUCCEEDED", "task train RUNNING",
         "task train SUCCEEDED", "task report SUCCEEDED", "run SUCCEEDED",
@@ -197,16 +199,16 @@ def test_a_failed_run_reports_the_task_its_last_lines_and_its_exit_code(world: W
 def test_failed_tasks_are_in_order_and_have_exit_codes_without_a_log(world: World) -> None:
     """A training pod was deleted and created again; then the gate was refused."""
     steps = {"shard": "SUCCEEDED", "train": "SUCCEEDED", "evaluate": "SUCCEEDED", "gate": "FAILED", "report": "FAILED"}
-    said = {
+    messages = {
         "gate": "components.register.gate: exit code 78: error: e.json: lacks modes. Run the evaluate stage.",
         "report": "components.report: exit code 64",
     }
-    world.kfp.frames = [Frame("FAILED", steps, said, lost=("train", "gate"))]
+    world.kfp.frames = [Frame("FAILED", steps, messages, lost=("train", "gate"))]
     with pytest.raises(Problem) as caught:
         world.submit("--no-image-check", "--wait")
     assert caught.value.exit_code == 78
     tasks = re.findall(r"^task (\w+) failed: (.*)", str(caught.value), re.MULTILINE)
-    assert tasks == [(step, f"main: Error (exit code 1): {words}") for step, words in said.items()]
+    assert tasks == [(step, f"main: Error (exit code 1): {words}") for step, words in messages.items()]
 
 
 def test_a_failed_run_is_explained_from_its_pods_if_kubeflow_has_no_reason(world: World) -> None:
@@ -325,8 +327,8 @@ def test_recurring_runs_see_new_images(world: World) -> None:
     with pytest.raises(WrongParameters, match="nothing to --wait for"):
         world.submit(*flags, "--recurring", "0 0 3 * * 0", "--wait")
     for _ in range(2):
-        said = world.submit(*flags, "--recurring", "0 0 3 * * 0")
-    assert "/#/recurringrun/details/" in said
+        output = world.submit(*flags, "--recurring", "0 0 3 * * 0")
+    assert "/#/recurringrun/details/" in output
     (recurring,) = world.kfp.recurring
     assert (recurring["max_concurrency"], recurring["no_catchup"], recurring["mode"]) == (1, True, "ENABLE")
     (version,) = world.kfp.versions
@@ -357,9 +359,9 @@ def test_mlflow_is_found_by_the_tag_that_the_stages_set(monkeypatch: pytest.Monk
 def test_mlflow_links(world: World) -> None:
     with Tracking() as mlflow:
         world.kube.put("configmaps/vgg-addresses", data={"VGG_STORE": "/store", "MLFLOW_TRACKING_URI": mlflow.uri})
-        said = world.submit("--no-image-check")
+        output = world.submit("--no-image-check")
         query = f"searchFilter=tags.%60vgg.lineage%60%20%3D%20%27{links.lineage(world.run()['run_id'])}%27"
-        assert f"MLflow:   http://{mlflow.host}/#/experiments/7/runs?{query}" in said
+        assert f"MLflow:   http://{mlflow.host}/#/experiments/7/runs?{query}" in output
     world.kfp.mlflow_url = "https://mlflow.invalid/#/experiments/7/runs/1"
     assert f"MLflow:   {world.kfp.mlflow_url}\n" in world.submit("--no-image-check", "--again")
 
@@ -388,9 +390,9 @@ def test_locally_the_same_arguments_run(world: World, monkeypatch: pytest.Monkey
 
 def test_the_program_itself(world: World, tmp_path: Path) -> None:
     """As a process: fast help, exit codes, and no secrets in its output."""
-    began = time.monotonic()
+    started = time.monotonic()
     assert "resume RUN_ID" in program(tmp_path, "--help").stdout
-    assert time.monotonic() - began < 1.5  # 0.2 s on an idle machine
+    assert time.monotonic() - started < 1.5  # 0.2 s on an idle machine
     world.kfp.frames, world.kfp.token = [Frame("RUNNING"), FAILED], "canary-of-a-token"
     world.kfp.logs["vgg-imagenet-x7k2p-system-container-impl-115"] = LOG
     known = {name: os.environ[name] for name in ("KUBECONFIG", "REGISTRY_AUTH_FILE")}

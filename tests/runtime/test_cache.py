@@ -1,4 +1,4 @@
-"""The cache of a node: fetched once, verified, never larger than it may be, whoever is killed."""
+"""The cache of a node: every file downloaded once, verified, within its size limit, even if processes are killed."""
 
 # fixtures
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
-from conftest import environment
+from conftest import ROOT, environment
 from faultproxy import FaultProxy
 from s3servers import Server, address, moto, moto_server  # noqa: F401
 from slowstore import SIZE, Store, fill
@@ -64,7 +64,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 
 
 def held_bytes(directory: Path) -> int:
-    """Bytes of all files, those being downloaded as a whole.  Nobody makes room meanwhile, but renames go on."""
+    """Bytes of all files; those being downloaded count as a whole.  The lock stops evictions, but not renames."""
     found = {}
     with open(directory / "room.lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -95,7 +95,7 @@ def test_a_killed_downloader_is_followed_by_another(tmp_path: Path, cache: Cache
     assert killed.stdout and killed.stdout.close() is None
 
 
-def test_what_a_killed_downloader_reserved_is_room_again(tmp_path: Path, entries: list[Any]) -> None:
+def test_space_reserved_by_a_killed_downloader_is_free_again(tmp_path: Path, entries: list[Any]) -> None:
     killed = reader(tmp_path, files=1, pause=60)
     wait_for(lambda: list((tmp_path / "cache").glob("*.part")))
     killed.kill()
@@ -131,19 +131,19 @@ def test_a_damaged_copy_is_healed(tmp_path: Path, cache: Cache, entries: list[An
     path, data = cache.path(entries[0]), (tmp_path / "store/0.tar").read_bytes()
     assert not cache.heal(entries[0])
     path.write_bytes(data[:100] + b"!" + data[101:])
-    assert cache.read(entries[0], 100, 1) == b"!"  # which the CRC of the sample will find
+    assert cache.read(entries[0], 100, 1) == b"!"  # found by the CRC of the sample
     assert cache.heal(entries[0]) and cache.heal(entries[0]) and not path.exists()
     assert cache.read(entries[0], 0, SIZE) == data and not cache.heal(entries[0])
     path.write_bytes(data[:-1] + b"!")
     cache.verify(entries[0])
     cache.verify(entries[1])
     assert not path.exists()
-    path.write_bytes(data[:30])  # cut short: seen at once
+    path.write_bytes(data[:30])  # truncated: noticed at once
     assert cache.read(entries[0], 40, 5) == data[40:45]
     assert downloads(tmp_path) == {"0.tar": 3}
 
 
-def test_wrong_bytes_are_asked_for_again_and_then_refused(
+def test_wrong_bytes_are_downloaded_again_and_then_refused(
     moto: Server, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = random.Random(3).randbytes(300_000)
@@ -162,7 +162,7 @@ def test_wrong_bytes_are_asked_for_again_and_then_refused(
         remote.path({**entry, "size": 7, "sha256": "0" * 64})
 
 
-def test_no_room_is_one_message(tmp_path: Path, cache: Cache, entries: list[Any]) -> None:
+def test_no_space_is_one_message(tmp_path: Path, cache: Cache, entries: list[Any]) -> None:
     small = Cache(tmp_path / "cache", SIZE - 1, Store(tmp_path / "store"))
     with pytest.raises(StorageFailure, match=r"0.tar: has 50,000 bytes.*may hold 49,999. Set VGG_CACHE_BYTES"):
         small.path(entries[0])
@@ -176,7 +176,7 @@ def test_no_room_is_one_message(tmp_path: Path, cache: Cache, entries: list[Any]
     assert held_bytes(tmp_path / "cache") == 0
 
 
-def test_a_cache_goes_to_workers(tmp_path: Path, cache: Cache, entries: list[Any]) -> None:
+def test_a_cache_works_in_worker_processes(tmp_path: Path, cache: Cache, entries: list[Any]) -> None:
     cache.path(entries[0])
     assert pickle.loads(pickle.dumps(Cache(tmp_path / "cache", SIZE, print))).max_bytes == SIZE
     with multiprocessing.get_context("fork").Pool(2) as pool:
@@ -222,6 +222,6 @@ def test_the_prefetcher_stops_at_once_and_keeps_errors_to_itself(
     time.sleep(0.2)
     assert len(downloads(tmp_path)) == 3
     with Prefetcher(cache, entries, ahead=2) as prefetcher:
-        prefetcher.advance(9)  # what was passed over is not fetched
+        prefetcher.advance(9)  # skipped entries are not downloaded
         wait_for(lambda: "9.tar" in downloads(tmp_path))
     assert "5.tar" not in downloads(tmp_path)

@@ -1,4 +1,4 @@
-"""One writer on a prefix: the store with conditional writes, and the one that ignores them."""
+"""One writer on a prefix: with a store that has conditional writes, and with one that ignores them."""
 
 # fixtures
 
@@ -30,7 +30,7 @@ def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Se
     return found
 
 
-def test_of_eight_writers_at_once_one_holds_the_prefix(store: Server, address: str) -> None:
+def test_one_of_eight_simultaneous_writers_holds_the_prefix(store: Server, address: str) -> None:
     together, outcomes = threading.Barrier(8), Counter[str]()
 
     def contend(number: int) -> None:
@@ -51,7 +51,7 @@ def test_of_eight_writers_at_once_one_holds_the_prefix(store: Server, address: s
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(contend, range(8)))
     assert outcomes == {"held": 1, "preempted": 7}
-    with Lease(Prefix(address), "the next") as lease:  # the first is gone, and so is its lease
+    with Lease(Prefix(address), "the next") as lease:  # the first has ended and deleted its lease
         with pytest.raises(Preempted, match="the next is writing there"), Lease(Prefix(address), "another"):
             pass
         lease.check()
@@ -72,7 +72,7 @@ def test_a_killed_holder_is_followed_after_the_expiry(store: Server, address: st
     env = environment(**{name: value for name, value in os.environ.items() if name.startswith(("AWS_", "VGG_"))})
     holder = subprocess.Popen([sys.executable, "-c", HOLD, address], env=env, stdout=subprocess.PIPE, text=True)
     assert holder.stdout and holder.stdout.readline() == "held\n"
-    time.sleep(3.5)  # longer than the expiry: it lives by being renewed
+    time.sleep(3.5)  # longer than the expiry, so it was renewed
     with pytest.raises(Preempted, match="the killed one is writing there"), Lease(Prefix(address), "me", expiry=3):
         pass
     holder.send_signal(signal.SIGKILL)
@@ -95,12 +95,10 @@ def test_a_lost_lease_is_noticed(store: Server, address: str) -> None:
         time.sleep(1.5)
         with pytest.raises(Preempted, match="a usurper is writing there"):
             lease.check()
-    assert b"usurper" in (Prefix(address).get(LEASE) or b"")  # not ours any more, so not removed
+    assert b"usurper" in (Prefix(address).get(LEASE) or b"")  # no longer ours, so not deleted
 
 
-def test_a_lease_that_cannot_be_renewed_ends_by_itself(
-    moto: Server, address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lease_that_cannot_be_renewed_expires(moto: Server, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with FaultProxy(moto.endpoint, kinds=("unavailable",)) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         with pytest.raises(Unreachable), Lease(Prefix(address), "me", expiry=2) as lease:
@@ -109,12 +107,12 @@ def test_a_lease_that_cannot_be_renewed_ends_by_itself(
             time.sleep(2.5)
             with pytest.raises(Preempted, match="could not be renewed"):
                 lease.check()
-            raise Unreachable("so the run ends, and nobody waits once more at the exit")
+            raise Unreachable("ends the run without another wait at the exit")
 
 
 def test_a_lease_is_taken_once_through_faults(moto: Server, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Applied but answered with 500: the second try finds its own lease there."""
-    monkeypatch.setattr("runtime.store.patience.FIRST_PAUSE", 0.02)
+    """Applied but answered with 500: the second try finds its own lease."""
+    monkeypatch.setattr("runtime.retry.FIRST_PAUSE", 0.02)
     with FaultProxy(moto.endpoint, seed=5, probability=0.5, kinds=("late", "reset", "unavailable")) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         for turn in range(3):
@@ -124,9 +122,7 @@ def test_a_lease_is_taken_once_through_faults(moto: Server, address: str, monkey
         assert proxy.injected["late"]
 
 
-def test_a_store_that_says_it_knows_no_conditions_gets_none(
-    moto: Server, address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_refuses_conditions_gets_none(moto: Server, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with FaultProxy(moto.endpoint, probability=1, kinds=("unknown",)) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         with Lease(Prefix(address), "me", expiry=2) as lease:

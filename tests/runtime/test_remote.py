@@ -1,4 +1,4 @@
-"""Shards in an object store: written, read and trained on as local ones, through faults, to the same bytes."""
+"""Shards in an object store: written, read and trained on like local ones, through faults, with the same bytes."""
 
 import json
 import shutil
@@ -15,6 +15,7 @@ from s3servers import Server, address, moto, moto_server, rclone_server, use  # 
 from components.shard import verify
 from runtime.batches import Crops
 from runtime.errors import Refused
+from runtime.loader import Loader
 from runtime.shardset import ShardSet
 from runtime.store import storage
 from runtime.store.s3 import Prefix
@@ -25,16 +26,16 @@ FAULTS = 0.3
 
 
 def batches(shards: ShardSet, workers: int = 0) -> list[Crops]:
-    return list(training_batches(shards.split("train"), train_params(), 0, 1, 0, STEPS, workers, False))
+    return list(training_batches(Loader(workers=workers), shards.split("train"), train_params(), range(STEPS)))
 
 
-def shard_to(place: str, tmp_path: Path, params_file: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    words = [place if word == tmp_path / "shards" else word for word in flags("shard", tmp_path, params_file)]
+def shard_to(location: str, tmp_path: Path, params_file: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    words = [location if word == tmp_path / "shards" else word for word in flags("shard", tmp_path, params_file)]
     return program("shard", *words, cwd=tmp_path, **env)
 
 
-def upload(shards: ShardSet, place: str) -> None:
-    target = Prefix(place)
+def upload(shards: ShardSet, location: str) -> None:
+    target = Prefix(location)
     for entry in shards.manifest["files"]:
         target.put_file(entry["path"], shards.directory / entry["path"], entry)
     target.put_bytes("manifest.json", (shards.directory / "manifest.json").read_bytes())
@@ -50,7 +51,7 @@ def test_sharding_through_faults_ends_with_the_bytes_of_a_local_run(
     address: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A store with real signatures behind a proxy that breaks three requests of ten."""
+    """A store that checks signatures, behind a proxy that breaks three requests of ten."""
     with FaultProxy(rclone_server.endpoint, seed, FAULTS, stall=2) as proxy:
         env = rclone_server.env(AWS_ENDPOINT_URL=proxy.endpoint, VGG_S3_TIMEOUT_SECONDS="1")
         done = shard_to(address, tmp_path, params_file, VGG_CACHE=str(tmp_path / "cache"), **env)
@@ -142,11 +143,11 @@ def test_a_cache_too_small_for_the_set_and_a_damaged_entry_change_nothing(
         path.write_bytes(data)
     remote = storage.open_shards(address)
     assert [remote.split("val").read(number) for number in range(NUM_VAL)] == seen
-    numbers = torch.cat([c.numbers for c in validation_batches(remote.split("val"), 36, 32, 4, 0, 1, 0, False)])
+    numbers = torch.cat([c.numbers for c in validation_batches(Loader(), remote.split("val"), 36, 32, 4)])
     assert numbers.tolist() == list(range(NUM_VAL))
 
 
-def test_verify_reads_a_remote_set_and_names_what_is_damaged_there(
+def test_verify_reads_a_remote_set_and_names_a_damaged_shard(
     shards: ShardSet,
     tmp_path: Path,
     moto: Server,

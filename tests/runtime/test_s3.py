@@ -1,4 +1,4 @@
-"""The object store: what arrives is what was sent, and what cannot be had is said in one message."""
+"""The object store: transfers are verified, and every failure is one message."""
 
 # fixtures
 
@@ -36,7 +36,7 @@ def read(prefix: Prefix, entry: dict[str, Any]) -> bytes:
     return file.getvalue()
 
 
-def test_what_is_written_is_read_back_and_listed(server: Server, address: str, tmp_path: Path) -> None:
+def test_files_are_written_read_and_listed(server: Server, address: str, tmp_path: Path) -> None:
     target = Target(address)
     entry = target.write("train-00000.tar", holding(DATA))
     (tmp_path / "train-00000.tar").write_bytes(DATA)
@@ -61,7 +61,7 @@ def test_names_are_those_of_the_prefix_alone(server: Server, address: str, monke
     assert Target(f"{address}/absent").names() == []
 
 
-def test_a_long_listing_is_whole(moto: Server, address: str) -> None:
+def test_a_long_listing_is_complete(moto: Server, address: str) -> None:
     prefix = Prefix(address)
     client = prefix.client
     pages = client.list_objects_v2
@@ -100,12 +100,14 @@ def test_wrong_credentials_bucket_and_key_are_one_message(
     with pytest.raises(WrongParameters, match="nonsense"):
         Prefix(address).names()
     monkeypatch.setenv("VGG_S3_PATIENCE_SECONDS", "soon")
-    with pytest.raises(WrongParameters, match="VGG_S3_PATIENCE_SECONDS: 'soon'"):
+    with pytest.raises(
+        WrongParameters, match="VGG_S3_PATIENCE_SECONDS: must be a number of seconds above 0, not 'soon'"
+    ):
         Prefix(address).names()
-    assert time.monotonic() - began < 10, "what does not help is not tried again"
+    assert time.monotonic() - began < 10, "refusals are not tried again"
 
 
-def test_nothing_that_answers_is_waited_for_within_the_patience(
+def test_an_unreachable_store_is_given_up_within_the_patience(
     moto: Server, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VGG_S3_PATIENCE_SECONDS", "1")
@@ -122,9 +124,9 @@ def test_nothing_that_answers_is_waited_for_within_the_patience(
 def test_through_thirty_percent_faults_the_same_bytes(
     server: Server, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Up, down, listed, removed: everything that can go wrong does, and nothing of it is seen."""
+    """Upload, download, list, delete: every kind of fault occurs, and none is visible."""
     monkeypatch.setenv("VGG_S3_TIMEOUT_SECONDS", "0.3")
-    monkeypatch.setattr("runtime.store.patience.FIRST_PAUSE", 0.02)
+    monkeypatch.setattr("runtime.retry.FIRST_PAUSE", 0.02)
     injected, seed = Counter[str](), 0
     while seed < 3 or set(injected) < set(KINDS):
         with FaultProxy(server.endpoint, seed, 0.3, stall=0.6) as proxy:
@@ -135,7 +137,7 @@ def test_through_thirty_percent_faults_the_same_bytes(
                 entry = target.write(name, holding(data))
                 tries = 0
                 while hashlib.sha256(read(target.prefix, entry)).hexdigest() != entry["sha256"]:
-                    tries += 1  # a flipped bit; the cache asks again, see test_cache
+                    tries += 1  # a flipped bit; the cache downloads again, see test_cache
                     assert tries < 10
                 assert target.read(name) == data and target.holds(entry)
             target.delete("0.tar")
@@ -145,7 +147,7 @@ def test_through_thirty_percent_faults_the_same_bytes(
     assert sum(injected.values()) > 15 and seed < 10
 
 
-def test_a_download_that_breaks_off_goes_on_where_it_broke(
+def test_a_download_that_breaks_off_continues_where_it_broke(
     server: Server, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = Target(address).write("a.tar", holding(DATA))
@@ -171,9 +173,7 @@ def test_an_object_replaced_during_a_download_is_noticed(moto: Server, address: 
             list(chunks)
 
 
-def test_bytes_spoilt_on_the_way_up_are_sent_again(
-    server: Server, address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_upload_is_repeated(server: Server, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with FaultProxy(server.endpoint, seed=2, probability=0.5, kinds=("spoil",)) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         target = Target(address)
@@ -183,16 +183,16 @@ def test_bytes_spoilt_on_the_way_up_are_sent_again(
         assert proxy.injected["spoil"]
         proxy.probability = 1
         monkeypatch.setenv("VGG_S3_PATIENCE_SECONDS", "1")
-        with pytest.raises((StorageFailure, Unreachable)):  # by what we read back, or by the store itself
+        with pytest.raises((StorageFailure, Unreachable)):  # found by our check, or by the store
             Target(address).write("never", holding(DATA))
 
 
-def test_too_large_for_one_request_says_what_to_lower(moto: Server, address: str, tmp_path: Path) -> None:
+def test_a_file_too_large_for_one_request_names_the_parameter(moto: Server, address: str, tmp_path: Path) -> None:
     with pytest.raises(WrongParameters, match=r"5,368,709,121 bytes.*Lower shard.samples_per_shard"):
         Prefix(address).put_file("x", tmp_path / "x", {"size": (5 << 30) + 1})
 
 
-def test_a_prefix_is_good_in_other_processes(moto: Server, address: str) -> None:
+def test_a_prefix_works_in_other_processes(moto: Server, address: str) -> None:
     prefix = Prefix(address)
     prefix.put_bytes("a", b"1")
     assert pickle.loads(pickle.dumps(Target(address))).read("a") == b"1"
@@ -223,8 +223,8 @@ def test_the_proxy_repeats_itself() -> None:
     assert drawn[0] == drawn[1] and len(set(drawn[0])) > 3
 
 
-def test_a_silent_server_is_no_success() -> None:
-    """Accepts, and says nothing: the timeout is ours, not the peer's."""
+def test_a_silent_server_is_unreachable() -> None:
+    """It accepts and sends nothing: the client's timeout ends the request."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"http://127.0.0.1:{listening.getsockname()[1]}"
         server = Server("silent", address)

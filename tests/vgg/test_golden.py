@@ -1,4 +1,4 @@
-"""Golden numbers.  What is not part of a stage's identity (runtime/, components/) can change no result: here it is held.
+"""Golden numbers: what is not part of a stage's identity, runtime/ and components/, changes no result.
 
 A small training in fp32, one thread, gives known weights; sharding gives known images; evaluation known errors.  After
 a change of the science that is meant, `python tests/vgg/test_golden.py` records golden.json again.
@@ -30,7 +30,6 @@ from runtime.targets import Directory
 from vgg import draws
 from vgg.evaluation.evaluate import evaluate
 from vgg.network.model import CONFIGURATIONS
-from vgg.network.trained import Trained
 from vgg.params.evaluate import EvaluateParams
 from vgg.params.shard import ShardParams
 from vgg.sharding.pack import pack
@@ -81,7 +80,8 @@ def measured(folder: Path) -> dict[str, Any]:
     for split, count in (("train", NUM_TRAIN), ("val", NUM_VAL)):
         for i in range(count):
             size = ((48, 36), (36, 48), (40, 40), (101, 67))[i % 4]
-            draw(folder / f"images/{split}/{('cat', 'dog', 'emu')[i % 3]}/{i:04}.jpg", i + 1000 * (split == "val"), size)
+            path = folder / f"images/{split}/{('cat', 'dog', 'emu')[i % 3]}/{i:04}.jpg"
+            draw(path, i + 1000 * (split == "val"), size)
     pack(ShardParams(**SHARD), Folder(folder / "images"), Directory(folder / "shards"), "golden", num_workers=1)
     shards = ShardSet(folder / "shards")
     task = Task(params=train_params(**PARAMS), shards=shards, directory=folder / "model", code={})

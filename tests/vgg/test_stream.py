@@ -141,7 +141,7 @@ def test_memory_of_batches_is_used_again(shards: ShardSet) -> None:
 
 def test_workers_that_always_die_end_the_run_with_the_cause(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roi, "crops", lambda *_: os._exit(9))
-    with pytest.raises(StorageFailure, match="died 4 times, last of exit code 9"):
+    with pytest.raises(StorageFailure, match="died 4 times, the last of exit code 9"):
         stream(shards, workers=1)
 
 
@@ -149,7 +149,7 @@ def test_storage_that_hangs_does_not_hang_the_run(shards: ShardSet, monkeypatch:
     monkeypatch.setattr("runtime.loader.HUNG_SECONDS", 2)
     monkeypatch.setattr(LocalShards, "read", lambda *_: time.sleep(60))
     began = time.monotonic()
-    with pytest.raises(StorageFailure, match="no batch came from the 1 decoding processes for 2 s"):
+    with pytest.raises(StorageFailure, match="no batch from the 1 decoding processes for 2 s"):
         stream(shards, workers=1)
     assert time.monotonic() - began < 30
 

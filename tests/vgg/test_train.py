@@ -28,6 +28,7 @@ from vgg.network.model import VGG
 from vgg.network.trained import Trained, shapes_of
 from vgg.training.agenda import ends_epoch
 from vgg.training.loop import losses, update
+from vgg.training.reporting import without_effect
 from vgg.training.run import State, restore
 from vgg.training.trouble import replay
 from vgg.training.warmup import fit, warm_up
@@ -460,3 +461,26 @@ def test_the_host_waits_for_the_device_at_log_lines_only(narrow: None, shards: S
     names = {event.key for event in profile.key_averages()}
     assert "aten::convolution" in names
     assert not names & {"aten::item", "aten::_local_scalar_dense", "aten::nonzero"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, []),
+        ({"schedule": {**TRAIN["schedule"], "warmup_epochs": 2}}, ["schedule.warmup_epochs: 2 is not below epochs, 2"]),
+        ({"batch_size": 31}, ["batch_size: 31 is more than the 30 images"]),
+        ({"micro_batch_size": 9}, ["micro_batch_size: 9 has no effect; a rank computes 8 images"]),
+        ({"micro_batch_size": 8}, []),
+        ({"gradient_compression": "bf16"}, ["gradient_compression: has no effect on one rank"]),
+        (
+            {"decoder": "device", "deterministic": True},
+            ["decoder: 'device' has no", "deterministic: has no"],
+        ),
+    ],
+)
+def test_a_parameter_without_effect_is_reported(changes: dict, said: list[str]) -> None:
+    found = list(without_effect(train_params(**changes), "cpu", 1, 30))
+    assert len(found) == len(said)
+    assert all(line.startswith(expected) for line, expected in zip(found, said, strict=True))
+    on_gpus = list(without_effect(train_params(**changes), "cuda", 2, 30))
+    assert not any(line.startswith(("decoder", "deterministic", "gradient")) for line in on_gpus)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -64,33 +64,34 @@ def crops(images: Sequence[bytes], windows: Sequence[Window], into: Pixels) -> d
     bad: dict[int, str] = {}
     for first in range(0, len(images), BATCH):
         part = slice(first, first + BATCH)
-        for number, pixels in enumerate(_cut(images[part], windows[part]), first):
+        found: Iterable[Any]
+        if nvimgcodec:
+            streams = [_open(data, window) for data, window in zip(images[part], windows[part], strict=True)]
+            decoded = _decoder(os.getpid()).decode(_readable(streams), params=_parameters())
+            found = _in_order(streams, decoded)
+        else:
+            found = map(_cut_with_pillow, images[part], windows[part])
+        for number, pixels in enumerate(found, first):
             if isinstance(pixels, str):
                 bad[number] = pixels
             else:
-                _resize(pixels, into[number])
+                _resize(np.asarray(pixels), into[number])
     return bad
 
 
-def _cut(images: Sequence[bytes], windows: Sequence[Window]) -> Iterator[Pixels | str]:
-    """The pixels of every window, (height, width, 3) uint8 RGB, or why there are none."""
-    if nvimgcodec is None:
-        yield from map(_cut_with_pillow, images, windows)
-        return
-    for found in _decoded(_decoder(os.getpid()), images, windows):
-        yield found if isinstance(found, str) else np.asarray(found)
+def _readable(streams: list[Any]) -> list[Any]:
+    return [stream for stream in streams if not isinstance(stream, str)]
 
 
-def _decoded(decoder: Any, images: Sequence[bytes], windows: Sequence[Window], **options: Any) -> Iterator[Any]:
-    """nvImageCodec's image of every window, or why there is none."""
-    streams = [_open(data, window) for data, window in zip(images, windows, strict=True)]
-    found = iter(decoder.decode([s for s in streams if not isinstance(s, str)], params=_parameters(), **options))
+def _in_order(streams: list[Any], decoded: Iterable[Any]) -> Iterator[Any]:
+    """nvImageCodec's image of every stream, or the reason why it has none."""
+    images = iter(decoded)
     for stream in streams:
-        yield stream if isinstance(stream, str) else next(found) or "cannot be decoded"
+        yield stream if isinstance(stream, str) else next(images) or "cannot be decoded"
 
 
 def _open(data: bytes, window: Window) -> Any:
-    """nvImageCodec's stream of just the window, or why there is none."""
+    """nvImageCodec's stream of just the window, or the reason why there is none."""
     try:
         stream = nvimgcodec.CodeStream(data)
         width, height = stream.width, stream.height
@@ -160,7 +161,9 @@ class DeviceDecoder:
         bad: dict[int, str] = {}
         on_gpu = self.device.type == "cuda"
         options = {"cuda_stream": torch.cuda.current_stream(self.device).cuda_stream} if on_gpu else {}
-        for number, found in enumerate(_decoded(self._decoder, images, windows, **options)):
+        streams = [_open(data, window) for data, window in zip(images, windows, strict=True)]
+        decoded = self._decoder.decode(_readable(streams), params=_parameters(), **options)
+        for number, found in enumerate(_in_order(streams, decoded)):
             if isinstance(found, str):
                 bad[number] = found
                 continue

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from runtime.batches import ROW, Crops
 from runtime.errors import Refused
-from runtime.loader import Loader, Make
+from runtime.loader import Loader
 from runtime.prefetch import fetching
 from runtime.shardset import BLOCK_SHARDS, Split
 from vgg import draws
@@ -76,44 +76,57 @@ def random_windows(params: TrainParams, size: int, numbers: np.ndarray, epochs: 
     return lambda width, height, i: crop_window(width, height, int(scale[i]), size, x[i], y[i])
 
 
-def _training_crops(split: Split, params: TrainParams, cut: Cut) -> Make:
-    """Makes crops of (image numbers, epochs)."""
+@dataclass(frozen=True)
+class TrainingCrops:
+    """Makes the random crops of (image numbers, their epochs): a runtime.loader.Make."""
 
-    def make(wanted: tuple[np.ndarray, np.ndarray], into: Any) -> NDArray[np.void]:
-        numbers, epochs = wanted
-        seed = params.seed
-        rows = _decode(cut, split, numbers, into, random_windows(params, into.shape[1], numbers, epochs))
-        rows["flip"] = (draws.uniform("flip", seed, epochs, numbers) < 0.5) & params.flip
+    split: Split
+    params: TrainParams
+    cut: Cut
+
+    def __call__(self, wanted: tuple[np.ndarray, np.ndarray], into: Any) -> NDArray[np.void]:
+        (numbers, epochs), params = wanted, self.params
+        windows = windows_of(self.split, numbers, random_windows(params, into.shape[1], numbers, epochs))
+        bad = self.cut([self.split.read(int(number)) for number in numbers], windows, into[: len(numbers)])
+        rows = rows_of(self.split, numbers, bad)
+        rows["flip"] = (draws.uniform("flip", params.seed, epochs, numbers) < 0.5) & params.flip
         for i in range(3):
-            rows["colour"][:, i] = draws.normal(f"colour/{i}", seed, epochs, numbers)
-        rows["dropout"] = draws.bits("dropout", seed, epochs, numbers).view(np.int64)
+            rows["colour"][:, i] = draws.normal(f"colour/{i}", params.seed, epochs, numbers)
+        rows["dropout"] = draws.bits("dropout", params.seed, epochs, numbers).view(np.int64)
         return rows
 
-    return make
+
+@dataclass(frozen=True)
+class CentreCrops:
+    """Makes the central crops, at one scale, of image numbers: a runtime.loader.Make."""
+
+    split: Split
+    scale: int
+    cut: Cut
+
+    def __call__(self, numbers: np.ndarray, into: Any) -> NDArray[np.void]:
+        size = into.shape[1]
+        windows = windows_of(self.split, numbers, lambda w, h, _: centre_window(w, h, self.scale, size))
+        bad = self.cut([self.split.read(int(number)) for number in numbers], windows, into[: len(numbers)])
+        return rows_of(self.split, numbers, bad)
 
 
-def _centre_crops(split: Split, scale: int, cut: Cut) -> Make:
-    """Makes the central crops, at one scale, of image numbers."""
-
-    def make(numbers: np.ndarray, into: Any) -> NDArray[np.void]:
-        return _decode(cut, split, numbers, into, lambda w, h, _: centre_window(w, h, scale, into.shape[1]))
-
-    return make
+def windows_of(split: Split, numbers: np.ndarray, window: Windows) -> list[Window]:
+    """The windows of images, by their sizes in the index.  window: of (width, height, position)."""
+    rows = split.rows[numbers]
+    sides = zip(rows["width"].tolist(), rows["height"].tolist(), strict=True)
+    return [window(width, height, position) for position, (width, height) in enumerate(sides)]
 
 
-def _decode(cut: Cut, split: Split, numbers: np.ndarray, into: Any, window: Windows) -> NDArray[np.void]:
-    """Read, check and decode; returns rows of batches.ROW.  window: of (width, height, position).
+def rows_of(split: Split, numbers: np.ndarray, bad: dict[int, str]) -> NDArray[np.void]:
+    """Rows of batches.ROW with labels and numbers.  bad: reasons, by position, of images that could not be decoded.
 
     Raises Refused, naming shard and key, for an image that is not what the index says.
     """
-    of_index = split.rows[numbers]
-    sides = zip(of_index["width"].tolist(), of_index["height"].tolist(), strict=True)
-    windows = [window(width, height, position) for position, (width, height) in enumerate(sides)]
-    bad = cut([split.read(int(number)) for number in numbers], windows, into[: len(numbers)])
     for position, reason in bad.items():
         raise Refused(f"{split.address}/{split.where(int(numbers[position]))}: {reason}. Shard again.")
     rows = np.zeros(len(numbers), ROW)
-    rows["label"], rows["number"] = of_index["label"], numbers
+    rows["label"], rows["number"] = split.rows[numbers]["label"], numbers
     return rows
 
 
@@ -130,7 +143,7 @@ def training_batches(loader: Loader, split: Split, params: TrainParams, steps: r
                 yield numbers[loader.rank :: loader.world_size], epochs[loader.rank :: loader.world_size]
 
         largest_share = -(-params.batch_size // loader.world_size)
-        make = _training_crops(split, params, _cut(loader))
+        make = TrainingCrops(split, params, _cut(loader))
         yield from loader.load(make, wanted, largest_share, params.input_size)
 
 
@@ -142,7 +155,7 @@ def validation_batches(loader: Loader, split: Split, scale: int, size: int, batc
         for first in range(delivered * batch_size, len(mine), batch_size):
             yield mine[first : first + batch_size]
 
-    return loader.load(_centre_crops(split, scale, _cut(loader)), wanted, batch_size, size)
+    return loader.load(CentreCrops(split, scale, _cut(loader)), wanted, batch_size, size)
 
 
 def _cut(loader: Loader) -> Cut:

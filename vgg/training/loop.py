@@ -23,7 +23,7 @@ from vgg.data import roi
 from vgg.data.stream import training_batches
 from vgg.network.trained import Trained
 from vgg.training.agenda import Agenda, num_steps_of
-from vgg.training.reporting import LOG_STEPS, Reporter, arithmetic, read_window
+from vgg.training.reporting import LOG_STEPS, Reporter, arithmetic, read_window, without_effect
 from vgg.training.run import (
     Continue,
     Finished,
@@ -70,6 +70,9 @@ def train(task: Task, group: Group, reporter: Reporter, stop: Stop) -> Trained |
 
     num_steps = num_steps_of(params, len(split))
     log.info("%s", arithmetic(run, len(split), num_steps))
+    if group.is_first:
+        for line in without_effect(params, group.device.type, group.world_size, len(split)):
+            log.warning("train.%s", line)
     loader = Loader.of(group, roi.DeviceDecoder(group.device) if params.decoder == "device" else None)
     feed = Feed(training_batches(loader, split, params, range(run.state.step, num_steps)), group.device, stop)
     saver = Saver(task.directory, about, params.keep_checkpoints, reporter.saved)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from runtime.loader import Feed
 from vgg.evaluation.metrics import Counts
+from vgg.params.train import TrainParams
 from vgg.training.run import Run
 
 log = logging.getLogger("vgg.train")
@@ -56,15 +57,40 @@ def warn_if_stuck(run: Run, loss: float, when: str) -> None:
         )  # fmt: skip
 
 
+def without_effect(params: TrainParams, device: str, num_ranks: int, num_images: int) -> Iterator[str]:
+    """A line for every parameter that does nothing in this training, or not what it seems to do.
+
+    device: "cpu" or "cuda".  num_images: of the training set.
+    """
+    share = -(-params.batch_size // num_ranks)
+    if params.schedule.warmup_epochs >= params.epochs:
+        yield (
+            f"schedule.warmup_epochs: {params.schedule.warmup_epochs:g} is not below epochs, {params.epochs}: the rate "
+            "never reaches learning_rate"
+        )
+    if params.batch_size > num_images:
+        yield f"batch_size: {params.batch_size} is more than the {num_images} images: a step takes some of them again"
+    if params.micro_batch_size != "auto" and params.micro_batch_size > share:
+        yield f"micro_batch_size: {params.micro_batch_size} has no effect; a rank computes {share} images a step"
+    if params.gradient_compression != "none" and num_ranks == 1:
+        yield "gradient_compression: has no effect on one rank"
+    if device == "cpu" and params.decoder == "device":
+        yield "decoder: 'device' has no effect without a GPU; the CPU decodes"
+    if device == "cpu" and params.deterministic:
+        yield "deterministic: has no effect on a CPU, which always is"
+
+
 def arithmetic(run: Run, num_images: int, num_steps: int) -> str:
     """The numbers of the run, so that a reader can check them by hand."""
     params, group = run.params, run.group
-    share = params.batch_size / group.world_size
+    share, on_cpu = params.batch_size / group.world_size, group.device.type == "cpu"
+    unmeasured = on_cpu and params.micro_batch_size == "auto"
+    note = "\nmicro_batch_size: auto measures no memory on a CPU" if unmeasured else ""
     return (
         f"{num_images:,} images · {params.batch_size} a step ({share:g} × {group.world_size} ranks, "
         f"{group.device.type}, {str(run.precision).removeprefix('torch.')}) · "
         f"{num_images / params.batch_size:,.1f} steps an epoch · "
-        f"{params.epochs} epochs = {num_steps:,} steps\n{run.schedule.describe()}"
+        f"{params.epochs} epochs = {num_steps:,} steps\n{run.schedule.describe()}{note}"
     )
 
 

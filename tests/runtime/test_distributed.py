@@ -1,0 +1,54 @@
+"""What a rank sees when another is gone, as the installed torch and gloo really say it."""
+
+import os
+import signal
+import socket
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed
+
+from runtime.distributed import lost_a_rank
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def rank(number: int, port: int, ends: str, answers: Any) -> None:
+    store = distributed.TCPStore("127.0.0.1", port, 2, number == 0, timedelta(seconds=20))
+    distributed.init_process_group("gloo", store=store, rank=number, world_size=2, timeout=timedelta(seconds=3))
+    distributed.all_reduce(torch.ones(1))
+    if number == 1:
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL if ends == "killed" else signal.SIGSTOP)
+    try:
+        if ends == "own mistake":
+            torch.ones(2) @ torch.ones(3)
+        for _ in range(1000):
+            distributed.all_reduce(torch.ones(1))
+    except RuntimeError as error:
+        answers.put((lost_a_rank(error), str(error)))
+    os._exit(0)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("ends", "lost"), [("killed", True), ("stopped", True), ("own mistake", False)])
+def test_a_lost_rank_is_told_from_an_own_mistake(ends: str, lost: bool) -> None:
+    context = torch.multiprocessing.get_context("fork")
+    port, answers = free_port(), context.SimpleQueue()
+    children = [context.Process(target=rank, args=(number, port, ends, answers)) for number in (0, 1)]
+    for child in children:
+        child.start()
+    try:
+        found, text = answers.get()
+        assert found == lost, text
+    finally:
+        for child in children:
+            child.kill()
+            child.join()
