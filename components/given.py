@@ -127,7 +127,7 @@ def from_run_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def described() -> str:
-    """Help text of the run arguments (-C), one a line."""
+    """Help text of the run arguments (-C), one per line."""
     return "\n".join(
         f"{value.argument}: {value.help}" + (f" ({value.text})" if value.text else "") for value in CLUSTER.values()
     )

@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         os.environ[environment.LAST_WORDS.name] = words.name
         code = repeated(args, Path(words.name))
         if code:
-            failed = f"{args.module}: exit code {code}"  # pipelines.failure looks for it
+            failed = f"{args.module}: exit code {code}"  # pipelines.kfp.failure looks for it
             log.error("%s", failed)
             leave(args.last_words, f"{failed}: {message_of(code, Path(words.name))}".removesuffix(": "))
     return code

@@ -1,8 +1,8 @@
-"""A node's own copy of shards that live elsewhere: <sha256>.tar files, fetched once, verified, bounded in bytes.
+"""A node's cache of remote shards: <sha256>.tar files, downloaded once, verified, bounded in bytes.
 
-The name is the content, so two shard sets, ranks or pods share a directory without knowing of each other.  What they
-agree on are flocks, which a killed process loses by itself: one per entry (who downloads it) and one for the directory
-(who makes room).  A file being downloaded counts with its whole size from the beginning.
+Files are named by their content, so several shard sets, ranks and pods can share a directory.  They synchronise with
+flocks, which the kernel releases when a process is killed: one per entry (its download) and one for the directory
+(eviction).  A file being downloaded counts with its whole size from the start.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from runtime.errors import Refused, StorageFailure
 from runtime.manifest import storage_errors
 
 Entry = dict[str, Any]  # of a manifest: path, size in bytes, sha256
-DOWNLOADS = 5  # of one entry before its bytes are called wrong
-TOUCH_SECONDS = 5.0  # how exactly use is remembered, for the least recently used to go first
-POLL_SECONDS = 0.05  # between two looks for room while others download
+DOWNLOADS = 5  # of one entry before it is refused as damaged
+TOUCH_SECONDS = 5.0  # resolution of the time of last use, which decides on eviction
+POLL_SECONDS = 0.05  # between two tries to reserve space while others download
 OURS = re.compile(r"[0-9a-f]{64}(\.[a-z0-9]+)?")
 PART, LOCK = ".part", ".lock"
 
 
 class Cache:
-    """Files of manifest entries in a directory of at most `max_bytes`.  Picklable; good over a fork.
+    """Files of manifest entries in a directory of at most `max_bytes`.  Picklable; fork-safe.
 
     fetch: writes the whole content of an entry into a file; raises a Problem.
-    Every reading method raises what fetch raises, Refused when its bytes are wrong again and again, and StorageFailure
-    when the disk is full or the entry is larger than the cache.
+    Every reading method raises what fetch raises, Refused if every download is damaged, and StorageFailure if the disk
+    is full or the entry is larger than the cache.
     """
 
     def __init__(self, directory: Path, max_bytes: int, fetch: Callable[[Entry, BinaryIO], None]) -> None:
@@ -45,16 +45,16 @@ class Cache:
         return {**self.__dict__, "_touched": {}}
 
     def path(self, entry: Entry) -> Path:
-        """The local file of an entry, fetched if it is not there.  It stays until its room is needed."""
+        """The local file of an entry, downloaded if necessary.  It may be evicted at any time."""
         os.close(self._open(entry))
-        return self._place(entry)
+        return self._location(entry)
 
     def read(self, entry: Entry, offset: int, size: int) -> bytes:
         """Bytes of an entry; fewer only at its end."""
-        # opened anew each time: a descriptor that is kept would keep the room of a file that had to go
+        # opened for each read: an open descriptor would hold the space of an evicted file
         fd = self._open(entry)
         try:
-            with storage_errors(self._place(entry)):
+            with storage_errors(self._location(entry)):
                 return os.pread(fd, size, offset)
         finally:
             os.close(fd)
@@ -62,24 +62,24 @@ class Cache:
     def heal(self, entry: Entry) -> bool:
         """Whether the cached file is damaged or gone; the next read fetches it again.
 
-        False is the truth of this moment: another process may have healed it since the read that failed, so read once
-        more before the shard itself is called bad.
+        On False, read once more before refusing the shard: another process may have healed the file since the read
+        that failed.
         """
-        with self._locked(self._place(entry)):
+        with self._locked(self._location(entry)):
             fd = self._present(entry)
             if fd is None:
                 return True
             with open(fd, "rb") as file:
                 damaged: bool = hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]
             if damaged:
-                self._place(entry).unlink(missing_ok=True)
+                self._location(entry).unlink(missing_ok=True)
             return damaged
 
     def verify(self, entry: Entry) -> None:
         """Drop a cached file that is damaged."""
         self.heal(entry)
 
-    def _place(self, entry: Entry) -> Path:
+    def _location(self, entry: Entry) -> Path:
         return self.directory / f"{entry['sha256']}{Path(entry['path']).suffix}"
 
     @contextlib.contextmanager
@@ -89,13 +89,13 @@ class Cache:
             try:
                 yield
             finally:
-                # closing would not do: a process forked meanwhile has the descriptor too
+                # closing is not enough: a process forked meanwhile also has the descriptor
                 fcntl.flock(file, fcntl.LOCK_UN)
 
     def _present(self, entry: Entry) -> int | None:
         """A descriptor of the cached file, or None."""
         try:
-            fd = os.open(self._place(entry), os.O_RDONLY)
+            fd = os.open(self._location(entry), os.O_RDONLY)
         except FileNotFoundError:
             return None
         if os.fstat(fd).st_size == entry["size"]:
@@ -104,10 +104,10 @@ class Cache:
         return None
 
     def _open(self, entry: Entry) -> int:
-        """A descriptor of the entry's file, which reads it even if the file is evicted the next moment."""
+        """A descriptor of the entry's file, which stays readable if the file is evicted."""
         fd = self._present(entry)
         if fd is None:
-            with self._locked(self._place(entry)):
+            with self._locked(self._location(entry)):
                 fd = self._present(entry)
                 if fd is None:
                     fd = self._download(entry)
@@ -119,15 +119,15 @@ class Cache:
 
     def _download(self, entry: Entry) -> int:
         """Fetch an entry whose lock is held, and return a descriptor of it."""
-        place = self._place(entry)
-        part = place.with_name(place.name + PART)
+        path = self._location(entry)
+        part = path.with_name(path.name + PART)
         try:
-            with storage_errors(place):
+            with storage_errors(path):
                 self._reserve(part, entry)
                 with open(part, "r+b") as file:
                     self._fill(file, entry)
                     os.fsync(file.fileno())
-                    os.replace(part, place)
+                    os.replace(part, path)
                     return os.dup(file.fileno())
         except BaseException:
             part.unlink(missing_ok=True)
@@ -137,39 +137,39 @@ class Cache:
         for _ in range(DOWNLOADS):
             file.seek(0)
             checked = _Checked(file, entry["size"])
-            self.fetch(entry, checked)  # type: ignore[arg-type]  # only write() is wanted
+            self.fetch(entry, checked)  # type: ignore[arg-type]  # needs only write()
             file.flush()
             if checked.size == entry["size"] and checked.sha256.hexdigest() == entry["sha256"]:
                 return
         raise Refused(
             f"{entry['path']}: downloaded {DOWNLOADS} times, never with the size and sha256 of the manifest. It is "
-            "damaged where it is stored: restore it or shard again."
+            "damaged in the store: restore it or shard again."
         )
 
     def _reserve(self, part: Path, entry: Entry) -> None:
-        """Make a file of the entry's size for a download, once there is room; the least recently used go."""
+        """Create a file of the entry's size for a download; wait for space, evicting the least recently used files."""
         size = entry["size"]
         if size > self.max_bytes:
             raise StorageFailure(
                 f"{entry['path']}: has {size:,} bytes, but the cache {self.directory} may hold {self.max_bytes:,}. "
-                f"Set VGG_CACHE_BYTES to some times {size:,}."
+                f"Set VGG_CACHE_BYTES to a multiple of {size:,}."
             )
         while True:
             with self._locked(self.directory / "room"):
-                if self._room(size, part):
+                if self._make_room(size, part):
                     with open(part, "wb") as file:
                         file.truncate(size)
                     return
             time.sleep(POLL_SECONDS)
 
-    def _room(self, size: int, part: Path) -> bool:
-        """Whether there is room for `size` bytes now, after all eviction that is possible.  The directory is locked."""
+    def _make_room(self, size: int, part: Path) -> bool:
+        """Evict files until `size` bytes fit; returns whether they do.  The directory is locked."""
         used, evictable = 0, []
         for found in os.scandir(self.directory):
             name = found.name.removesuffix(PART)
             if not OURS.fullmatch(name) or found.name == part.name:
                 continue
-            with contextlib.suppress(FileNotFoundError):  # renamed or healed meanwhile: then it is counted too high
+            with contextlib.suppress(FileNotFoundError):  # renamed or healed meanwhile: the sum is too high then
                 status = found.stat()
                 used += status.st_size
                 if found.name == name or self._abandoned(name):
@@ -182,7 +182,7 @@ class Cache:
         return used + size <= self.max_bytes
 
     def _abandoned(self, name: str) -> bool:
-        """Whether nobody downloads an entry of which there is a part."""
+        """Whether no process downloads the entry of a partial file."""
         with open(self.directory / (name + LOCK), "wb") as file:
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -191,7 +191,7 @@ class Cache:
 
 
 class _Checked:
-    """Writes through to a file, no further than its size, and hashes what goes by."""
+    """Writes to a file, at most `limit` bytes, and hashes all data."""
 
     def __init__(self, file: BinaryIO, limit: int) -> None:
         self.file, self.limit, self.size, self.sha256 = file, limit, 0, hashlib.sha256()

@@ -1,10 +1,10 @@
-"""Are there known vulnerabilities in what we install?  pip-audit on lock files, with what it lets through closed.
+"""Check lock files for known vulnerabilities, with pip-audit.
 
 python -m security.audit [LOCK…]
 
-Passed means: the service knows advisories (it is asked for one that everybody knows), every package of the lock was
-looked up, and what was found is waived in security/waivers.yaml.  Where the service cannot be asked it says "not run",
-and ends with 0 all the same, so that a machine without the network can go on; --must-run makes that a failure.
+Passed means: the service returns a well-known advisory, every package of the lock was looked up, and everything found
+is waived in security/waivers.yaml.  If the service is unreachable, the result is "not run" with exit code 0, so that a
+machine without network can continue; --must-run makes that a failure.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ MAX_WAIVER = datetime.timedelta(days=366)
 
 
 class NotRun(Exception):
-    """The service could not be asked, or does not know what it should."""
+    """The service is unreachable, or does not know a well-known advisory."""
 
 
 @dataclass(frozen=True)
 class Waiver:
-    """An advisory that we live with: why, and until when."""
+    """An accepted advisory: why, and until when."""
 
     id: str
     package: str
@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = Parser("security.audit", __doc__)
     flags.add_argument("locks", nargs="*", default=[str(ROOT / "requirements.lock")], metavar="LOCK")
     flags.add_argument("--waivers", default=str(ROOT / "security/waivers.yaml"), metavar="FILE")
-    flags.add_argument("--service", default=OSV, metavar="URL", help=f"speaks OSV's query API (default {OSV})")
-    flags.add_argument("--must-run", action="store_true", help="end with 69 where the service cannot be asked")
+    flags.add_argument("--service", default=OSV, metavar="URL", help=f"has OSV's query API (default {OSV})")
+    flags.add_argument("--must-run", action="store_true", help="exit with 69 if the service is unreachable")
     args = flags.parse_args(argv)
     waivers = read_waivers(Path(args.waivers), datetime.date.today())
     try:
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def read_waivers(path: Path, today: datetime.date) -> list[Waiver]:
-    """Raises BadData, naming every waiver that is incomplete or has expired."""
+    """Raises BadData with all waivers that are incomplete or expired."""
     from ruamel.yaml import YAML
 
     waivers, faults = [], []
@@ -76,7 +76,9 @@ def read_waivers(path: Path, today: datetime.date) -> list[Waiver]:
         elif not isinstance(entry["until"], datetime.date) or not str(entry["reason"] or "").strip():
             faults.append(f"{where} ({entry['id']}): 'until' must be a date (2027-01-31), 'reason' a sentence")
         elif entry["until"] < today:
-            faults.append(f"{where} ({entry['id']}): expired on {entry['until']}; update the package, or judge anew")
+            faults.append(
+                f"{where} ({entry['id']}): expired on {entry['until']}; update the package, or review the waiver"
+            )
         elif entry["until"] - today > MAX_WAIVER:
             faults.append(f"{where} ({entry['id']}): {entry['until']} is more than a year away")
         else:
@@ -87,13 +89,13 @@ def read_waivers(path: Path, today: datetime.date) -> list[Waiver]:
 
 
 def probe(service: str) -> None:
-    """Raise NotRun unless the service answers, and knows an advisory that it must know.
+    """Raise NotRun unless the service answers and knows a well-known advisory.
 
-    A mirror that answers "nothing found" to everything would otherwise make every audit pass.
+    Otherwise a mirror that always answers "nothing found" would make every audit pass.
     """
     if not service.startswith(("https://", "http://127.0.0.1:")):
         raise WrongParameters(f"--service {service}: must be https://")
-    request = urllib.request.Request(service, json.dumps(KNOWN).encode(), {"Content-Type": "application/json"})  # noqa: S310  # looked at above
+    request = urllib.request.Request(service, json.dumps(KNOWN).encode(), {"Content-Type": "application/json"})  # noqa: S310  # checked above
     try:
         with urllib.request.urlopen(request, timeout=PROBE_SECONDS) as answer:  # noqa: S310  # nosec B310
             found = json.load(answer)
@@ -104,13 +106,13 @@ def probe(service: str) -> None:
     except ValueError:
         raise NotRun(f"{service} did not answer with JSON") from None
     if not (isinstance(found, dict) and found.get("vulns")):
-        raise NotRun(f"{service} knows nothing of mlflow 2.0.0, which has dozens of advisories; it cannot be trusted")
+        raise NotRun(f"{service} returns no advisory for mlflow 2.0.0, which has dozens; it cannot be trusted")
 
 
 def audit(lock: Path, waivers: list[Waiver], service: str) -> str:
-    """Look up every package of a lock file; returns the line of the summary.
+    """Look up every package of a lock file; returns a summary line.
 
-    Raises Refused for what is not waived, and when fewer packages were looked up than are locked.
+    Raises Refused for advisories that are not waived, and for packages that were not looked up.
     """
     packages = locked(lock)
     looked_up = look_up(lock, service)
@@ -118,16 +120,18 @@ def audit(lock: Path, waivers: list[Waiver], service: str) -> str:
         names = ", ".join(f"{name} {version}" for name, version in missing)
         raise Refused(f"pip-audit: {lock.name}: {len(missing)} of {len(packages)} were not looked up: {names}")
     found = list(vulnerabilities(looked_up))
-    open_ones = [line for package, ids, line in found if not any(w.package == package and w.id in ids for w in waivers)]
-    if open_ones:
-        raise Refused("\n".join([f"pip-audit: {lock.name}: known vulnerabilities:", *open_ones]))
+    not_waived = [
+        line for package, ids, line in found if not any(w.package == package and w.id in ids for w in waivers)
+    ]
+    if not_waived:
+        raise Refused("\n".join([f"pip-audit: {lock.name}: known vulnerabilities:", *not_waived]))
     return f"pip-audit: {lock.name}: passed, {len(packages)} packages looked up, {len(found)} advisories waived"
 
 
 def locked(lock: Path) -> set[tuple[str, str]]:
     """(name, version) of every package of a lock file, each with a hash.  Raises BadData."""
     if not lock.exists():
-        raise BadData(f"{lock}: is not there")
+        raise BadData(f"{lock}: does not exist")
     from packaging.version import Version
 
     entries = re.split(r"\n(?=[A-Za-z0-9])", re.sub(r"^\s*#.*\n", "", lock.read_text(), flags=re.MULTILINE))
@@ -138,14 +142,14 @@ def locked(lock: Path) -> set[tuple[str, str]]:
             raise BadData(f"{lock}: {entry.splitlines()[0]!r}: not pinned with ==, or without a hash")
         packages.add((re.sub(r"[-_.]+", "-", match[1]).lower(), str(Version(match[2]))))
     if not packages:
-        raise BadData(f"{lock}: holds no package")
+        raise BadData(f"{lock}: contains no package")
     return packages
 
 
 def look_up(lock: Path, service: str) -> list[dict[str, Any]]:
-    """pip-audit's answer, an entry a package.
+    """pip-audit's result, an entry per package.
 
-    Raises NotRun when the service went away, Refused for any other failure.
+    Raises NotRun if the service does not answer any more, Refused for any other failure.
     """
     command = [
         sys.executable, "-m", "pip_audit", "--requirement", str(lock), "--require-hashes", "--disable-pip", "--strict",
@@ -158,14 +162,13 @@ def look_up(lock: Path, service: str) -> list[dict[str, Any]]:
     try:
         return list(json.loads(done.stdout)["dependencies"])
     except ValueError:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        if re.search(r"Connection|Timeout|ServiceError", last):
-            raise NotRun(last) from None
-        raise Refused(f"pip-audit: {lock.name}: ended with {done.returncode}: {last}") from None
+        probe(service)  # pip-audit has one exit code for all failures
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise Refused(f"pip-audit: {lock.name}: exit code {done.returncode}: {last}") from None
 
 
 def vulnerabilities(looked_up: Iterable[dict[str, Any]]) -> Iterable[tuple[str, set[str], str]]:
-    """(package, all names of the advisory, a line about it)."""
+    """(package, all IDs of the advisory, its line in the report)."""
     for package in looked_up:
         for advisory in package.get("vulns") or []:
             ids = {advisory["id"], *advisory.get("aliases", [])}

@@ -1,10 +1,10 @@
-"""Look for a secret where none may be: as it is, and in the forms that programs write it in.
+"""Search files for a secret, in plain text and in common encodings.
 
 VALUE=… python -m security.canary --env VALUE PLACE…
 
-A place is a file, or a folder with all that is below it.  What is packed is looked into: gzip, zip, and tar with what
-is gzipped in it, hence all that `podman save` writes.  Looked for are the value itself, percent-encoded, escaped for
-JSON, in hexadecimal, and in base64 at any offset within a longer text.  The secret is never printed.
+A place is a file or a folder.  Archives are searched too: gzip, zip, and tar with gzipped members, as `podman save`
+writes them.  The value is searched for in plain text, percent-encoded, escaped for JSON, in hexadecimal, and in base64
+at any offset within a longer text.  The secret is never printed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import IO
 from components.program import Parser, run
 from runtime.errors import BadData, Refused, WrongParameters
 
-MIN_LENGTH = 12  # of a canary, bytes: a short one is found by chance
+MIN_LENGTH = 12  # of a canary, bytes: a shorter one may occur by chance
 CHUNK = 1 << 20
 GZIP = b"\x1f\x8b"
 Stream = IO[bytes] | gzip.GzipFile
@@ -34,21 +34,23 @@ Stream = IO[bytes] | gzip.GzipFile
 
 def main(argv: Sequence[str] | None = None) -> None:
     flags = Parser("security.canary", __doc__)
-    flags.add_argument("--env", action="append", required=True, metavar="NAME", help="variable that holds a secret")
+    flags.add_argument(
+        "--env", action="append", required=True, metavar="NAME", help="environment variable with a secret"
+    )
     flags.add_argument("places", nargs="+", metavar="PLACE")
     args = flags.parse_args(argv)
     if missing := [name for name in args.env if not os.environ.get(name)]:
-        raise WrongParameters(f"--env {missing[0]}: is not set; the secret is taken from it")
+        raise WrongParameters(f"--env {missing[0]}: is not set; it must contain the secret")
     found = [f"{name}: {line}" for name in args.env for line in find(os.environ[name], *map(Path, args.places))]
     if found:
         raise Refused("\n".join(found))
-    print(f"{', '.join(args.env)}: nowhere in {', '.join(args.places)}")
+    print(f"{', '.join(args.env)}: not found in {', '.join(args.places)}")
 
 
 def find(secret: str, *places: Path | tuple[str, bytes]) -> list[str]:
-    """Where a secret stands, a line each: file, member, form.  places: paths, or (name, bytes).
+    """All occurrences of a secret, a line each: file, member, form.  places: paths, or (name, bytes).
 
-    Raises BadData for a place that is not there, WrongParameters for a secret too short to be told from chance.
+    Raises BadData for a place that does not exist, WrongParameters for a secret that is too short.
     """
     if len(secret.encode()) < MIN_LENGTH:
         raise WrongParameters(f"a canary must have at least {MIN_LENGTH} bytes")
@@ -62,7 +64,7 @@ def find(secret: str, *places: Path | tuple[str, bytes]) -> list[str]:
 
 
 def forms(secret: str) -> dict[str, bytes]:
-    """What to look for, by the name of the form.  A form that is the secret itself is left out."""
+    """What to search for, by the name of the form.  Forms that equal the secret itself are left out."""
     data = secret.encode()
     found = {
         "as it is": data,
@@ -73,7 +75,7 @@ def forms(secret: str) -> dict[str, bytes]:
         "hexadecimal, upper case": data.hex().upper().encode(),
     }
     for offset in range(3):  # of the first byte within a group of three
-        # the characters at both ends depend on what stands around
+        # the characters at both ends depend on the bytes around the secret
         whole = base64.b64encode(b"\0" * offset + data)
         inner = whole[(0, 2, 3)[offset] : len(whole) if (len(data) + offset) % 3 == 0 else -4]
         found[f"base64, offset {offset}"] = inner
@@ -83,12 +85,12 @@ def forms(secret: str) -> dict[str, bytes]:
 
 
 def _files(place: Path | tuple[str, bytes]) -> Iterator[tuple[str, Stream]]:
-    """Every stream of bytes in a place, with its name; what is packed once more unpacked."""
+    """Every stream of bytes in a place, with its name; packed ones also unpacked."""
     if isinstance(place, tuple):
         yield from _unpacked(place[0], io.BytesIO(place[1]))
         return
     if not place.exists():
-        raise BadData(f"{place}: is not there")
+        raise BadData(f"{place}: does not exist")
     for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
         if path.is_symlink():
             yield str(path), io.BytesIO(os.readlink(path).encode())
@@ -103,7 +105,7 @@ def _unpacked(name: str, file: IO[bytes]) -> Iterator[tuple[str, Stream]]:
     file.seek(0)
     magic = file.read(4)
     file.seek(0)
-    # what looks packed and is damaged or encrypted has been looked at as it is
+    # a damaged or encrypted archive has been searched as it is
     with contextlib.suppress(zipfile.BadZipFile, tarfile.TarError, RuntimeError, NotImplementedError):
         if magic[:2] == GZIP:
             yield f"{name} (unpacked)", gzip.GzipFile(fileobj=file)
@@ -123,16 +125,16 @@ def _unpacked(name: str, file: IO[bytes]) -> Iterator[tuple[str, Stream]]:
 
 
 def _forms_in(file: Stream, patterns: dict[str, bytes]) -> set[str]:
-    """Which patterns a stream holds, also across the ends of chunks."""
-    found, kept = set[str](), max(map(len, patterns.values())) - 1
+    """The forms that a stream contains, also across the ends of chunks."""
+    found, overlap = set[str](), max(map(len, patterns.values())) - 1
     tail = b""
     try:
         while chunk := file.read(CHUNK):
             window = tail + chunk
             found |= {name for name, pattern in patterns.items() if pattern in window}
-            tail = window[-kept:]
+            tail = window[-overlap:]
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile):
-        pass  # cut off or not gzip after all: what could be read has been looked at
+        pass  # truncated or not gzip: the readable part has been searched
     return found
 
 

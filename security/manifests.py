@@ -18,9 +18,9 @@ from security import pods
 
 Json = dict[str, Any]
 
-KUBERNETES = ("1.31", "1.37")  # the oldest that Trainer 2.2 asks for, and the newest that there are schemas of
-METADATA = ("169.254.169.254", "fd00:ec2::254")  # where clouds hand out a machine's credentials
-# JobSet's; job failure reasons are Kubernetes'
+KUBERNETES = ("1.31", "1.37")  # the oldest that Trainer 2.2 supports, and the newest with published schemas
+METADATA = ("169.254.169.254", "fd00:ec2::254")  # metadata services of clouds, with a machine's credentials
+# actions of JobSet; failure reasons of Kubernetes' Jobs
 ACTIONS = {
     "FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts", "RestartJob", "RestartJobAndIgnoreMaxRestarts",
 }  # fmt: skip
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     documents = load(sys.stdin.read() if file == "-" else Path(file).read_text())
     if found := [line for document in documents for line in faults(document)]:
         raise Refused("\n".join(found))
-    print(f"{len(documents)} objects: schemas of Kubernetes {' and '.join(KUBERNETES)} and our rules hold")
+    print(f"{len(documents)} objects: schemas of Kubernetes {' and '.join(KUBERNETES)} and our rules: passed")
 
 
 def load(text: str) -> list[Json]:
@@ -58,14 +58,14 @@ def load(text: str) -> list[Json]:
 
 
 def faults(document: Json) -> list[str]:
-    """Everything that is wrong with an object, a line each, its kind and name first."""
+    """All violations of an object, a line each, its kind and name first."""
     checks: list[Callable[[Json], Iterator[str]]] = [schema, runtime, workload, rights, network, secrets]
     name = f"{document['kind']}/{document['metadata'].get('name')}"
     return [f"{name}: {line}" for check in checks for line in check(document)]
 
 
 def schema(document: Json) -> Iterator[str]:
-    """What the published schemas do not know or want otherwise."""
+    """Violations of the published schemas."""
     if document["apiVersion"] != TRAINER or document["kind"] not in ("TrainingRuntime", "TrainJob"):
         yield from _kubernetes_schema(document)
         return
@@ -85,17 +85,17 @@ def _trainer_schema(document: Json) -> Iterator[str]:
         yield from (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         return
     assert known is not None
-    # the models drop what they do not know, without a word
-    yield from (f"{path}: no such field in Trainer's schema" for path in _lost(document, known.to_dict()))
+    # the models silently drop unknown fields
+    yield from (f"{path}: not a field of Trainer's schema" for path in _lost(document, known.to_dict()))
 
 
-def _lost(given: object, kept: object, path: str = "") -> Iterator[str]:
-    if isinstance(given, dict) and isinstance(kept, dict):
+def _lost(given: object, parsed: object, path: str = "") -> Iterator[str]:
+    if isinstance(given, dict) and isinstance(parsed, dict):
         for key, value in given.items():
-            place = f"{path}.{key}".lstrip(".")
-            yield from _lost(value, kept[key], place) if key in kept else [place]
-    elif isinstance(given, list) and isinstance(kept, list):
-        for number, (one, other) in enumerate(zip(given, kept, strict=True)):
+            inner = f"{path}.{key}".lstrip(".")
+            yield from _lost(value, parsed[key], inner) if key in parsed else [inner]
+    elif isinstance(given, list) and isinstance(parsed, list):
+        for number, (one, other) in enumerate(zip(given, parsed, strict=True)):
             yield from _lost(one, other, f"{path}[{number}]")
 
 
@@ -108,38 +108,38 @@ def _kubernetes_schema(document: Json) -> Iterator[str]:
         except kubernetes_validate.ValidationError as error:
             yield f"{'.'.join(map(str, error.path))}: {error.message} (Kubernetes {version})"
         except (kubernetes_validate.SchemaNotFoundError, kubernetes_validate.InvalidSchemaError):
-            yield f"there is no published schema of {document['apiVersion']} {document['kind']} ({version})"
+            yield f"no published schema of {document['apiVersion']} {document['kind']} ({version})"
 
 
 def runtime(document: Json) -> Iterator[str]:
-    """What Trainer, JobSet and Kubernetes refuse of a TrainingRuntime beyond its schema."""
+    """Rules of Trainer, JobSet and Kubernetes for a TrainingRuntime beyond its schema."""
     if document["kind"] != "TrainingRuntime":
         return
     spec = document["spec"]["template"]["spec"]
     for rule in spec.get("failurePolicy", {}).get("rules") or []:
         if not re.fullmatch("[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", rule["name"]):
-            yield f"failurePolicy: {rule['name']} is no name of a rule"
+            yield f"failurePolicy: {rule['name']} is not a valid rule name"
         if rule["action"] not in ACTIONS:
-            yield f"failurePolicy: {rule['action']} is no action of JobSet's"
+            yield f"failurePolicy: {rule['action']} is not an action of JobSet"
         for reason in set(rule.get("onJobFailureReasons") or []) - REASONS:
-            yield f"failurePolicy: {reason} is no reason for which a Job fails"
+            yield f"failurePolicy: {reason} is not a failure reason of a Job"
     for job in spec["replicatedJobs"]:
         template, pod = job["template"], job["template"]["spec"]["template"]["spec"]
         if (
             template.get("metadata", {}).get("labels", {}).get("trainer.kubeflow.org/trainjob-ancestor-step")
             != "trainer"
         ):
-            yield f"replicatedJobs.{job['name']}: without the label of the trainer's step a TrainJob changes nothing"
+            yield f"replicatedJobs.{job['name']}: without the label of the trainer's step a TrainJob has no effect"
         if job.get("replicas") != 1 or "node" not in {container["name"] for container in pod["containers"]}:
             yield f"replicatedJobs.{job['name']}: must have 1 replica and a container 'node'"
         if "podFailurePolicy" in template["spec"] and pod.get("restartPolicy") != "Never":
-            yield f"replicatedJobs.{job['name']}: podFailurePolicy asks for restartPolicy Never"
+            yield f"replicatedJobs.{job['name']}: podFailurePolicy requires restartPolicy Never"
 
 
 def workload(document: Json) -> Iterator[str]:
-    """Pod Security "restricted" and our rules, for every pod template wherever it stands.
+    """Pod Security "restricted" and our rules, for every pod template in the object.
 
-    A TrainJob has none of its own: what it says of pods are patches of those of its runtime.
+    A TrainJob has none: it only patches the templates of its runtime.
     """
     if document["kind"] == "TrainJob":
         return
@@ -147,46 +147,46 @@ def workload(document: Json) -> Iterator[str]:
         yield from (f"{path}: {line}" for line in [*pods.restricted(pod), *pods.ours(pod)])
 
 
-def pod_specs(place: object, path: str = "") -> Iterator[tuple[str, Json]]:
+def pod_specs(parent: object, path: str = "") -> Iterator[tuple[str, Json]]:
     """Every PodSpec in an object, with its path."""
-    if isinstance(place, dict):
-        if isinstance(place.get("containers"), list):
-            yield path, place
-        for key, value in place.items():
+    if isinstance(parent, dict):
+        if isinstance(parent.get("containers"), list):
+            yield path, parent
+        for key, value in parent.items():
             yield from pod_specs(value, f"{path}.{key}".lstrip("."))
-    elif isinstance(place, list):
-        for number, value in enumerate(place):
+    elif isinstance(parent, list):
+        for number, value in enumerate(parent):
             yield from pod_specs(value, f"{path}[{number}]")
 
 
 def rights(document: Json) -> Iterator[str]:
-    """A role of ours is a namespace's, names what it allows, and gives away no secret and no way around itself."""
+    """Our roles are limited to a namespace, name what they allow, and grant no secrets or further rights."""
     if document["kind"] in ("ClusterRole", "ClusterRoleBinding"):
-        yield "rights in the whole cluster; a Role is enough"
+        yield "grants rights in the whole cluster; use a Role"
     if document["kind"] == "RoleBinding" and document["roleRef"]["kind"] != "Role":
-        yield f"binds the {document['roleRef']['kind']} {document['roleRef']['name']}; bind a Role of ours"
+        yield f"binds the {document['roleRef']['kind']} {document['roleRef']['name']}; bind one of our Roles"
     for rule in document.get("rules") or []:
         asked = {*rule.get("apiGroups", []), *rule.get("resources", [])}
         for risky in sorted(asked & RISKY_RESOURCES | set(rule.get("verbs", [])) & RISKY_VERBS):
-            yield f"rule for {', '.join(rule.get('resources', []))}: {risky} is too much"
+            yield f"rule for {', '.join(rule.get('resources', []))}: {risky} is not allowed"
 
 
 def network(document: Json) -> Iterator[str]:
-    """No policy lets anybody everywhere, or to the machine's metadata."""
+    """No policy allows all peers, or egress to the metadata service."""
     if document["kind"] != "NetworkPolicy":
         return
     spec = document["spec"]
     for direction, peers in (("ingress", "from"), ("egress", "to")):
         for rule in spec.get(direction) or []:
             if not rule.get(peers):
-                yield f"{direction}: a rule without {peers!r} is for the whole world"
+                yield f"{direction}: a rule without {peers!r} allows all peers"
             for peer in rule.get(peers) or []:
                 for address in METADATA:
                     if direction == "egress" and _reaches(peer.get("ipBlock"), address):
                         yield f"egress to {peer['ipBlock']['cidr']} reaches {address}; except it"
     for kind in {"Ingress", "Egress"} - set(spec.get("policyTypes", [])):
         if kind.lower() in spec:
-            yield f"policyTypes: there are rules for {kind}, which it does not name"
+            yield f"policyTypes: has rules for {kind} but does not list it"
 
 
 def _reaches(block: Json | None, address: str) -> bool:
@@ -199,9 +199,9 @@ def _reaches(block: Json | None, address: str) -> bool:
 
 
 def secrets(document: Json) -> Iterator[str]:
-    """Secrets are named, never shipped, and nothing that looks like one stands in a config map."""
+    """Manifests contain no Secret, and no value in a ConfigMap that looks like one."""
     if document["kind"] == "Secret":
-        yield "a secret does not belong into a manifest; it is made by hand (docs/cluster.md)"
+        yield "a secret must not be in a manifest; create it with kubectl (docs/cluster.md)"
     if document["kind"] == "ConfigMap":
         for key, value in (document.get("data") or {}).items():
             lines = [key, *(line for line in str(value).splitlines() if not line.lstrip().startswith(("#", ";")))]

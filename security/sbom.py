@@ -1,9 +1,12 @@
-"""Write down what is installed in an image, as CycloneDX 1.6 JSON: Python distributions and Debian packages.
+"""Write the SBOM of an image as CycloneDX 1.6 JSON: its Python distributions and Debian packages.
 
 python -m security.sbom --name vgg-train --version TAG --lock docker/train.lock ROOT build/vgg-train.cdx.json
 
-ROOT is the image's root file system (podman image mount IMAGE prints it; / is this machine's own).  The same root gives
-the same bytes.  With --lock the Python environment /opt/vgg must hold what the lock file says, nothing more or less.
+ROOT is the image's root file system (podman image mount IMAGE prints it; / is that of this machine).  The output is
+reproducible.  With --lock the Python environment /opt/vgg must contain exactly the packages of the lock file.
+
+cyclonedx-py does not replace this: it runs the environment's Python, which an image's file system alone cannot, and
+covers one environment, no Debian packages and no comparison with a lock file.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ MAX_LICENCE = 100  # characters; some distributions put the whole text there
 
 @dataclass(frozen=True, order=True)
 class Package:
-    """kind: pypi or deb.  place: where a Python distribution lies, or a Debian package's architecture."""
+    """kind: pypi or deb.  place: folder of a Python distribution, or architecture of a Debian package."""
 
     kind: str
     name: str
@@ -46,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = Parser("security.sbom", __doc__)
     flags.add_argument("--name", required=True, help="of the image")
     flags.add_argument("--version", required=True, help="its tag or digest")
-    flags.add_argument("--lock", metavar="FILE", help="what /opt/vgg must hold")
+    flags.add_argument("--lock", metavar="FILE", help="lock file of /opt/vgg")
     flags.add_argument("root", metavar="ROOT", help="root file system")
     flags.add_argument("out", metavar="OUT", help="file to write")
     args = flags.parse_args(argv)
@@ -72,15 +75,15 @@ def python_distributions(root: Path) -> Iterator[Package]:
             below.clear()
             place = os.path.relpath(folder, root)
             for found in importlib.metadata.distributions(path=[folder]):
-                about = email.message_from_string(found.read_text("METADATA") or found.read_text("PKG-INFO") or "")
-                if name := about.get("Name"):  # else what is left of one that was removed by hand
-                    licence = about.get("License-Expression") or about.get("License") or ""
+                metadata = email.message_from_string(found.read_text("METADATA") or found.read_text("PKG-INFO") or "")
+                if name := metadata.get("Name"):  # else the rest of one that was deleted
+                    licence = metadata.get("License-Expression") or metadata.get("License") or ""
                     licence = licence if len(licence) <= MAX_LICENCE and "\n" not in licence else ""
-                    yield Package("pypi", normal(name), about["Version"], place, licence)
+                    yield Package("pypi", normal(name), metadata["Version"], place, licence)
 
 
 def debian_packages(root: Path) -> Iterator[Package]:
-    """What dpkg has installed; images without dpkg keep its records in status.d."""
+    """Installed packages of dpkg; images without dpkg have its records in status.d."""
     for path in [root / "var/lib/dpkg/status", *sorted((root / "var/lib/dpkg/status.d").glob("*"))]:
         if path.is_file() and path.suffix != ".md5sums":
             for stanza in path.read_text(errors="replace").split("\n\n"):
@@ -90,24 +93,24 @@ def debian_packages(root: Path) -> Iterator[Package]:
 
 
 def compare(found: list[Package], lock: Path) -> None:
-    """Raise Refused unless /opt/vgg holds exactly what is locked."""
-    there = {(p.name, p.version) for p in found if p.kind == "pypi" and Path(p.place).is_relative_to(ENVIRONMENT)}
+    """Raise Refused unless /opt/vgg contains exactly the locked packages."""
+    installed = {(p.name, p.version) for p in found if p.kind == "pypi" and Path(p.place).is_relative_to(ENVIRONMENT)}
     wanted = locked(lock)
-    lines = [f"  {name} {version}: locked and not installed" for name, version in sorted(wanted - there)]
-    lines += [f"  {name} {version}: installed and not locked" for name, version in sorted(there - wanted)]
+    lines = [f"  {name} {version}: locked and not installed" for name, version in sorted(wanted - installed)]
+    lines += [f"  {name} {version}: installed and not locked" for name, version in sorted(installed - wanted)]
     if lines:
-        raise Refused("\n".join([f"/{ENVIRONMENT} is not what {lock} says:", *lines]))
+        raise Refused("\n".join([f"/{ENVIRONMENT} differs from {lock}:", *lines]))
 
 
 def distribution(root: Path) -> str:
-    """'debian-12', or '' where the file system does not say."""
+    """'debian-12', or '' if unknown."""
     path = root / "usr/lib/os-release"  # etc/os-release is a link to it, absolute in some images
     fields = dict(re.findall(r'^(\w+)="?([^"\n]*)"?$', path.read_text(), re.MULTILINE)) if path.is_file() else {}
     return f"{fields['ID']}-{fields['VERSION_ID']}" if {"ID", "VERSION_ID"} <= fields.keys() else ""
 
 
 def bill(name: str, version: str, packages: list[Package], distro: str) -> str:
-    """The bill of materials as JSON."""
+    """The SBOM as JSON."""
     from cyclonedx.model.bom import Bom
     from cyclonedx.model.component import Component, ComponentType
     from cyclonedx.output.json import JsonV1Dot6
@@ -116,11 +119,11 @@ def bill(name: str, version: str, packages: list[Package], distro: str) -> str:
     image = Component(type=ComponentType.CONTAINER, name=name, version=version, bom_ref=name)
     bom.metadata.component = image
     bom.register_dependency(image, bom.components)
-    about: dict[str, Any] = json.loads(JsonV1Dot6(bom).output_as_string())
-    del about["metadata"]["timestamp"]  # not when it was looked at: the same image gives the same bytes
-    about["serialNumber"] = ""
-    about["serialNumber"] = f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, json.dumps(about, sort_keys=True))}"
-    return json.dumps(about, indent=1, sort_keys=True) + "\n"
+    document: dict[str, Any] = json.loads(JsonV1Dot6(bom).output_as_string())
+    del document["metadata"]["timestamp"]  # the same image gives the same bytes
+    document["serialNumber"] = ""
+    document["serialNumber"] = f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, json.dumps(document, sort_keys=True))}"
+    return json.dumps(document, indent=1, sort_keys=True) + "\n"
 
 
 def component(package: Package, distro: str) -> Component:
@@ -146,7 +149,7 @@ def component(package: Package, distro: str) -> Component:
 
 
 def normal(name: str) -> str:
-    """A distribution's name as indexes write it."""
+    """The normalized name of a distribution."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 

@@ -31,14 +31,14 @@ QUIET_SECONDS = 2.0  # between two watches at least: those of a server that shut
 EXPIRED = 410  # the status of a watch whose resource version is too old
 EXPIRED_SECONDS = 1.0  # before listing again
 
-# Refusals that have a status in common with others and nothing but their text to tell them apart.
-# tests/components/test_trainjob.py has the messages; they are the same in all versions named here.
+# Refusals that share their status with others, so that only the text tells them apart.
+# tests/components/test_trainjob.py has the whole messages with their sources.
 TEXTS = {
-    # 403, kube-apiserver 1.31-1.37, any authorizer.  Quotas and admission webhooks also answer 403.
+    # 403, kube-apiserver, written for any authorizer.  Quotas and admission webhooks answer 403 with other texts.
     "not authorized": re.compile(r'User ".*" cannot \S+ (resource|path) '),
-    # 400, kube-apiserver 1.27 and later (strict field validation), with the CRD of Trainer 2.0 or 2.1
+    # 400, kube-apiserver with strict field validation (stable in 1.27), if the CRD is that of Trainer 2.0 or 2.1
     "no runtimePatches": re.compile(r'unknown field "spec\.runtimePatches'),
-    # 403 or 422, validating webhook of Trainer 2.0-2.3
+    # 403 or 422, validating webhook of Trainer 2.0.0-2.3.0
     "no runtime": re.compile(r"must be created before the TrainJob"),
 }
 

@@ -1,6 +1,7 @@
 """What a stage's identity goes by: nothing that cannot change a result, and everything that can."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,21 @@ def test_a_reworded_docstring_of_vgg_changes_the_identity_of_no_stage(
     assert "Reworded. " in (tmp_path / "runtime/errors.py").read_text()
     monkeypatch.setattr(closure, "ROOT", tmp_path)
     assert {stage: closure.fingerprints(stage) for stage in before} == before
+
+
+def test_machinery_is_no_part_of_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its code may change, numbers and all; the same change in the science is another stage."""
+    stages = ("shard", "train", "evaluate", "register")
+    before = {stage: closure.fingerprints(stage) for stage in stages}
+    assert all(name.startswith("vgg/") for found in before.values() for name in found)
+    for root in ("vgg", "runtime", "components"):
+        shutil.copytree(ROOT / root, tmp_path / root, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(closure, "ROOT", tmp_path)
+    for path in (path for root in ("runtime", "components") for path in (tmp_path / root).rglob("*.py")):
+        path.write_text(path.read_text() + "\nX = 1\n")
+    assert {stage: closure.fingerprints(stage) for stage in stages} == before
+    path = tmp_path / "vgg/draws.py"
+    path.write_text(path.read_text() + "\nX = 1\n")
+    changed = [stage for stage in stages if closure.fingerprints(stage) != before[stage]]
+    assert changed == [stage for stage in stages if "vgg/draws.py" in before[stage]]
+    assert {"shard", "train"} <= set(changed)

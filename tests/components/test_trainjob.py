@@ -331,27 +331,28 @@ def test_how_a_pod_ended_in_words() -> None:
     )
 
 
-RBAC = """pods is forbidden: User "system:serviceaccount:team:runner" cannot list resource "pods" in API group "" in the \
-namespace "team\""""
+RBAC = """pods is forbidden: User "system:serviceaccount:team:runner" cannot list resource "pods" in API group "" in \
+the namespace "team\""""
 ROLE, OLD, RUNTIME = "deploy/ ships the Role", "the cluster has an older one", "deploy/ ships the TrainingRuntime"
 
 
 @pytest.mark.parametrize(
     ("status", "message", "hint"),
     [
-        # k8s.io/apiserver 1.31-1.34, endpoints/handlers/responsewriters/errors.go; the reason of an authorizer follows
+        # k8s.io/apiserver, pkg/endpoints/handlers/responsewriters/errors.go; an authorizer's reason may follow
         (403, RBAC, ROLE),
         (403, f"{RBAC}: Azure does not have opinion for this user.", ROLE),
         (403, 'trainjobs "x" is forbidden: User "u" cannot create path "/apis"', ROLE),
-        # plugin/pkg/admission/resourcequota of kube-apiserver 1.31-1.34
-        (403, 'trainjobs "x" is forbidden: exceeded quota: q, requested: count/trainjobs=1, used: count/trainjobs=0', ""),
-        # k8s.io/apiserver 1.31-1.34, admission/plugin/webhook/errors/statuserror.go; any webhook
+        # k8s.io/apiserver, pkg/admission/plugin/resourcequota
+        (403, 'trainjobs "x" is forbidden: exceeded quota: q, requested: count/trainjobs=1, limited: 0', ""),
+        # k8s.io/apiserver, pkg/admission/plugin/webhook/errors/statuserror.go: up to 1.34, and master in 2026
         (403, 'admission webhook "policy.example.com" denied the request: GPU pods need a cost centre', ""),
-        # strict field validation, k8s.io/apiserver 1.27-1.34, with the CRD of Trainer 2.1
+        (403, 'trainjobs "x" is forbidden: admission webhook "policy.example.com" denied the request: no', ""),
+        # strict field validation of k8s.io/apiserver, with the CRD of Trainer 2.1
         (400, """TrainJob in version "v1alpha1" cannot be handled as a TrainJob: strict decoding error: unknown field \
 "spec.podTemplateOverride", unknown field "spec.runtimePatches\"""", OLD),
         (400, 'strict decoding error: unknown field "spec.trainer.color"', "Check the step's arguments"),
-        # Trainer 2.0-2.3, pkg/runtime/core/trainingruntime.go; 403 by default, 422 where the webhook sets the status
+        # pkg/runtime/core/trainingruntime.go, the same in Trainer 2.0.0, 2.0.1, 2.1.0, 2.2.0, 2.2.1 and 2.3.0
         *((status, """admission webhook "validator.trainjob.trainer.kubeflow.org" denied the request: spec.runtimeRef: \
 Invalid value: TrainingRuntime.trainer.kubeflow.org "vgg-train" not found: specified trainingRuntime must be created \
 before the TrainJob is created""", RUNTIME) for status in (403, 422)),

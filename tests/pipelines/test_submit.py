@@ -58,9 +58,8 @@ def test_submitting_again_finds_the_same_run(world: World) -> None:
     output = world.submit(*flags)
     run = world.run()
     assert f"{world.kfp.endpoint}/#/runs/details/{run['run_id']}" in output
-    assert (
-        "http://mlflow.invalid:5000/#/experiments  (experiment vgg-imagenet, search: tags.`vgg.lineage` = '" in output
-    )
+    search = "experiment vgg-imagenet, search: tags.`vgg.lineage` = '"
+    assert f"http://mlflow.invalid:5000/#/experiments  ({search}" in output
     given = run["runtime_config"]["parameters"]
     assert (given["train"]["epochs"], given["gpus"], given["nodes"], given["train_cpu"]) == (3, 8, 2, "32")
     assert given["step_gpus"] == "0"  # the step only supervises a TrainJob

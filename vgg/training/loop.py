@@ -87,11 +87,7 @@ def train(task: Task, group: Group, reporter: Reporter, stop: Stop) -> Trained |
                 save(run, saver)
                 agenda.saved()
             if agenda.ends() or agenda.stopping:
-                settle(run, saver)
-            if agenda.ends():
                 break
-            if agenda.stopping:
-                raise Preempted(f"stopped at step {run.state.step} of {num_steps}; the state is saved. Run again.")
             update(run, feed.take())
             run.state.step += 1
             has_data = feed.fetch() or not agenda.needs_data()  # while the device computes
@@ -101,6 +97,9 @@ def train(task: Task, group: Group, reporter: Reporter, stop: Stop) -> Trained |
             reporter.progress(run.state.step, num_steps)
             # every step is agreed on before it begins: no rank waits inside it for one that stops or has no data
             agenda.agree_on_stop(stop() or saver.failed() or not has_data)
+        settle(run, saver)
+        if not agenda.ends():
+            raise Preempted(f"stopped at step {run.state.step} of {num_steps}; the state is saved. Run again.")
     trained = Trained.finish(task.directory, run.state.step, run.state.best_step, about) if group.is_first else None
     group.barrier()
     return trained
