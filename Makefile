@@ -1,8 +1,8 @@
-# make run, make test: everything else is a part of these two.
+# The main targets are run and test.
 SHELL := /bin/bash
 PYTHON ?= python3.11
 BIN := .venv/bin
-unexport PYTHONDONTWRITEBYTECODE  # without bytecode every program would start seconds later
+unexport PYTHONDONTWRITEBYTECODE  # without bytecode every program starts seconds later
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: run install test test-images faults lint security ui compile images push locks clean
@@ -14,7 +14,7 @@ run: install           ## the whole pipeline on params.yaml; re-runs only what c
 install: $(BIN)/.installed
 
 $(BIN)/.installed: requirements.lock
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is needed; name another CPython 3.11 with: make PYTHON=…"; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; set another CPython 3.11 with: make PYTHON=…"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check uv==0.13.9
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
@@ -23,12 +23,12 @@ $(BIN)/.installed: requirements.lock
 test: install          ## the whole suite, no network beyond loopback
 	@python -m pytest
 
-faults: install        ## the long suite: sharding and training killed at every call, and the quick part with large numbers
+faults: install        ## the long suite: sharding and training killed at every call, and randomised tests with many cases
 	@python -m pytest -m faults
 	@VGG_KILLS=500 VGG_CORRUPTIONS=20000 VGG_HOSTILE_CASES=10000 \
 		python -m pytest tests/runtime/test_survival.py tests/runtime/test_checkpoint.py tests/vgg/test_hostile.py tests/vgg/test_hostile_files.py
 
-test-images: install   ## the images built, and the whole pipeline in containers; root, podman and debootstrap
+test-images: install   ## build the images, run the pipeline in containers; needs root, podman and debootstrap
 	@python -m pytest -m images -n 0 tests/security/test_images.py
 
 lint: install          ## formatting, lint, types; any finding fails
@@ -36,28 +36,28 @@ lint: install          ## formatting, lint, types; any finding fails
 	@ruff check .
 	@mypy
 
-security: install      ## our code, what it needs, what it deploys
+security: install      ## checks of our code, its dependencies and the deployment
 	@bandit -q -ll -c pyproject.toml -r vgg runtime components pipelines benchmarks security
 	@python -m security.audit
 	@kubectl kustomize deploy/overlays/gpu | python -m security.manifests -
 
-ui: install            ## the MLflow UI of the local runs
+ui: install            ## MLflow UI of the local runs
 	@mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
 
-compile: install       ## the Kubeflow package
+compile: install       ## compile the Kubeflow package
 	@python -m pipelines.submit --compile build/vgg-imagenet.yaml
 
-images: install        ## of the steps, under their content tags; BASE=… CA=… ENGINE=… VGG_REGISTRY=…
+images: install        ## build the images of the steps, tagged by content; BASE=… CA=… ENGINE=… VGG_REGISTRY=…
 	@python -m pipelines.build $(if $(ENGINE),--engine $(ENGINE)) $(if $(BASE),--base $(BASE)) $(if $(CA),--ca $(CA))
 
-push: install          ## to VGG_REGISTRY, what it does not have
+push: install          ## push images that are missing in VGG_REGISTRY
 	@python -m pipelines.build --push $(if $(ENGINE),--engine $(ENGINE)) $(if $(BASE),--base $(BASE)) $(if $(CA),--ca $(CA))
 
-locks: install         ## requirements.lock anew, and what of it each image holds
+locks: install         ## update requirements.lock and the lock file of each image
 	@uv pip compile --quiet --extra dev --generate-hashes --no-header --no-emit-index-url --python-version 3.11 \
 		pyproject.toml -o requirements.lock
 	@cd docker && for target in data train serve; do uv pip compile --quiet --generate-hashes --no-header \
 		--no-emit-index-url --python-version 3.11 -c ../requirements.lock $$target.in -o $$target.lock; done
 
-clean:                 ## everything that a run makes; the environment stays
+clean:                 ## remove everything that a run creates; keeps .venv
 	rm -rf data/shards data/predictions models build .tracking mlflow.db mlruns metrics/register.json .dvc/cache .dvc/tmp

@@ -1,1 +1,1 @@
-"""The four programs of the pipeline and their Kubeflow definitions: shard, train, evaluate, register."""
+"""The four programs of the pipeline (shard, train, evaluate, register), their Kubeflow components and shared code."""

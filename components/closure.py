@@ -1,9 +1,9 @@
-"""The science closure of a stage: the files of vgg/ that its program imports, directly or not.
+"""The science closure of a stage: the files of vgg/ that its program imports, directly or indirectly.
 
-dvc.yaml lists exactly these as code dependencies and a training run remembers them, so that everything re-runs what
-changed and nothing else.  runtime/ and components/ cannot change a result and are not part of it; that this is true is
-tested (tests/vgg/test_golden.py).  `python -m components.closure train` prints the closure.  Images hold more:
-program() is the whole of it.
+dvc.yaml lists exactly these files as code dependencies, and a training run records their fingerprints, so that a change
+re-runs only the stages it affects.  runtime/ and components/ cannot change a result and are left out
+(tests/vgg/test_golden.py checks this).  `python -m components.closure train` prints the closure.  Container images
+contain all files of a program: program().
 """
 
 from __future__ import annotations
@@ -25,31 +25,33 @@ def closure(stage: str) -> list[str]:
 
 
 def program(stage: str, *others: str) -> list[str]:
-    """Paths of all our files that run in a stage, relative to the repository, sorted.
+    """Paths of all files of this repository that a stage's program imports, relative to the repository, sorted.
 
-    others: modules that run there too.
+    others: further modules to include.
     """
-    reached, waiting = set(), [f"components.{stage}.__main__", *others]
-    while waiting:
-        module = waiting.pop()
+    found, pending = set(), [f"components.{stage}.__main__", *others]
+    while pending:
+        module = pending.pop()
         path = _path(module)
-        if path is None or path in reached:
+        if path is None or path in found:
             continue
-        reached.add(path)
-        waiting += _imports(path)
-    return sorted(str(p.relative_to(ROOT)) for p in reached)
+        found.add(path)
+        pending += _imports(path)
+    return sorted(str(p.relative_to(ROOT)) for p in found)
 
 
 def fingerprints(stage: str) -> dict[str, str]:
-    """Fingerprint of every file of the closure: what a training run compares before it is continued.  (DVC goes by
-    bytes.)"""
+    """Fingerprint of every file in the closure.
+
+    A training run compares them before it continues; DVC compares bytes.
+    """
     return {name: fingerprint(name) for name in closure(stage)}
 
 
 def fingerprint(name: str) -> str:
-    """sha256 of a file without comments, layout and docstrings: only what can change a result counts.
+    """sha256 of a file without comments, layout and docstrings, which cannot change a result.
 
-    So no result may depend on a docstring, and nothing in vgg/ reads one (tests/components/test_closure.py).
+    Therefore no code in vgg/ may read a docstring (checked by tests/components/test_closure.py).
     """
     return _read((ROOT / name).read_bytes())[0]
 
@@ -60,13 +62,13 @@ def _path(module: str) -> Path | None:
 
 
 def _imports(path: Path) -> tuple[str, ...]:
-    """Modules of our packages that a file imports anywhere, with the packages around them."""
+    """Modules of this repository that a file imports anywhere, and their parent packages."""
     return _read(path.read_bytes())[1]
 
 
 @functools.cache
 def _read(source: bytes) -> tuple[str, tuple[str, ...]]:
-    """Fingerprint and imports of a file; four stages have most of their files in common."""
+    """Fingerprint and imports of a file; cached because the stages share most files."""
     tree = ast.parse(source)
     modules = tuple(_modules(tree))
     return hashlib.sha256(ast.dump(_WithoutDocstrings().visit(tree)).encode()).hexdigest(), modules
@@ -74,7 +76,7 @@ def _read(source: bytes) -> tuple[str, tuple[str, ...]]:
 
 class _WithoutDocstrings(ast.NodeTransformer):
     def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
-        """None, which leaves it out, for a text that stands by itself."""
+        """Remove statements that are only a string."""
         is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
         return None if is_text else node
 

@@ -1,4 +1,4 @@
-"""python -m components.environment: every environment variable that the programs read, as a Markdown table."""
+"""python -m components.environment: print all environment variables that the programs read, as a Markdown table."""
 
 from __future__ import annotations
 

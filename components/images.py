@@ -1,8 +1,8 @@
-"""Which container image a stage runs in: by content, so that a cache hit is one and a changed program is another.
+"""The container image of each stage, tagged by content: the same tag means the same program.
 
-The tag is the hash of all our code that runs in the step, of the lock file of its image and of the Dockerfile.  A new
-README keeps the tag; a changed line of the trainer does not.  Code around the science is in it, unlike in DVC's
-dependencies: a mended program has to reach the cluster, where it then finds its finished work and makes nothing anew.
+The tag is the hash of all code that runs in the step, of the lock file of its image and of the Dockerfile.  A change of
+the README keeps the tag; a changed line of the trainer changes it.  Unlike DVC's dependencies, the tag also covers the
+code around the science: a fixed program must reach the cluster, where it finds finished work and does not repeat it.
 
 python -m components.images prints the four references.
 """
@@ -15,7 +15,7 @@ from components.closure import ROOT, fingerprint, program
 from runtime import environment
 
 TARGETS = {"shard": "data", "train": "train", "evaluate": "train", "register": "serve"}  # of docker/Dockerfile
-AROUND = {  # what runs in the image beside the stage's program
+EXTRA_MODULES = {  # that run in the image of a stage besides its program
     "train": ("components.trainjob.__main__", "components.launch"),
     "register": ("components.report.__main__", "components.register.served"),
 }
@@ -24,7 +24,7 @@ AROUND = {  # what runs in the image beside the stage's program
 def tag(stage: str) -> str:
     """16 hex digits."""
     digest = hashlib.sha256()
-    for name in program(stage, "components.step", *AROUND.get(stage, ())):
+    for name in program(stage, "components.step", *EXTRA_MODULES.get(stage, ())):
         digest.update(f"{name} {fingerprint(name)}\n".encode())
     for name in ("docker/Dockerfile", "docker/install.sh", lock(TARGETS[stage])):
         digest.update((ROOT / name).read_bytes())
@@ -32,17 +32,17 @@ def tag(stage: str) -> str:
 
 
 def lock(target: str) -> str:
-    """What is installed in the image of a target."""
+    """Lock file of the packages in the image of a target."""
     return f"docker/{target}.lock"
 
 
 def reference(stage: str) -> str:
-    """<VGG_REGISTRY>/vgg-<target>:<stage>-<tag>; VGG_REGISTRY is an address and no parameter."""
+    """<VGG_REGISTRY>/vgg-<target>:<stage>-<tag>; VGG_REGISTRY is an address, not a parameter."""
     return f"{environment.REGISTRY.get()}/vgg-{TARGETS[stage]}:{stage}-{tag(stage)}"
 
 
 def listing() -> str:
-    """The references, a stage a line."""
+    """The references, one stage per line."""
     return "\n".join(f"{stage:10}{reference(stage)}" for stage in TARGETS)
 
 

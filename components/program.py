@@ -1,4 +1,4 @@
-"""What the four programs have in common: arguments, exit codes, one writer per output, stopping, executor output."""
+"""Shared code of the programs: arguments, exit codes, stop signals, Kubeflow's ExecutorOutput."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger("vgg")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with the exit code of the contract for wrong usage."""
+    """argparse that exits with the code of WrongParameters on wrong usage."""
 
     def __init__(self, module: str, description: str | None) -> None:
         super().__init__(f"python -m {module}", None, description, formatter_class=argparse.RawTextHelpFormatter)
@@ -29,69 +29,69 @@ class Parser(argparse.ArgumentParser):
 
 
 class StageParser(Parser):
-    """The arguments of a stage: --params first."""
+    """Arguments of a stage, --params first."""
 
     def __init__(self, stage: str, description: str | None, module: str | None = None) -> None:
-        """module: whose program it is, if not components.<stage>."""
+        """module: of the program, if not components.<stage>."""
         super().__init__(module or f"components.{stage}", description)
         self.add_argument(
             "--params",
             required=True,
-            help=f"params.yaml, or its section {stage!r} as JSON (python -m vgg.params explains)",
+            help=f"params.yaml, or its section {stage!r} as JSON (explained by: python -m vgg.params)",
         )
 
 
 def add_executor_input(parser: argparse.ArgumentParser) -> None:
-    """Last of all flags: what Kubeflow says of the task, parsed to the file in which it wants to hear of its outputs.
+    """Add --executor-input, always the last flag.  Its value is parsed to the path of the ExecutorOutput file.
 
-    It is the whole ExecutorInput, {{$}}: that file by itself has a placeholder too, {{$.outputs.output_file}}, but only
-    kfp.local knows it; the launcher of a cluster (2.17) leaves it as it is.
+    It takes the whole ExecutorInput, {{$}}: the placeholder for the path alone, {{$.outputs.output_file}}, works only
+    with kfp.local; the launcher of a cluster (2.17) does not replace it.
     """
     parser.add_argument(
         "--executor-input", dest="executor_output", type=_output_file, metavar="JSON",
-        help="Kubeflow's ExecutorInput; its outputs.outputFile gets the ExecutorOutput; set by the pipeline",
+        help="Kubeflow's ExecutorInput, set by the pipeline; the ExecutorOutput goes to its outputs.outputFile",
     )  # fmt: skip
 
 
 def _output_file(executor_input: str) -> str:
-    """Raises argparse.ArgumentTypeError."""
+    """Path of the ExecutorOutput file.  Raises argparse.ArgumentTypeError."""
     try:
         return str(json.loads(executor_input)["outputs"]["outputFile"])
     except (ValueError, KeyError, TypeError):
         raise argparse.ArgumentTypeError(
-            f"no ExecutorInput of Kubeflow with outputs.outputFile: {executor_input[:80]!r}"
+            f"not an ExecutorInput with outputs.outputFile: {executor_input[:80]!r}"
         ) from None
 
 
 def run(work: Callable[[], None]) -> NoReturn:
-    """Do a program's work and exit with the code of the contract.  A user's mistake is one message, no traceback."""
+    """Run a program and exit with the code of its outcome.  A user's mistake is one message without a traceback."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("alembic", "mlflow", "matplotlib", "botocore", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    stopping.on_stop_signal(stopping.raise_stop_requested)  # what can be stopped more gently sets its own
+    stopping.on_stop_signal(stopping.raise_stop_requested)  # programs that stop more gently set their own handler
     try:
         work()
     except Problem as problem:
         end(problem.exit_code, f"{'' if isinstance(problem, Preempted) else 'error: '}{problem}")
-    except OSError as error:  # what is not foreseen is still a path and a reason, not a traceback
+    except OSError as error:  # unforeseen, but path and reason say more than a traceback
         if error.filename is None:
             raise
         where = f"{error.filename}: {error.strerror}"
-        end(StorageFailure.exit_code, f"error: {where}. Check that it exists, is writable and has room.")
+        end(StorageFailure.exit_code, f"error: {where}. Check that it exists, is writable and has free space.")
     except KeyboardInterrupt:
         stopping.ignore_stop_signals()
-        end(Preempted.exit_code, "interrupted; run the same command again to go on")
+        end(Preempted.exit_code, "interrupted; run the same command again to continue")
     sys.exit(0)
 
 
 def expect_one_process(module: str) -> None:
-    """Raises WrongParameters where torchrun (components.launch) has started several: each would do all the work."""
+    """Raises WrongParameters if components.launch started several processes: each would do all the work."""
     if environment.WORLD_SIZE.get() > 1:
-        raise WrongParameters(f"{module} is one process; start it with: python -m {module} …")
+        raise WrongParameters(f"{module} runs as one process; start it with: python -m {module} …")
 
 
 def end(exit_code: int, message: str) -> NoReturn:
-    """Say why, and exit.  components.step, which may stand around this program, hears of it too."""
+    """Print the message and exit.  If components.step runs this program, it gets code and message too."""
     print(message, file=sys.stderr)
     if path := environment.LAST_WORDS.get():
         with contextlib.suppress(OSError), open(path, "a") as file:
@@ -102,10 +102,10 @@ def end(exit_code: int, message: str) -> NoReturn:
 def write_executor_output(
     path: str | None, parameters: dict[str, str], artifacts: dict[str, tuple[str, dict[str, Any]]]
 ) -> None:
-    """Tell Kubeflow of output parameters and artifacts, in the one form the cluster and kfp.local both read.
+    """Report output parameters and artifacts to Kubeflow, in the form that both a cluster and kfp.local read.
 
-    path: of the ExecutorOutput JSON, None outside of Kubeflow.  artifacts: by name, the file and what Kubeflow's pages
-    show of it.
+    path: of the ExecutorOutput JSON; None outside Kubeflow.  artifacts: by name, file and metadata shown by Kubeflow's
+    UI.
     """
     if path is None:
         return
@@ -118,12 +118,12 @@ def write_executor_output(
 
 
 def numbers(metrics: dict[str, Any]) -> dict[str, Any]:
-    """What Kubeflow's page shows of metrics."""
+    """The metrics that are numbers, for Kubeflow's UI."""
     return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
 
 def _uri(path: str) -> str:
-    """The object a launcher's local path stands for: /s3/bucket/key is s3://bucket/key."""
+    """Address of the object behind a launcher's local path: s3://bucket/key for /s3/bucket/key."""
     for scheme in ("s3", "minio", "gcs"):
         if path.startswith(f"/{scheme}/"):
             return f"{'gs' if scheme == 'gcs' else scheme}://{path.removeprefix(f'/{scheme}/')}"

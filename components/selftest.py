@@ -1,6 +1,6 @@
-"""Does an image hold what its steps need?  python -m components.selftest {data,train,serve}
+"""Check that an image contains what its steps need: python -m components.selftest {data,train,serve}
 
-Runs the programs of a target on the embedded digits in a temporary folder, without a network, and says what it found.
+Runs the programs of a target on the embedded digits in a temporary folder, without a network, and prints the results.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from components.closure import ROOT
 from runtime.errors import Refused
 
 TIMEOUT_SECONDS = 600
-SECTIONS: dict[str, dict[str, Any]] = {  # the smallest that goes through everything
+SECTIONS: dict[str, dict[str, Any]] = {  # the smallest run of all stages
     "shard": {
         "source": "digits", "check_md5": True, "seed": 1, "samples_per_shard": 512, "max_pixels": 4096,
         "on_bad_image": "fail", "max_quarantined": 0,
@@ -42,7 +42,7 @@ SECTIONS: dict[str, dict[str, Any]] = {  # the smallest that goes through everyt
     },
 }  # fmt: skip
 SHARDS, OUT = ("--shards", "shards"), ("--metrics", "metrics.json")
-WORDS = {
+FLAGS = {
     "shard": ("--images", "", *SHARDS, *OUT),
     "train": (*SHARDS, "--initial", "", "--checkpoint", "model", "--curves", "curves.csv", *OUT),
     "evaluate": (
@@ -70,25 +70,25 @@ def main() -> None:
         print(gpus())
     with tempfile.TemporaryDirectory() as folder:
         for stage in STAGES[target]:
-            began = time.monotonic()
+            started = time.monotonic()
             run(stage, Path(folder))
-            print(f"{stage}: {time.monotonic() - began:.1f} s", flush=True)
+            print(f"{stage}: {time.monotonic() - started:.1f} s", flush=True)
     print("good")
 
 
 def run(stage: str, folder: Path) -> None:
-    """One stage in a folder.  Raises Refused with all that it said."""
+    """Run one stage in a folder.  Raises Refused with its whole output."""
     offline = {
         "PYTHONPATH": str(ROOT),
         "VGG_JOURNAL": str(folder / "tracking"),
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
     }
     done = subprocess.run(
-        [sys.executable, "-m", f"components.{stage}", "--params", json.dumps(SECTIONS[stage]), *WORDS[stage]],
+        [sys.executable, "-m", f"components.{stage}", "--params", json.dumps(SECTIONS[stage]), *FLAGS[stage]],
         cwd=folder, env={**os.environ, **offline}, capture_output=True, text=True, timeout=TIMEOUT_SECONDS,
     )  # fmt: skip
     if done.returncode:
-        raise Refused(f"{stage} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        raise Refused(f"{stage}: exit code {done.returncode}:\n{done.stdout}{done.stderr}")
 
 
 def read_only(path: str) -> bool:
@@ -96,7 +96,7 @@ def read_only(path: str) -> bool:
 
 
 def compiler() -> str:
-    """Triton builds its driver with it when a GPU is first used.  Raises Refused if it cannot build a module."""
+    """Check gcc, with which Triton builds its driver on the first use of a GPU.  Raises Refused if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "module.c"
         source.write_text("#include <Python.h>\nint answer(void) { return PY_MAJOR_VERSION; }\n")
@@ -105,9 +105,9 @@ def compiler() -> str:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         except FileNotFoundError:
-            raise Refused("no gcc: the network cannot be compiled for a GPU") from None
+            raise Refused("gcc is missing: the network cannot be compiled for a GPU") from None
     if done.returncode:
-        raise Refused(f"gcc does not build a Python module:\n{done.stderr}")
+        raise Refused(f"gcc cannot build a Python module:\n{done.stderr}")
     return "gcc builds Python modules"
 
 

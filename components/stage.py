@@ -1,12 +1,13 @@
-"""What the four stages have in common around their work, in this order: parameters, inputs, identity, output, tracking,
-results.
+"""The frame shared by the four stages: parameters, inputs, identity, output, tracking, results.
 
-    stage = Stage("evaluate", args, EvaluateParams)     parameters, all mistakes at once
-    shards = stage.open_shards()                        inputs, with the digests that their arguments ask for
+A program goes through it in this order:
+
+    stage = Stage("evaluate", args, EvaluateParams)     parameters; all mistakes are reported at once
+    shards = stage.open_shards()                        inputs; their digests must match the arguments
     location = stage.location(args.predictions)         {key} becomes the digest of the stage's identity
-    with stage.tracked(location) as tracker:            a run in MLflow: parameters, provenance
-        …                                               the stage's own work
-    stage.finish(metrics, …)                            metrics, written last, and what Kubeflow collects
+    with stage.tracked(location) as tracker:            a run in MLflow with parameters and provenance
+        …                                               the work of the stage
+    stage.finish(metrics, …)                            metrics, written last, and outputs for Kubeflow
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ P = TypeVar("P", bound=Section)
 
 
 class Stage(Generic[P]):
-    """One run of a stage's program.  params: its section.  inputs: digests of what it has opened so far, by name."""
+    """One run of a stage's program.  params: its section.  inputs: digests of the inputs opened so far, by name."""
 
     def __init__(self, name: str, args: argparse.Namespace, model: type[P]) -> None:
         """Raises WrongParameters with every mistake in the parameters."""
@@ -37,22 +38,22 @@ class Stage(Generic[P]):
         self.inputs: dict[str, str] = {}
 
     def open_shards(self) -> ShardSet:
-        """The shards of --shards.  Raises Refused if they are damaged or others than the argument's digest says."""
+        """The shards of --shards.  Raises Refused if they are damaged or do not match the argument's digest."""
         shards = storage.open_shards(self.args.shards)
         self.expect("shards", self.args.shards, shards.digest)
         return shards
 
     def expect(self, name: str, argument: str, digest: str) -> None:
-        """Note an input's digest.  Raises Refused if its argument asks for another one."""
+        """Record an input's digest.  Raises Refused if it does not match the argument's."""
         storage.expect(argument, digest)
         self.inputs[name] = digest
 
     def identity(self) -> dict[str, Any]:
-        """All that decides on the result: parameters, inputs, and the code of the science."""
+        """Everything that determines the result: parameters, inputs, and the code of the science."""
         return {self.name: self.params.model_dump(), "code": fingerprints(self.name), **self.inputs}
 
     def location(self, output: str) -> str:
-        """Where an output argument goes."""
+        """The resolved location of an output argument."""
         return storage.resolve(output, self.identity())
 
     def record(self) -> dict[str, Any]:
@@ -60,9 +61,9 @@ class Stage(Generic[P]):
         return provenance.record(self.name, self.params.model_dump(mode="json"), self.inputs)
 
     def tracked(self, location: str, more_params: dict[str, Any] | None = None) -> Tracker:
-        """The stage's run in MLflow, with its parameters and provenance: a context.
+        """A context manager: the stage's run in MLflow, with parameters and provenance.
 
-        location: of the output.  more_params: of earlier stages, by their names.
+        location: of the output.  more_params: of earlier stages, by stage name.
         """
         key = journal_key(self.identity(), location)
         tracker = Tracker(self.name, key, provenance.lineage(self.args.params))
@@ -71,7 +72,7 @@ class Stage(Generic[P]):
         return tracker
 
     def track_shards(self, tracker: Tracker, shards: ShardSet, split: str, context: str) -> None:
-        """Shards as the data set of the run in MLflow."""
+        """Log shards as a data set of the run in MLflow."""
         profile = {"num_images": len(shards.split(split)), "num_classes": len(shards.wnids)}
         tracker.dataset(shards.manifest["dataset"], self.args.shards, shards.digest, context, profile)
 
@@ -81,7 +82,7 @@ class Stage(Generic[P]):
         parameters: dict[str, str],
         artifacts: dict[str, tuple[str, dict[str, Any]]] | None = None,
     ) -> None:
-        """Write the metrics, last of all files, and tell Kubeflow of output parameters and artifacts."""
+        """Write the metrics, the last file, and report output parameters and artifacts to Kubeflow."""
         manifest.write_json(Path(self.args.metrics), metrics)
         shown = {"metrics": (self.args.metrics, program.numbers(metrics)), **(artifacts or {})}
         program.write_executor_output(self.args.executor_output, parameters, shown)

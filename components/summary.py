@@ -1,4 +1,4 @@
-"""python -m components.summary: the result of the last pipeline run, where everything lies, what to do next."""
+"""python -m components.summary: print the results of the last pipeline run, its outputs, and next steps."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def main() -> None:
     data, evaluation, model = metrics["shard"], metrics["evaluate"], metrics["register"]
     print(f"\n{table(evaluation)}\n")
     print(f"{100 * (1 - evaluation['top1_error']):.2f} % top-1 on {evaluation['num_images']:,} validation images\n")
-    for what, where in (
+    for name, description in (
         ("shards", f"data/shards          {data['num_train']:,} + {data['num_val']:,} images, {data['digest']}"),
         ("network", f"models/vgg           weights {metrics['train']['weights_sha256'][:16]}…"),
         ("predictions", "data/predictions     every image, confusion.png, mistakes.png"),
         ("numbers", "metrics/             JSON, the curves as CSV, evaluation.html"),
         ("model", f"{model['uri']}  version {model['version']}"),
     ):
-        print(f"{what:12} {where}")
+        print(f"{name:12} {description}")
     print(
         "\nnext:\n"
         "  make ui                                    runs, curves and the model in the browser\n"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A base image out of Debian's packages, where no image registry can be reached: docker/debian.sh [NAME]
+# Build a base image from Debian packages, if no image registry can be reached: docker/debian.sh [NAME]
 # Needs root, debootstrap and podman.  Prints the image's name.
 set -euo pipefail
 name=${1:-localhost/vgg-base:bookworm}

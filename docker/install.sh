@@ -1,4 +1,4 @@
-# Packages of a lock file into /opt/vgg, less what no program loads: static libraries, C++ headers, the packages' own tests.
+# Install a lock file's packages into /opt/vgg without what no program loads: static libraries, C++ headers, their tests.
 set -eu
 export PIP_CACHE_DIR=/cache/pip UV_CACHE_DIR=/cache/uv UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1
 if [ -s /run/ca.pem ]; then export PIP_CERT=/run/ca.pem SSL_CERT_FILE=/run/ca.pem; fi

@@ -1,11 +1,11 @@
-"""Checkpoints: written so that a kill at any moment leaves a good one, and never trusted unverified.
+"""Checkpoints: a kill at any moment leaves a good one, and none is used before it is verified.
 
     <directory>/step-00000300/   weights.safetensors  momentum.safetensors  state.json  manifest.json
-    <directory>/manifest.json    when training is finished: which step is last, which was best; sha256 of everything
+    <directory>/manifest.json    when training is finished: the last and the best step, sha256 of every file
 
-A step's files are written into a folder under another name, fsynced, then the folder is renamed.  There is no pointer
-to the newest: it is the highest step that verifies and belongs to this run.  safetensors and JSON only; nothing here
-can run code.  A sha256 that fits is not enough: a checkpoint is opened only if its files are what their names say.
+The files of a step are written to a folder under a temporary name and fsynced; then the folder is renamed.  No file
+points to the newest checkpoint: it is the highest step that verifies and belongs to this run.  All files are
+safetensors or JSON; reading them cannot run code.  A correct sha256 is not enough: types and shapes are checked, too.
 """
 
 from __future__ import annotations
@@ -32,20 +32,23 @@ log = logging.getLogger("vgg.checkpoint")
 
 STEP_SCHEMA = "vgg.checkpoint.step/1"
 SCHEMA = "vgg.checkpoint/1"
-FILES = ("weights.safetensors", "momentum.safetensors", "state.json")  # of a step, beside its manifest
+FILES = ("weights.safetensors", "momentum.safetensors", "state.json")  # of a step, in addition to its manifest
+NOT_OURS = "This is not a checkpoint written by this program."
 Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What the tensors of a network must be: (type as safetensors writes it, shape) by name; names of those with a
-    momentum."""
+    """The tensors that a network must have.
+
+    weights: (type as in safetensors, shape) by name.  trainable: names of those that have a momentum.
+    """
 
     weights: dict[str, tuple[str, list[int]]]
-    learnt: set[str]
+    trainable: set[str]
 
 
-# of the manifest's "network".  Raises ValueError for what is no network.
+# The expected tensors for the "network" of a manifest.  Raises ValueError if it does not describe a network.
 ShapesOf = Callable[[dict[str, Any]], Expected]
 
 
@@ -55,8 +58,8 @@ class Entry(BaseModel, strict=True):
     sha256: str
 
 
-class About(BaseModel, strict=True):
-    """What the manifests of a step and of a finished training have in common; readers rely on these."""
+class Metadata(BaseModel, strict=True):
+    """Required entries of the manifests of a step and of a finished training."""
 
     files: list[Entry]
     run: dict[str, Any]
@@ -66,23 +69,27 @@ class About(BaseModel, strict=True):
     versions: dict[str, Any]
 
 
-class AboutStep(About):
+class StepMetadata(Metadata):
     step: int
 
 
-class AboutTraining(About):
+class TrainingMetadata(Metadata):
     last: str
     best: str
 
 
 @dataclass(frozen=True)
 class Step:
-    """One verified checkpoint.  state: counters and curves, JSON.  about: run, network, pixels, versions."""
+    """One verified checkpoint.
+
+    state: counters and curves, from state.json.  metadata: run, network, pixels, classes and versions, from the
+    manifest.
+    """
 
     path: Path
     step: int
     state: dict[str, Any]
-    about: dict[str, Any]
+    metadata: dict[str, Any]
 
     def weights(self) -> Tensors:
         return load_file(self.path / "weights.safetensors")
@@ -96,11 +103,11 @@ def step_name(step: int) -> str:
 
 
 def save(
-    directory: Path, step: int, weights: Tensors, momentum: Tensors, state: dict[str, Any], about: dict[str, Any]
+    directory: Path, step: int, weights: Tensors, momentum: Tensors, state: dict[str, Any], metadata: dict[str, Any]
 ) -> Path:
-    """Write the checkpoint of a step.  It exists whole under its name, or not at all.
+    """Write the checkpoint of a step, atomically.  Returns its folder.
 
-    Raises StorageFailure when the disk is full; earlier checkpoints stay.
+    Raises StorageFailure when the disk is full; earlier checkpoints are kept.
     """
     final, temporary = directory / step_name(step), directory / f"{step_name(step)}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -109,18 +116,18 @@ def save(
         for name, tensors in (("weights", weights), ("momentum", momentum)):
             try:
                 save_file(tensors, temporary / f"{name}.safetensors")
-            except Exception as error:  # safetensors reports I/O errors as its own type, with the text of the OSError
+            except Exception as error:  # safetensors raises its own type for I/O errors, with the text of the OSError
                 if found := re.search(r"os error (\d+)", str(error)):
                     raise OSError(int(found[1]), str(error), str(temporary / f"{name}.safetensors")) from error
                 raise
-            os.chmod(temporary / f"{name}.safetensors", 0o644)  # safetensors makes it private
+            os.chmod(temporary / f"{name}.safetensors", 0o644)  # safetensors writes it with mode 0600
             with open(temporary / f"{name}.safetensors", "rb") as file:
                 os.fsync(file.fileno())
         manifest.write_json(temporary / "state.json", state)
         entries = [manifest.file_entry(temporary, name, md5=False) for name in FILES]
-        manifest.write(temporary, STEP_SCHEMA, {**about, "step": step}, entries)
+        manifest.write(temporary, STEP_SCHEMA, {**metadata, "step": step}, entries)
         earlier = directory / f"{step_name(step)}.old"
-        if final.exists():  # found damaged and computed again, or saved before its validation: see recover()
+        if final.exists():  # it was damaged, or saved before its validation; see recover()
             os.rename(final, earlier)
         os.rename(temporary, final)
         manifest.fsync_directory(directory)
@@ -129,73 +136,73 @@ def save(
 
 
 def recover(directory: Path) -> None:
-    """Give a checkpoint its name back whose replacement was interrupted between two renames."""
+    """Restore the name of a checkpoint whose replacement was interrupted between the two renames of save()."""
     for earlier in directory.glob("step-*.old"):
         final = earlier.with_suffix("")
         shutil.rmtree(earlier) if final.exists() else os.rename(earlier, final)
 
 
 def steps(directory: Path) -> list[int]:
-    """All steps that have a folder, verified or not, rising."""
+    """All steps that have a folder, verified or not, in ascending order."""
     names = [path.name for path in directory.glob("step-*")]
     return sorted(int(name[5:]) for name in names if re.fullmatch("step-[0-9]{8}", name))
 
 
 def open_step(directory: Path, step: int, shapes_of: ShapesOf, known: list[dict[str, Any]] | None = None) -> Step:
-    """One checkpoint, every byte of it verified before any is parsed, and every file what its name says.
+    """Open one checkpoint.  Every byte is verified before anything is parsed.
 
-    known: entries of files below `directory` whose sha256 was computed just now; those are not read a second time.
-    The tensors have the names, shapes and types of the network; their values are read later.
+    known: entries of files in `directory` whose sha256 was just computed; these are not read again.
+    The names, shapes and types of the tensors are checked against the network; their values are not read yet.
     Raises Refused, naming the file.
     """
     path = directory / step_name(step)
-    about = manifest.read(path, STEP_SCHEMA)
-    _expect(AboutStep, about, path)
-    _expect_files(about, path, FILES)
+    metadata = manifest.read(path, STEP_SCHEMA)
+    _expect(StepMetadata, metadata, path)
+    _expect_files(metadata, path, FILES)
     for found in path.iterdir():
         if found.name not in (*FILES, manifest.NAME) or not found.is_file():
-            raise Refused(f"{path}: {found.name!r} is no file of a checkpoint. Remove it.")
+            raise Refused(f"{path}: {found.name!r} is not a checkpoint file. Remove it.")
     digests = {entry["path"]: entry["sha256"] for entry in known or ()}
-    for entry in about["files"]:
+    for entry in metadata["files"]:
         if digests.get(f"{path.name}/{entry['path']}") != entry["sha256"]:
             manifest.verify_file(path, entry)
-    if about["step"] != step:
-        raise Refused(f"{path}: holds step {about['step']}. The folder has been renamed; give it its name back.")
-    _expect_tensors(path, about["network"], shapes_of)
-    return Step(path, step, _read_state(path / "state.json", step), about)
+    if metadata["step"] != step:
+        raise Refused(f"{path}: contains step {metadata['step']}. The folder was renamed; restore its name.")
+    _expect_tensors(path, metadata["network"], shapes_of)
+    return Step(path, step, _read_state(path / "state.json", step), metadata)
 
 
-def _expect(model: type[BaseModel], about: dict[str, Any], path: Path) -> None:
+def _expect(model: type[BaseModel], metadata: dict[str, Any], path: Path) -> None:
     try:
-        model.model_validate(about)
+        model.model_validate(metadata)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise Refused(f"{path / manifest.NAME}: {where}: {first['msg']}. No training wrote it.") from None
+        raise Refused(f"{path / manifest.NAME}: {where}: {first['msg']}. {NOT_OURS}") from None
 
 
-def _expect_files(about: dict[str, Any], path: Path, names: Iterable[str]) -> None:
-    """A manifest that lists other files, outside of its directory perhaps, is no checkpoint's."""
-    listed = sorted(entry["path"] for entry in about["files"])
+def _expect_files(metadata: dict[str, Any], path: Path, names: Iterable[str]) -> None:
+    """Raises Refused if the manifest lists other files, for example outside its directory."""
+    listed = sorted(entry["path"] for entry in metadata["files"])
     if listed != sorted(names):
-        raise Refused(f"{path / manifest.NAME}: lists {listed} instead of {sorted(names)}. No training wrote it.")
+        raise Refused(f"{path / manifest.NAME}: lists {listed} instead of {sorted(names)}. {NOT_OURS}")
 
 
 def _read_state(path: Path, step: int) -> dict[str, Any]:
     def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no JSON")
+        raise ValueError(f"{constant} is not valid JSON")
 
     try:
         state = json.loads(path.read_bytes(), parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise Refused(f"{path}: not JSON ({error}). No training wrote it.") from None
+        raise Refused(f"{path}: not JSON ({error}). {NOT_OURS}") from None
     if not isinstance(state, dict) or state.get("step") != step:
-        raise Refused(f"{path}: not the state of step {step}. No training wrote it.")
+        raise Refused(f"{path}: not the state of step {step}. {NOT_OURS}")
     return state
 
 
 def _expect_tensors(path: Path, network: dict[str, Any], shapes_of: ShapesOf) -> None:
-    """Raises Refused unless the tensors of a step are those of its network.  Reads headers only."""
+    """Raises Refused unless the tensors of a step match its network.  Reads headers only."""
     try:
         wanted = shapes_of(network)
     except ValueError as error:
@@ -203,30 +210,30 @@ def _expect_tensors(path: Path, network: dict[str, Any], shapes_of: ShapesOf) ->
     for file in FILES[:2]:
         try:
             with safe_open(path / file, "pt") as opened:
-                slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  # it is no dict
+                slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  # not a dict
                 found = {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
         except (SafetensorError, OSError, ValueError) as error:
-            raise Refused(f"{path / file}: not a safetensors file ({error}). No training wrote it.") from None
-        expected = wanted.weights if file == FILES[0] else {name: wanted.weights[name] for name in wanted.learnt}
-        if file == FILES[1] and not found:  # before the first update, and without momentum
+            raise Refused(f"{path / file}: not a safetensors file ({error}). {NOT_OURS}") from None
+        expected = wanted.weights if file == FILES[0] else {name: wanted.weights[name] for name in wanted.trainable}
+        if file == FILES[1] and not found:  # none before the first update or without momentum
             continue
         for wrong in sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)):
             raise Refused(
-                f"{path / file}: {wrong!r} is {_shown(found.get(wrong))}; this network has it "
-                f"{_shown(expected.get(wrong))}. No training wrote it."
+                f"{path / file}: {wrong!r} is {_describe(found.get(wrong))}; the network requires "
+                f"{_describe(expected.get(wrong))}. {NOT_OURS}"
             )
 
 
-def _shown(tensor: tuple[str, list[int]] | None) -> str:
+def _describe(tensor: tuple[str, list[int]] | None) -> str:
     return f"{tensor[0]} {tensor[1]}" if tensor else "absent"
 
 
 def newest(directory: Path, shapes_of: ShapesOf, differs: Callable[[Step], list[str]] = lambda _: []) -> Step | None:
-    """The newest checkpoint that verifies and belongs to this run; None if there is no checkpoint at all.
+    """The newest checkpoint that verifies and belongs to this run; None if there are no checkpoints.
 
-    differs: what sets the run of a checkpoint apart from this one, a line each; it may refuse one as damaged, too.
-    Those that are damaged or of another run are named and passed over.  Raises Refused if there are some but none is
-    good: starting afresh without a word would throw away a run.
+    differs: the differences between the run of a checkpoint and this run, one line each; may raise Refused, too.
+    Checkpoints that are damaged or belong to another run are logged and skipped.  Raises Refused if there are
+    checkpoints but none is good: starting at step 0 would discard a run.
     """
     found = steps(directory)
     others: list[tuple[Step, list[str]]] = []
@@ -241,7 +248,7 @@ def newest(directory: Path, shapes_of: ShapesOf, differs: Callable[[Step], list[
             others.append((candidate, changes))
             continue
         for other, changes in others:
-            log.warning("checkpoint refused: %s is of another run: %s", other.path, "; ".join(changes))
+            log.warning("checkpoint refused: %s belongs to another run: %s", other.path, "; ".join(changes))
         if step != found[-1]:
             log.warning("falling back to %s", candidate.path)
         return candidate
@@ -249,30 +256,33 @@ def newest(directory: Path, shapes_of: ShapesOf, differs: Callable[[Step], list[
         other, changes = others[0]
         listing = "\n".join(f"  {change}" for change in changes)
         raise Refused(
-            f"{directory}: holds an unfinished run (step {other.step}) that differs:\n{listing}\n"
-            "To continue it, restore these (for code alone: --accept-code-change). "
-            f"To start anew: rm -r {directory}"
+            f"{directory}: contains an unfinished run (step {other.step}) that differs:\n{listing}\n"
+            "To continue it, restore these values (if only code differs: --accept-code-change). "
+            f"To start again: rm -r {directory}"
         )
     if found:
         raise Refused(
-            f"{directory}: none of its {len(found)} checkpoints verifies (each is named above). "
-            f"Restore one from a copy, or start anew with: rm -r {directory}"
+            f"{directory}: none of its {len(found)} checkpoints verifies (see the messages above). "
+            f"Restore one from a copy, or start again: rm -r {directory}"
         )
     return None
 
 
-def set_later_aside(directory: Path, step: int) -> None:
-    """Move the checkpoints after a step, all of them refused, to <directory>.refused: the run would overwrite them."""
-    aside = manifest.sibling(directory, ".refused")
+def move_later(directory: Path, step: int) -> None:
+    """Move the checkpoints after a step, all of them refused, to <directory>.refused.
+
+    The run would overwrite them.
+    """
+    target = manifest.sibling(directory, ".refused")
     for later in (later for later in steps(directory) if later > step):
-        aside.mkdir(exist_ok=True)
-        shutil.rmtree(aside / step_name(later), ignore_errors=True)
-        os.rename(directory / step_name(later), aside / step_name(later))
-        log.warning("%s lies in %s now", step_name(later), aside)
+        target.mkdir(exist_ok=True)
+        shutil.rmtree(target / step_name(later), ignore_errors=True)
+        os.rename(directory / step_name(later), target / step_name(later))
+        log.warning("%s: moved to %s", step_name(later), target)
 
 
 def prune(directory: Path, keep: set[int]) -> None:
-    """Delete the checkpoints of all other steps, and what an interrupted save left."""
+    """Delete the checkpoints of all other steps, and leftovers of an interrupted save."""
     for step in steps(directory):
         if step not in keep:
             shutil.rmtree(directory / step_name(step))
@@ -281,12 +291,12 @@ def prune(directory: Path, keep: set[int]) -> None:
 
 
 def finish(
-    directory: Path, last: int, best: int, about: dict[str, Any], shapes_of: ShapesOf
+    directory: Path, last: int, best: int, metadata: dict[str, Any], shapes_of: ShapesOf
 ) -> tuple[dict[str, Any], Step]:
-    """Declare training finished: keep the last and the best checkpoint, and write the directory's manifest.
+    """Finish a training: keep the last and the best checkpoint, and write the directory's manifest.
 
-    Returns the manifest and the last step.  Raises Refused if one of them does not verify: the manifest would vouch for
-    it.
+    Returns the manifest and the last step.  Raises Refused if one of the two does not verify: the manifest would
+    confirm damaged files.
     """
     entries, opened = [], {}
     for step in sorted({last, best}):
@@ -295,40 +305,40 @@ def finish(
         opened[step] = open_step(directory, step, shapes_of, known=of_step)
         entries += of_step
     prune(directory, {last, best})
-    body = {**about, "last": step_name(last), "best": step_name(best)}
+    body = {**metadata, "last": step_name(last), "best": step_name(best)}
     return manifest.write(directory, SCHEMA, body, entries), opened[last]
 
 
-def set_aside(directory: Path) -> Path:
-    """Move a finished checkpoint out of the way of a run with other parameters.  Returns where it lies now."""
-    aside = manifest.sibling(directory, ".previous")
-    shutil.rmtree(aside, ignore_errors=True)
-    os.rename(directory.resolve(), aside)
-    return aside
+def move_finished(directory: Path) -> Path:
+    """Move a finished training to <directory>.previous, before a run with other inputs.  Returns the new path."""
+    target = manifest.sibling(directory, ".previous")
+    shutil.rmtree(target, ignore_errors=True)
+    os.rename(directory.resolve(), target)
+    return target
 
 
 def open_finished(directory: Path, which: str, shapes_of: ShapesOf) -> tuple[dict[str, Any], Step]:
-    """The manifest of a finished training, every file of it verified, and its step.
+    """The manifest of a finished training and one of its steps; every file is verified.
 
     which: "last" or "best".  Raises Refused if training is not finished or anything is damaged.
     """
-    about = manifest.read(directory, SCHEMA)
-    _expect(AboutTraining, about, directory)
-    kept = {about["last"], about["best"]}
-    if not all(re.fullmatch("step-[0-9]{8}", name) for name in kept):
-        raise Refused(f"{directory / manifest.NAME}: last and best are {sorted(kept)}. No training wrote it.")
-    _expect_files(about, directory, [f"{name}/{file}" for name in kept for file in (*FILES, manifest.NAME)])
-    for entry in about["files"]:
+    metadata = manifest.read(directory, SCHEMA)
+    _expect(TrainingMetadata, metadata, directory)
+    names = {metadata["last"], metadata["best"]}
+    if not all(re.fullmatch("step-[0-9]{8}", name) for name in names):
+        raise Refused(f"{directory / manifest.NAME}: last and best are {sorted(names)}. {NOT_OURS}")
+    _expect_files(metadata, directory, [f"{name}/{file}" for name in names for file in (*FILES, manifest.NAME)])
+    for entry in metadata["files"]:
         manifest.verify_file(directory, entry)
-    step = open_step(directory, int(about[which].removeprefix("step-")), shapes_of, known=about["files"])
-    for name in ("network", "pixels", "classes"):  # of the best step another code may be recorded
-        if step.about[name] != about[name]:
-            raise Refused(f"{directory / manifest.NAME}: its {name} are not those of {step.path}.")
-    return about, step
+    step = open_step(directory, int(metadata[which].removeprefix("step-")), shapes_of, known=metadata["files"])
+    for name in ("network", "pixels", "classes"):  # "run" may differ: the code may have changed since the best step
+        if step.metadata[name] != metadata[name]:
+            raise Refused(f"{directory / manifest.NAME}: {name!r} differs from {step.path}.")
+    return metadata, step
 
 
 def differences(there: Any, here: Any, path: str = "") -> Iterator[str]:
-    """What differs between two JSON values, one line a leaf: '<path>: <there> there, <here> here'."""
+    """The differences between two JSON values, one line per leaf: '<path>: <there> there, <here> here'."""
     if isinstance(there, dict) and isinstance(here, dict):
         for key in sorted(there.keys() | here.keys()):
             yield from differences(there.get(key), here.get(key), f"{path}.{key}" if path else key)

@@ -1,4 +1,4 @@
-"""The processes that train together: torchrun's, or just this one under plain python."""
+"""The processes of a distributed training: those started by torchrun, or only this one under plain python."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from torch import distributed
 from runtime import environment
 from runtime.errors import Preempted, WrongParameters
 
-# gloo raises plain RuntimeErrors; NCCL's and the store's are DistErrors.  Texts of torch 2.11 and 2.15, provoked by
+# gloo raises plain RuntimeErrors; NCCL and the store raise DistErrors.  Texts of torch 2.11 and 2.15, checked by
 # tests/runtime/test_distributed.py.
 GLOO_LOST_A_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out", "Socket")
 
 
 @dataclass(frozen=True)
 class Group:
-    """This process among all of them.  device: where it computes.
+    """This process among all processes of the training.  device: where it computes.
 
-    Tensors of the device are reduced there, and nobody waits for them; what processes agree on (any, gather, barrier)
-    goes from host to host and never waits for a device.
+    sum_ and broadcast_ run on the device of the tensor, asynchronously on a GPU.  any, gather and barrier run between
+    hosts and never wait for a device.
     """
 
     rank: int
@@ -38,19 +38,19 @@ class Group:
         return self.rank == 0
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Add up a tensor over all ranks, in place."""
+        """Sum a tensor over all ranks, in place."""
         if self.world_size > 1:
             distributed.all_reduce(tensor)
         return tensor
 
     def broadcast_(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Give every rank the tensor of rank 0, in place."""
+        """Copy the tensor of rank 0 to every rank, in place."""
         if self.world_size > 1:
             distributed.broadcast(tensor, 0)
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on some rank: all ranks get the same answer."""
+        """Whether the flag is set on any rank; the same result on all ranks."""
         if self.world_size == 1:
             return flag
         flags = torch.tensor([flag], dtype=torch.int32)
@@ -71,17 +71,18 @@ class Group:
 
 @contextmanager
 def joined(timeout_seconds: float = 600) -> Iterator[Group]:
-    """Join the group that torchrun describes in the environment (nccl on GPUs, gloo on CPUs); leave it at the end.
+    """Join the process group described by torchrun's environment (nccl on GPUs, gloo on CPUs); leave it at the end.
 
     timeout_seconds: how long ranks wait for each other.
-    Raises Preempted when another rank is gone: what was saved is good, and the ranks start again together.
+    Raises WrongParameters if there are more processes than GPUs, and Preempted when another rank is gone: saved
+    checkpoints are good, and all ranks have to start again together.
     """
     rank, world_size = environment.RANK.get(), environment.WORLD_SIZE.get()
     local_rank, local_world_size = environment.LOCAL_RANK.get(), environment.LOCAL_WORLD_SIZE.get() or world_size
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
             raise WrongParameters(
-                f"rank {rank}: this machine has {torch.cuda.device_count()} GPUs; start as many processes"
+                f"rank {rank}: this machine has only {torch.cuda.device_count()} GPUs; start one process per GPU"
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
@@ -96,14 +97,14 @@ def joined(timeout_seconds: float = 600) -> Iterator[Group]:
         if not lost_a_rank(error):
             raise
         raise Preempted(
-            f"rank {rank}: another rank is gone ({str(error).splitlines()[0][:200]}). Run again to go on from the "
-            "last checkpoint; the rank that failed first says why."
+            f"rank {rank}: another rank is gone ({str(error).splitlines()[0][:200]}). Run again to continue from "
+            "the last checkpoint; the rank that failed first reports the cause."
         ) from error
-    # after a failure the group is left to end with the process: leaving it could wait for a rank that is gone
+    # not after a failure: destroying the group could wait for a rank that is gone
     if world_size > 1:
         distributed.destroy_process_group()
 
 
 def lost_a_rank(error: BaseException) -> bool:
-    """Whether a collective failed because of another process, not of this one's own doing."""
+    """Whether a collective operation failed because another process is gone, not because of an error in this one."""
     return isinstance(error, distributed.DistError) or any(text in str(error) for text in GLOO_LOST_A_PEER)

@@ -1,6 +1,6 @@
-"""Every environment variable that our programs read: meaning, default, and one wording for a bad value.
+"""Every environment variable that the programs read: meaning, default, and validation.
 
-python -m components.environment lists them.  Nothing else reads os.environ (tests/runtime/test_environment.py).
+python -m components.environment lists them.  No other module reads os.environ (tests/runtime/test_environment.py).
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def positive_seconds(text: str) -> float:
 class Variable(Generic[T]):
     """One environment variable.
 
-    default: what get() returns where it is not set or empty.  shown: the default in words, where it is computed.
-    parse: raises ValueError with what the value must be.
+    default: value of get() if the variable is not set or empty.  shown: the default in words, if it is computed.
+    parse: raises ValueError with a description of valid values.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Variable(Generic[T]):
     shown: str = ""
 
     def get(self) -> T:
-        """Raises WrongParameters for a bad value."""
+        """The value, or the default.  Raises WrongParameters for an invalid value."""
         text = os.environ.get(self.name, "")
         if not text:
             return self.default
@@ -111,44 +111,44 @@ _group(
 )  # fmt: skip
 
 TRACKING_URI = _text("MLFLOW_TRACKING_URI", "MLflow server or database", "sqlite:///mlflow.db")
-TRACKING_USERNAME = _text("MLFLOW_TRACKING_USERNAME", "user of the MLflow server; the password likewise")
-TRACKING_RUN_ID = _text("MLFLOW_RUN_ID", "run of MLflow that a stage adopts as its own")
-KUBECONFIG = _text("KUBECONFIG", "cluster to use from outside of it")
-PIPELINES_ENDPOINT = _text("KF_PIPELINES_ENDPOINT", "address of Kubeflow Pipelines' API")
-PIPELINES_UI_ENDPOINT = _text("KF_PIPELINES_UI_ENDPOINT", "address of its pages, for links")
-PIPELINES_TOKEN = _text("KF_PIPELINES_TOKEN", "bearer token for it")
+TRACKING_USERNAME = _text("MLFLOW_TRACKING_USERNAME", "user of the MLflow server, with MLFLOW_TRACKING_PASSWORD")
+TRACKING_RUN_ID = _text("MLFLOW_RUN_ID", "existing MLflow run that a stage uses as its own")
+KUBECONFIG = _text("KUBECONFIG", "kubeconfig file, outside of the cluster")
+PIPELINES_ENDPOINT = _text("KF_PIPELINES_ENDPOINT", "address of the Kubeflow Pipelines API")
+PIPELINES_UI_ENDPOINT = _text("KF_PIPELINES_UI_ENDPOINT", "address of the Kubeflow Pipelines pages, for links")
+PIPELINES_TOKEN = _text("KF_PIPELINES_TOKEN", "bearer token for Kubeflow Pipelines")
 PIPELINES_TOKEN_FILE = _text(
-    "KF_PIPELINES_SA_TOKEN_PATH", "file of a service account's token for it", shown="where Kubernetes mounts it"
+    "KF_PIPELINES_SA_TOKEN_PATH", "file with a service account token for it", shown="where Kubernetes mounts it"
 )
-PIPELINES_COOKIES = _text("KF_PIPELINES_COOKIES", "cookies for it")
-REGISTRY_AUTH_FILE = _text("REGISTRY_AUTH_FILE", "podman's file of registries' credentials")
-CA_FILE = _text("SSL_CERT_FILE", "certificates to trust")
-CACHE_HOME = Variable[Path | None]("XDG_CACHE_HOME", "folder of caches", None, Path, "~/.cache")
+PIPELINES_COOKIES = _text("KF_PIPELINES_COOKIES", "cookies for Kubeflow Pipelines")
+REGISTRY_AUTH_FILE = _text("REGISTRY_AUTH_FILE", "file with podman's registry credentials")
+CA_FILE = _text("SSL_CERT_FILE", "trusted certificates")
+CACHE_HOME = Variable[Path | None]("XDG_CACHE_HOME", "folder for caches", None, Path, "~/.cache")
 _group(
-    "of other software", TRACKING_URI, TRACKING_USERNAME, TRACKING_RUN_ID, KUBECONFIG, PIPELINES_ENDPOINT,
+    "defined by other software", TRACKING_URI, TRACKING_USERNAME, TRACKING_RUN_ID, KUBECONFIG, PIPELINES_ENDPOINT,
     PIPELINES_UI_ENDPOINT, PIPELINES_TOKEN, PIPELINES_TOKEN_FILE, PIPELINES_COOKIES, REGISTRY_AUTH_FILE, CA_FILE,
     CACHE_HOME,
 )  # fmt: skip
 
-IMAGE = _text("VGG_IMAGE", "image that a step runs in, for its provenance")
+IMAGE = _text("VGG_IMAGE", "image of a step, recorded as provenance")
 PIPELINE_RUN = _text("VGG_PIPELINE_RUN", "name of the pipeline run")
-GIT_COMMIT = _text("VGG_GIT_COMMIT", "commit that an image was built from, with '-dirty' if it was")
-LAST_WORDS = _text("VGG_LAST_WORDS", "file for exit code and message, read by components.step")
-RANKS_FOLDER = _text("VGG_RANKS", "folder for the ranks' signs of life, read by components.launch")
-LAUNCHER = Variable[int | None]("VGG_LAUNCHER", "process that started the ranks", None, count)
-ELASTIC_RUN = _text("TORCHELASTIC_RUN_ID", "torchrun's; set in every rank")
-RANK = Variable("RANK", "of this process among all, torchrun's", 0, count)
-WORLD_SIZE = Variable("WORLD_SIZE", "number of all processes, torchrun's", 1, positive_integer)
-LOCAL_RANK = Variable("LOCAL_RANK", "of this process on its machine, torchrun's", 0, count)
+GIT_COMMIT = _text("VGG_GIT_COMMIT", "commit that an image was built from; '-dirty' if files were modified")
+LAST_WORDS = _text("VGG_LAST_WORDS", "file for the exit code and message of a program, read by components.step")
+RANKS_FOLDER = _text("VGG_RANKS", "folder for the heartbeats of the ranks, read by components.launch")
+LAUNCHER = Variable[int | None]("VGG_LAUNCHER", "process ID of the launcher that started the ranks", None, count)
+ELASTIC_RUN = _text("TORCHELASTIC_RUN_ID", "set by torchrun in every rank")
+RANK = Variable("RANK", "rank of this process, set by torchrun", 0, count)
+WORLD_SIZE = Variable("WORLD_SIZE", "number of ranks, set by torchrun", 1, positive_integer)
+LOCAL_RANK = Variable("LOCAL_RANK", "rank of this process on its machine, set by torchrun", 0, count)
 LOCAL_WORLD_SIZE = Variable[int | None](
-    "LOCAL_WORLD_SIZE", "processes of this machine, torchrun's", None, positive_integer, "WORLD_SIZE"
+    "LOCAL_WORLD_SIZE", "ranks on this machine, set by torchrun", None, positive_integer, "WORLD_SIZE"
 )
-NUM_NODES = Variable("PET_NNODES", "machines of a TrainJob", 0, count)
-NODE_RANK = Variable[int | None]("PET_NODE_RANK", "number of this machine", None, count)
-NODE_ADDRESS = _text("PET_MASTER_ADDR", "name of machine 0")
-NODE_PORT = Variable("PET_MASTER_PORT", "port of machine 0", 0, count)
-POD_NAME = _text("KFP_POD_NAME", "pod of a step, Kubeflow's")
-HOST_NAME = _text("HOSTNAME", "pod of a step, where Kubeflow does not say it")
+NUM_NODES = Variable("PET_NNODES", "number of machines of a TrainJob", 0, count)
+NODE_RANK = Variable[int | None]("PET_NODE_RANK", "number of this machine, from 0", None, count)
+NODE_ADDRESS = _text("PET_MASTER_ADDR", "host name of machine 0")
+NODE_PORT = Variable("PET_MASTER_PORT", "free port of machine 0", 0, count)
+POD_NAME = _text("KFP_POD_NAME", "name of the pod of a step, set by Kubeflow")
+HOST_NAME = _text("HOSTNAME", "name of the pod of a step, if KFP_POD_NAME is not set")
 IN_CLUSTER = _text("KUBERNETES_SERVICE_HOST", "set by Kubernetes in every pod")
 _group(
     "set by the pipeline and its launchers", IMAGE, PIPELINE_RUN, GIT_COMMIT, LAST_WORDS, RANKS_FOLDER, LAUNCHER,
@@ -158,5 +158,5 @@ _group(
 
 
 def passed_on(names: tuple[str, ...]) -> dict[str, str]:
-    """Those of some variables that are set, to be given to another process or pod."""
+    """Values of those variables that are set, for another process or pod."""
     return {name: os.environ[name] for name in names if os.environ.get(name)}

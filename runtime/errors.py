@@ -1,13 +1,13 @@
-"""What can go wrong for a user, each with the exit code that tells an orchestrator whether to try again.
+"""Errors that a user can act on; the exit code tells an orchestrator whether to try again.
 
-The message of every one of these is complete: what, where, what to do.  The programs print it without a traceback.
+Every message is complete: what, where, what to do.  The programs print it without a traceback.
 """
 
 from __future__ import annotations
 
 
 class Problem(Exception):
-    """Something the user can act on.  Subclasses fix the exit code (sysexits.h where it has one)."""
+    """An error that the user can act on.  Subclasses set the exit code (that of sysexits.h if it has one)."""
 
     exit_code = 70
 
@@ -19,7 +19,7 @@ class WrongParameters(Problem):
 
 
 class BadData(Problem):
-    """Bad input data, named.  Do not retry."""
+    """Bad input data; the message names it.  Do not retry."""
 
     exit_code = 65
 
@@ -37,16 +37,16 @@ class StorageFailure(Problem):
 
 
 class Preempted(Problem):
-    """StopRequested to stop; the state is saved.  Run again."""
+    """Stopped on request, or because another process is gone; saved state is good.  Run again."""
 
     exit_code = 75
 
 
 class Refused(Problem):
-    """Artefacts do not belong together, or failed verification.  Do not retry."""
+    """Artifacts do not belong together, or verification failed.  Do not retry."""
 
     exit_code = 78
 
 
 class Interrupted(BaseException):
-    """A stop was requested inside Stop.interrupts() (runtime.stopping); no Exception, so that nothing swallows it."""
+    """A stop was requested inside Stop.interrupts() (runtime.stopping).  Not an Exception, so nothing catches it."""

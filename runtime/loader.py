@@ -1,4 +1,7 @@
-"""Batches, decoded ahead by processes that may die or hang, and copied to the device while it computes."""
+"""Loading: worker processes decode batches in advance; the next batch is copied while the device computes.
+
+Workers that die are replaced, workers that hang are detected.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +28,17 @@ from runtime.stopping import Stop, die_with_parent
 
 log = logging.getLogger("vgg.workers")
 
-HUNG_SECONDS = 900  # without a batch; longer than a store is waited for
-LOOK_SECONDS = 1  # between two looks after decoding processes that send nothing
-MAX_DEATHS = 3  # of decoding processes, in one run of a program
+HUNG_SECONDS = 900  # without a batch; longer than the patience with an object store
+POLL_SECONDS = 1  # interval at which silent worker processes are checked
+MAX_DEATHS = 3  # of worker processes, per call of Loader.load
 
-# (what is wanted, uint8 (n, size, size, 3) to write into: an array, or a tensor of a device that decodes itself)
-# -> rows of batches.ROW, one for every image written
+# Makes a batch: (item of `wanted`, output: uint8 (n, size, size, 3), an array, or a tensor if a device decodes)
+# -> rows of batches.ROW, one per image written
 Make = Callable[[Any, Any], NDArray[np.void]]
 
 
 def num_workers(device: torch.device, local_world_size: int) -> int:
-    """Decoding processes of a rank.  On a CPU the network needs the cores itself; VGG_WORKERS overrides."""
+    """Worker processes of a rank.  On a CPU: 0, because the network needs the cores; VGG_WORKERS overrides it."""
     if (chosen := environment.WORKERS.get()) is not None:
         return chosen
     if device.type == "cpu":
@@ -44,7 +47,7 @@ def num_workers(device: torch.device, local_world_size: int) -> int:
 
 
 class Decoder(Protocol):
-    """What decodes JPEGs instead of the CPU: vgg.data.roi.DeviceDecoder."""
+    """Decodes JPEGs instead of the CPU: vgg.data.roi.DeviceDecoder."""
 
     device: torch.device
 
@@ -53,10 +56,10 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Loader:
-    """How one rank gets its share of every global batch.
+    """How one rank loads its share of every global batch.
 
-    workers: decoding processes; 0: decode in this process, when asked.  pin_memory: of batches on the host, for a GPU.
-    decoder: what decodes, if not the CPU; images are on its device then, and `workers` has no effect.
+    workers: decoding processes; 0: decode in this process, on demand.  pin_memory: put batches in pinned memory, for a
+    GPU.  decoder: decodes instead of the CPU; images are then on its device, and `workers` has no effect.
     """
 
     rank: int = 0
@@ -67,18 +70,18 @@ class Loader:
 
     @classmethod
     def of(cls, group: Group, decoder: Decoder | None) -> Loader:
-        """The loader of a rank, with as many processes as its machine has cores for."""
+        """The loader of a rank, with num_workers() processes."""
         return cls(
             rank=group.rank, world_size=group.world_size, workers=num_workers(group.device, group.local_world_size),
             pin_memory=group.device.type == "cuda", decoder=decoder,
         )  # fmt: skip
 
     def load(self, make: Make, wanted: Callable[[int], Iterator[Any]], num_images: int, size: int) -> Iterator[Crops]:
-        """What `make` makes of every element of `wanted(batches already delivered)`, in order.
+        """The batches that `make` makes from the elements of `wanted(number of batches delivered)`, in order.
 
-        num_images: of a batch, at most.  size: of its images, pixels.
-        A worker that dies is reported with its cause, and loading continues with the very next batch: a worker has no
-        state.  Raises StorageFailure when that happens too often, or when no batch comes for HUNG_SECONDS.
+        num_images: maximum per batch.  size: side of the images, pixels.
+        If a worker dies, the cause is logged and loading continues with the next batch; workers have no state.
+        Raises StorageFailure after more than MAX_DEATHS deaths, or without a batch for HUNG_SECONDS.
         """
         if not self.workers or self.decoder:
             device = self.decoder.device if self.decoder else None
@@ -95,10 +98,8 @@ class Loader:
             while True:
                 try:
                     item = next(batches, None)
-                except (
-                    RuntimeError
-                ):  # LOOK_SECONDS without a batch, or a dead worker: what _Maker raises comes as a value
-                    waited += LOOK_SECONDS
+                except RuntimeError:  # from the DataLoader: timeout or a dead worker; those of _Maker come as values
+                    waited += POLL_SECONDS
                     if (lost := _causes_of_death(batches)) or waited >= HUNG_SECONDS:
                         break
                     continue
@@ -110,11 +111,11 @@ class Loader:
                     raise AssertionError(f"in a decoding process:\n{item.traceback}")
                 delivered, waited = delivered + 1, 0.0
                 yield self._pinned(slots.deliver(*item))
-            del batches  # ends the workers
+            del batches  # stops the workers
             if not lost:
                 raise StorageFailure(
-                    f"no batch from the {self.workers} decoding processes for {HUNG_SECONDS} s: the storage they read "
-                    "from, or the machine, hangs. Run again to continue from the last checkpoint."
+                    f"no batch from the {self.workers} decoding processes for {HUNG_SECONDS} s: storage or machine "
+                    "hangs. Run again to continue from the last checkpoint."
                 )
             deaths += 1
             if deaths > MAX_DEATHS:
@@ -125,14 +126,14 @@ class Loader:
             log.warning("a decoding process died of %s; continuing with the next batch", lost)
 
     def _pinned(self, crops: Crops) -> Crops:
-        """In page-locked memory, if a GPU copies it."""
+        """The batch in pinned memory, if pin_memory is set."""
         if not self.pin_memory:
             return crops
         return Crops(*(t.pin_memory() if t.device.type == "cpu" else t for t in crops))
 
 
 class Feed:
-    """One batch in hand, the next one on its way: copied by a stream of its own, behind the computation.
+    """Copies the next batch on a separate CUDA stream while the device computes on the current one.
 
     batches: on the host (pinned for a GPU), or already on the device.
     """
@@ -141,39 +142,39 @@ class Feed:
         self._batches, self._device, self._stop = batches, device, stop
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._next: Crops | None = None
-        self.waited_seconds = 0.0  # for batches; what of it the device spent idle is less
+        self.waited_seconds = 0.0  # of the host, for batches; the device is idle for less than that
 
     def fetch(self) -> bool:
-        """Get the next batch and start its copy.  False: there is none, or a stop was asked for while waiting."""
-        began = time.monotonic()
+        """Get the next batch and start its copy.  False: there are no more, or a stop was requested meanwhile."""
+        start = time.monotonic()
         try:
             with self._stop.interrupts():
                 crops = next(self._batches, None)
         except Interrupted:
             crops = None
-        self.waited_seconds += time.monotonic() - began
+        self.waited_seconds += time.monotonic() - start
         if crops is not None and self._stream:
             with torch.cuda.stream(self._stream):
                 moved = [tensor.to(self._device, non_blocking=True) for tensor in crops]
-                crops = Crops(*moved)._replace(numbers=crops.numbers)  # those the host reads
+                crops = Crops(*moved)._replace(numbers=crops.numbers)  # the host reads these
         self._next = crops
         return crops is not None
 
     def take(self) -> Crops:
-        """The batch that fetch() brought."""
+        """The batch of the last fetch()."""
         crops, self._next = self._next, None
-        assert crops is not None, "take() follows a fetch() that was true"
+        assert crops is not None, "call take() after fetch() returned True"
         if self._stream:
             computing = torch.cuda.current_stream(self._device)
             computing.wait_stream(self._stream)
             for tensor in crops._replace(numbers=crops.labels):
-                tensor.record_stream(computing)  # its memory is not the copying stream's to use again before that
+                tensor.record_stream(computing)  # the copy stream must not reuse its memory before that
         return crops
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A sampler: what is still to be loaded after the batches already delivered, and the slot that it goes to."""
+    """A sampler: (slot, item) for every batch after those already delivered."""
 
     after: Callable[[int], Iterator[Any]]
     delivered: int
@@ -181,21 +182,21 @@ class _Wanted:
     workers: int
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
-        for number, item in enumerate(self.after(self.delivered)):  # the DataLoader gives them out in turn
+        for number, item in enumerate(self.after(self.delivered)):  # the DataLoader assigns them round-robin
             yield self.slots.take(number % self.workers), item
 
 
 class _Failure(NamedTuple):
-    """An exception in a worker that is not a Problem, as text."""
+    """An unexpected exception in a worker, as text."""
 
     traceback: str
 
 
 @dataclass(frozen=True)
 class _Maker(Dataset[tuple[int, int] | Problem | _Failure]):
-    """In a worker: of (slot, what is wanted), the slot and how many images it holds now.
+    """In a worker: fills the slot of (slot, item); returns (slot, number of images).
 
-    Exceptions are returned: raised, they would arrive as a RuntimeError, and that is what the DataLoader itself raises
+    Exceptions are returned as values.  If raised, they would arrive as a RuntimeError, which the DataLoader also raises
     for a timeout and for a dead worker.
     """
 
@@ -216,26 +217,26 @@ class _Maker(Dataset[tuple[int, int] | Problem | _Failure]):
 
 
 def _start(maker: _Maker, wanted: _Wanted, workers: int) -> Any:
-    """The iterator of a DataLoader whose workers have begun."""
+    """The iterator of a DataLoader whose workers are running."""
     loader = DataLoader(
         maker,
         batch_size=None,  # an element of `wanted` is a batch already
         sampler=wanted,
         num_workers=workers,
         prefetch_factor=PREFETCH,
-        multiprocessing_context="fork",  # the slots are memory of this process
-        timeout=LOOK_SECONDS,
-        worker_init_fn=lambda _: die_with_parent(),  # and release the locks and sockets inherited by the fork
+        multiprocessing_context="fork",  # workers share the slots with this process
+        timeout=POLL_SECONDS,
+        worker_init_fn=lambda _: die_with_parent(),  # so that the inherited locks and sockets are released
     )
     batches = iter(loader)
     if threading.current_thread() is threading.main_thread():
-        # torch's handler would raise at any point of the training loop; here a death is noticed in order
+        # torch's handler would raise anywhere in the training loop; load() detects deaths itself
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     return batches
 
 
 def _causes_of_death(batches: Any) -> str:
-    """What the dead workers of a DataLoader's iterator died of; empty if all live."""
+    """Why the dead workers of a DataLoader's iterator died; empty if all are alive."""
     codes = [worker.exitcode for worker in getattr(batches, "_workers", [])]
     names = [signal.Signals(-code).name if code < 0 else f"exit code {code}" for code in codes if code]
     hint = " (as when memory runs out)" if "SIGKILL" in names else ""

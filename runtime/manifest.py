@@ -1,8 +1,8 @@
-"""A finished directory: its files, and a manifest.json written last that says so.
+"""Finished directories: files and a manifest.json, which is written last.
 
-The manifest lists size, sha256 and md5 of every file beside it and carries a digest of itself, so one flipped byte
-anywhere in the directory is found, and the file is named.  Readers verify before they parse.  Shards and checkpoints
-both stand on this one primitive.
+The manifest lists size, sha256 and md5 of every file in the directory, and a digest of itself, so that a single
+corrupted byte is detected and the file is named.  Readers verify before they parse.  Shards and checkpoints both use
+this format.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ NAME = "manifest.json"
 
 
 class OtherSchema(Refused):
-    """An undamaged manifest, of another kind of directory."""
+    """An intact manifest of another schema."""
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one text of a JSON value, which is what is hashed: sorted keys, no spaces, ASCII (a name may be no UTF-8)."""
+    """The canonical encoding of a JSON value, for hashing: sorted keys, no spaces, ASCII (names may not be UTF-8)."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
@@ -38,9 +38,9 @@ def digest_of(value: Any) -> str:
 
 
 def file_entry(directory: Path, name: str, md5: bool = True) -> dict[str, Any]:
-    """What the manifest says of one file: path, size in bytes, sha256, and the md5 that DVC keys its cache by.
+    """The manifest entry of a file: path, size in bytes, sha256 and, for DVC's cache, md5.
 
-    md5: false for what DVC never sees; it takes longer than the sha256.
+    md5: False for files that DVC does not track; md5 takes longer than sha256.
     """
     path = directory / name
     with open(path, "rb") as file:
@@ -53,35 +53,35 @@ def file_entry(directory: Path, name: str, md5: bool = True) -> dict[str, Any]:
 
 
 def dvc_digest(entries: Iterable[dict[str, Any]]) -> str:
-    """The digest DVC 3 gives a directory that holds exactly these files: 32 hex digits and '.dir'."""
+    """The digest that DVC 3 computes for a directory with exactly these files: 32 hex digits and '.dir'."""
     listing = sorted(({"md5": e["md5"], "relpath": e["path"]} for e in entries), key=lambda e: e["relpath"])
     return hashlib.md5(json.dumps(listing, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
 
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn a full or failing disk into one message with the path and the room that is left."""
+    """Raises StorageFailure, with path and free bytes, for OSErrors of a full or failing disk."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG):
             raise
-        place = next(p for p in (path, *path.parents) if p.exists())
-        free = shutil.disk_usage(place).free
+        existing = next(p for p in (path, *path.parents) if p.exists())
+        free = shutil.disk_usage(existing).free
         raise StorageFailure(
             f"{error.filename or path}: {error.strerror} ({free:,} bytes free). "
-            "Make room or choose another place, then run the same command again; finished work is kept."
+            "Free some space or choose another location, then run the same command again; finished work is kept."
         ) from error
 
 
 def sibling(directory: Path, ending: str) -> Path:
-    """The path beside a directory that has its name and an ending: '.previous', '.lock'."""
+    """The path next to a directory with its name and an ending, for example '.previous' or '.lock'."""
     directory = directory.resolve()  # the name of "." is empty
     return directory.with_name(directory.name + ending)
 
 
 def fsync_directory(directory: Path) -> None:
-    """Make renames and deletions inside a directory survive a power failure."""
+    """Make renames and deletions in a directory durable."""
     fd = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -90,9 +90,9 @@ def fsync_directory(directory: Path) -> None:
 
 
 def write_atomically(path: Path, fill: Callable[[BinaryIO], object]) -> None:
-    """Let `fill` write a file that appears at `path` whole or not at all, and stays after a power failure."""
+    """Write a file atomically and durably.  fill: writes the content."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")  # in pods all are process 1
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")  # in pods every PID is 1
     try:
         with storage_errors(path):
             with open(temporary, "wb") as file:
@@ -107,18 +107,18 @@ def write_atomically(path: Path, fill: Callable[[BinaryIO], object]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file for people and programs, atomically."""
+    """Write an indented JSON file, atomically."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def text(manifest: dict[str, Any]) -> bytes:
-    """The one text of a manifest.json."""
+    """The bytes of a manifest.json; every manifest has exactly one valid encoding."""
     return (json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def compose(schema: str, body: dict[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """The manifest of a finished directory.  `entries` are the file_entry() of every file in it."""
+    """The manifest of a finished directory.  entries: file_entry() of every file in it."""
     manifest = {**body, "schema": schema, "files": entries}
     if all("md5" in entry for entry in entries):
         manifest["dvc_digest"] = dvc_digest(entries)
@@ -127,14 +127,14 @@ def compose(schema: str, body: dict[str, Any], entries: list[dict[str, Any]]) ->
 
 
 def write(directory: Path, schema: str, body: dict[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Declare a directory finished; returns its manifest."""
+    """Write the manifest of a finished directory; returns it."""
     manifest = compose(schema, body, entries)
     write_atomically(directory / NAME, lambda file: file.write(text(manifest)))
     return manifest
 
 
 def read(directory: Path, schema: str) -> dict[str, Any]:
-    """The manifest of a finished directory, itself verified.  The files beside it are not read yet.
+    """The verified manifest of a finished directory.  Its files are not read.
 
     Raises Refused if it is missing, damaged, or of another schema.
     """
@@ -143,13 +143,13 @@ def read(directory: Path, schema: str) -> dict[str, Any]:
         raw = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise Refused(
-            f"{path}: missing, so {directory} is not finished. Run the stage that makes it, or check the path."
+            f"{path}: missing, so {directory} is not finished. Run the stage that creates it, or check the path."
         ) from None
     return parse(raw, schema, str(path))
 
 
 def parse(raw: bytes, schema: str, where: str) -> dict[str, Any]:
-    """A manifest from its text.  Raises Refused, naming `where`, if it is damaged or of another schema."""
+    """Parse and verify a manifest.  Raises Refused, naming `where`, if it is damaged or of another schema."""
     try:
         manifest = json.loads(raw)
         body = {name: value for name, value in manifest.items() if name != "sha256"}
@@ -157,14 +157,14 @@ def parse(raw: bytes, schema: str, where: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         intact = False
     if not intact:
-        raise Refused(f"{where}: damaged (its digest does not match). Restore it (dvc checkout) or make it again.")
+        raise Refused(f"{where}: damaged (its digest does not match). Restore it (dvc checkout) or create it again.")
     if manifest["schema"] != schema:
-        raise OtherSchema(f"{where}: holds {manifest['schema']}, but {schema} is needed here. Check the path.")
+        raise OtherSchema(f"{where}: contains {manifest['schema']}, expected {schema}. Check the path.")
     return dict(manifest)
 
 
 def schema_of(raw: bytes) -> str:
-    """What a manifest says that it is; parse() finds out whether it is one."""
+    """The schema that a manifest states, unverified; empty if it has none.  parse() verifies it."""
     try:
         return str(json.loads(raw)["schema"])
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -172,23 +172,23 @@ def schema_of(raw: bytes) -> str:
 
 
 def verify_file(directory: Path, entry: dict[str, Any]) -> None:
-    """Raise Refused, naming the file, unless it has the size and sha256 that the manifest says."""
+    """Raises Refused, naming the file, unless it has the size and sha256 of its manifest entry."""
     path = directory / entry["path"]
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             found = hashlib.file_digest(file, "sha256").hexdigest() if size == entry["size"] else None
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise Refused(f"{path}: missing. Restore it (dvc checkout) or make {directory} again.") from None
+        raise Refused(f"{path}: missing. Restore it (dvc checkout) or create {directory} again.") from None
     if found is None:
         what = f"has {size:,} bytes instead of {entry['size']:,}"
     elif found != entry["sha256"]:
         what = "does not have the sha256 of its manifest"
     else:
         return
-    raise Refused(f"{path}: {what}. It is damaged: restore it (dvc checkout) or make {directory} again.")
+    raise Refused(f"{path}: {what}. It is damaged: restore it (dvc checkout) or create {directory} again.")
 
 
 def directory_digest(directory: Path, manifest: dict[str, Any]) -> str:
-    """The digest dvc.lock records for the whole directory, manifest included.  Reads only the manifest."""
+    """The digest that dvc.lock records for the directory, including the manifest.  Reads only the manifest."""
     return dvc_digest([*manifest["files"], file_entry(directory, NAME)])

@@ -1,12 +1,12 @@
-"""What a directory of shards holds, and how it is read: by index, verified.
+"""A directory of shards: its files, and verified random access by index.
 
     {train,val}-%05d.tar     plain WebDataset tars, members <key>.cls and <key>.jpg
-    {train,val}.index.npy    a row per image: where its JPEG lies, its label, size and checksum
+    {train,val}.index.npy    a row per image: location of its JPEG, label, size, checksum
     manifest.json            classes, counts, parameters, mean pixel; sha256 of every file; written last
     {train,val}-%05d.idx, _info.json    the same shards for DALI and timm; label tables of ILSVRC editions
 
-The tar headers and those indexes are for other readers.  Ours goes by its own index: random access, exact resume, a
-checksum per image.
+The tar headers and the .idx files are for other readers.  This one uses {train,val}.index.npy: random access, exact
+resume, a checksum per image.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from runtime import manifest
 from runtime.errors import Refused
 
 SCHEMA = "vgg.shards/2"
-BLOCK_SHARDS = 64  # shards that are shuffled together: what a node must hold when shards come from afar
-MAX_OPEN = 128  # shards a process holds open: twice what is shuffled together, far below a usual limit of 1,024
-NUM_READERS = 4  # of verification: sha256 releases the GIL, disks like a queue
+BLOCK_SHARDS = 64  # shards that are shuffled together: a node caches that many when shards are in an object store
+MAX_OPEN = 128  # open shards per process: twice BLOCK_SHARDS, far below the usual limit of 1,024
+NUM_READERS = 4  # threads for verification: sha256 releases the GIL, and disks are faster with a queue
 
 
 def row_type(key_bytes: int) -> np.dtype[Any]:
-    """A row of the index.  offset, size: of the JPEG inside its shard, bytes.  width, height: pixels."""
+    """Type of a row of the index.  offset, size: of the JPEG in its shard, bytes.  width, height: pixels."""
     return np.dtype(
         [
             ("shard", "<u4"),
@@ -47,28 +47,30 @@ def row_type(key_bytes: int) -> np.dtype[Any]:
 
 
 class ShardFiles(Protocol):
-    """Where the bytes of shards come from; picklable, for worker processes.  An entry is a file's line in the manifest:
-    path, size, sha256."""
+    """Access to the bytes of shards; picklable, for worker processes.
+
+    entry: manifest entry of a shard: path, size, sha256.
+    """
 
     def read(self, entry: dict[str, Any], offset: int, size: int) -> bytes:
-        """Some bytes of a shard.  Fewer than asked for if it ends early."""
+        """`size` bytes of a shard from `offset`, fewer if the shard ends before."""
 
     def heal(self, entry: dict[str, Any]) -> bool:
-        """Called when an image did not match its checksum: whether it is worth reading again."""
+        """Called when an image did not match its checksum.  Returns whether to read it again."""
 
     def verify(self, entry: dict[str, Any]) -> None:
-        """Raises Refused, naming the file, unless it has the size and sha256 that its entry says."""
+        """Raises Refused, naming the file, unless it has the size and sha256 of its entry."""
 
 
 class LocalShards:
-    """Shards in a folder of this machine, held open."""
+    """Shards in a local folder; files are kept open."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._open: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}  # a worker process opens its own
+        return {**self.__dict__, "_open": {}}  # a worker process opens the files itself
 
     def __del__(self) -> None:
         for fd in self._open.values():
@@ -86,7 +88,7 @@ class LocalShards:
         return os.pread(self._open[name], size, offset)
 
     def heal(self, entry: dict[str, Any]) -> bool:  # noqa: ARG002
-        return False  # there is no other copy
+        return False  # no other copy exists
 
     def verify(self, entry: dict[str, Any]) -> None:
         manifest.verify_file(self.directory, entry)
@@ -94,8 +96,11 @@ class LocalShards:
 
 @dataclass
 class Split:
-    """The images of one split.  rows: the index, a structured array of row_type, memory-mapped.  shards: entries of the
-    manifest, in the order of rows["shard"].  address: of the shard set, for messages."""
+    """The images of one split.
+
+    address: of the shard set, for messages.  shards: manifest entries; rows["shard"] is an index into them.
+    rows: the index, a memory-mapped structured array of row_type.
+    """
 
     name: str
     address: str
@@ -131,8 +136,8 @@ class Split:
 class ShardSet:
     """A finished set of shards.  Opening it verifies the manifest and the indexes; verify() reads everything.
 
-    directory: where manifest and indexes lie.  files: where the shards' bytes come from, if not from there; address:
-    what the set is called in messages, if not by its directory.
+    directory: contains the manifest and the indexes.  files: access to the shards, by default in `directory`.
+    address: name of the set in messages, by default the directory.
     Raises Refused if anything is missing or damaged.
     """
 
@@ -151,14 +156,17 @@ class ShardSet:
             manifest.verify_file(directory, self._entries[split["index"]])
 
     def split(self, name: str) -> Split:
-        about = self.manifest["splits"][name]
-        rows = np.load(self.directory / about["index"], mmap_mode="r", allow_pickle=False)
-        if len(rows) != about["num_images"]:
-            raise Refused(f"{self.address}/{about['index']}: {len(rows)} rows, the manifest says {about['num_images']}")
-        return Split(name, self.address, [self._entries[s["path"]] for s in about["shards"]], rows, self.files)
+        entry = self.manifest["splits"][name]
+        rows = np.load(self.directory / entry["index"], mmap_mode="r", allow_pickle=False)
+        if len(rows) != entry["num_images"]:
+            raise Refused(f"{self.address}/{entry['index']}: {len(rows)} rows instead of {entry['num_images']}")
+        return Split(name, self.address, [self._entries[s["path"]] for s in entry["shards"]], rows, self.files)
 
     def verify(self, rank: int = 0, world_size: int = 1, report: Callable[[int, int], None] | None = None) -> None:
-        """Check size and sha256 of this rank's share of the files.  report: called with (bytes done, bytes in all)."""
+        """Verify size and sha256 of this rank's share of the files.  Raises Refused, naming the file.
+
+        report: called with (bytes done, total bytes).
+        """
         share = self.manifest["files"][rank::world_size]
         total, done = sum(entry["size"] for entry in share), 0
         with ThreadPoolExecutor(NUM_READERS) as readers:

@@ -1,4 +1,4 @@
-"""Requests to stop: SIGTERM, SIGHUP (the terminal was closed) and Ctrl-C; and processes that die with their parent."""
+"""Stop requests: SIGTERM, SIGHUP (the terminal was closed) and Ctrl-C; and processes that end with their parent."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from typing import Any, NoReturn, Protocol
 
 from runtime.errors import Interrupted, Preempted
 
-PR_SET_PDEATHSIG = 1  # of Linux's prctl
+PR_SET_PDEATHSIG = 1  # option of Linux's prctl
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 class StopRequested(KeyboardInterrupt):
-    """Somebody asked this process to end.
+    """A stop of this process was requested.
 
-    Not KeyboardInterrupt itself: where CPython (seen in 3.11 and 3.12) meets that inside exec() or eval() of a text, as
-    many imports do them, it remembers it and ends the process by signal 2 instead of with its exit code, although the
-    exception was caught (Py_RunMain, unhandled_keyboard_interrupt).
+    Not KeyboardInterrupt itself: if that is raised inside exec() or eval() of a string, which many imports use, CPython
+    (3.11 and 3.12) ends the process by signal 2 instead of with its exit code, even if the exception was caught
+    (Py_RunMain, unhandled_keyboard_interrupt).
     """
 
 
 def on_stop_signal(handler: Callable[[int, FrameType | None], Any]) -> None:
-    """Have a handler called for each of them.  A SIGHUP that is ignored already stays so: that is what nohup is for."""
+    """Install a handler for the stop signals.  A SIGHUP that is already ignored stays ignored, as nohup requires."""
     for number in STOP_SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
 
 
 def ignore_stop_signals() -> None:
-    """For the end of a process: what comes twice, from a group and from a parent, does not disturb it."""
+    """Ignore further stop signals while the process ends; its parent may repeat the one to its process group."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -44,28 +44,28 @@ def raise_stop_requested(_number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when the one that started it dies; elsewhere than on Linux, nothing."""
+    """Have the kernel kill this process when its parent dies.  Only on Linux; elsewhere it does nothing."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Stop(Protocol):
-    """Whether this process has been asked to stop."""
+    """Whether a stop of this process was requested."""
 
     def __call__(self) -> bool:
-        """Called at every step and batch; being called is also this process's sign of life."""
+        """Whether a stop was requested.  Called at every step and batch; each call is also a heartbeat."""
         ...
 
     def interrupts(self) -> AbstractContextManager[None]:
-        """Inside, a request raises errors.Interrupted at once: for waits and for work of which nothing is kept."""
+        """In this context a request raises errors.Interrupted at once: for waits and work whose result is dropped."""
         ...
 
 
 class StopSignal:
-    """Whether this process has been asked to stop (SIGTERM, SIGHUP, Ctrl-C): a Stop.
+    """A Stop that is set by SIGTERM, SIGHUP and Ctrl-C.
 
     A second Ctrl-C stops at once.
-    beat: called whenever somebody asks, as a sign of life.
+    beat: called whenever the object is called, as a heartbeat.
     """
 
     def __init__(self, beat: Callable[[], None] = lambda: None) -> None:
@@ -76,7 +76,7 @@ class StopSignal:
         self.received = True
         signal.signal(signal.SIGINT, raise_stop_requested)
         if self._interrupting:
-            self._interrupting = False  # once: whoever cleans up is not interrupted again
+            self._interrupting = False  # only once, so that cleaning up is not interrupted
             raise Interrupted
 
     def __call__(self) -> bool:
@@ -87,7 +87,7 @@ class StopSignal:
     def interrupts(self) -> Iterator[None]:
         self._interrupting = True
         try:
-            if self.received:  # just before
+            if self.received:  # before this context was entered
                 raise Interrupted
             yield
         finally:
@@ -95,11 +95,11 @@ class StopSignal:
 
     def raise_if_received(self) -> None:
         if self():
-            raise Preempted("stopped before training began; run again")
+            raise Preempted("stopped before training started; run again")
 
 
 class Never:
-    """Nobody asks."""
+    """A Stop that is never requested."""
 
     def __call__(self) -> bool:
         return False

@@ -1,7 +1,7 @@
-"""Where a stage's files go: a folder here, or a prefix of an object store with the same five words.
+"""Targets: the folder or object store prefix that a stage writes to, with one interface for both.
 
-Every file appears whole or not at all, and what was written is what its checksum says.  A target is picklable: the
-processes that pack shards each write their own.
+Files are written atomically, and their checksums are computed while writing.  Targets are picklable: every process
+that packs shards writes its own files.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Fill = Callable[[BinaryIO], object]
 
 
 def holding(data: bytes) -> Fill:
-    """What fills a file with just these bytes."""
+    """A Fill that writes these bytes."""
     return lambda file: file.write(data)
 
 
 class Target(Protocol):
-    """name: its address, for messages."""
+    """A place for files.  name: its address, for messages."""
 
     name: str
 
@@ -35,26 +35,26 @@ class Target(Protocol):
         """Names of all files, sorted."""
 
     def read(self, name: str) -> bytes | None:
-        """A small file, whole; None if there is none of this name."""
+        """The content of a small file; None if it does not exist."""
 
     def write(self, name: str, fill: Fill) -> dict[str, Any]:
-        """Let `fill` write a file; returns its manifest entry (path, size, sha256, md5).
+        """Write a file with `fill`; returns its manifest entry (path, size, sha256, md5).
 
-        Raises StorageFailure when there is no room, Unreachable when the store does not answer.
+        Raises StorageFailure when the disk is full, Unreachable when the store does not answer.
         """
 
     def holds(self, entry: dict[str, Any]) -> bool:
-        """Whether the file of a manifest entry is there with that size and content."""
+        """Whether the file of a manifest entry exists with its size and checksums."""
 
     def delete(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Delete a file, if it exists."""
 
     def free_bytes(self) -> int | None:
-        """Room that is left, bytes; None where there is no such bound."""
+        """Free space, bytes; None if it is not limited."""
 
 
 class HashingWriter:
-    """Writes through to a file and knows the checksums of what went by, so that nothing is read a second time."""
+    """Writes to a file and computes its checksums on the way, so that the file need not be read again."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.size = file, 0
@@ -67,12 +67,12 @@ class HashingWriter:
         return self.file.write(data)
 
     def entry(self, name: str) -> dict[str, Any]:
-        """What the manifest says of the file."""
+        """The manifest entry of the file."""
         return {"path": name, "size": self.size, "sha256": self._sha256.hexdigest(), "md5": self._md5.hexdigest()}
 
 
 class Directory:
-    """A folder of this machine, made if it is not there."""
+    """A local folder; created if it does not exist."""
 
     def __init__(self, directory: Path) -> None:
         self.directory, self.name = directory, str(directory)
@@ -92,7 +92,7 @@ class Directory:
 
         def hashed(file: BinaryIO) -> None:
             writer = HashingWriter(file)
-            fill(writer)  # type: ignore[arg-type]  # of a file, only write() is wanted
+            fill(writer)  # type: ignore[arg-type]  # a Fill only calls write()
             entry.update(writer.entry(name))
 
         manifest.write_atomically(self.directory / name, hashed)
@@ -113,9 +113,9 @@ class Directory:
 
 @contextlib.contextmanager
 def only_writer(directory: Path) -> Iterator[None]:
-    """Hold the lease of an output directory; a killed holder loses it by itself.
+    """Lock an output directory; the lock of a killed process is released by the kernel.
 
-    Raises Preempted (run again) while another process writes there.
+    Raises Preempted (run again) if another process holds the lock.
     """
     path = manifest.sibling(directory, ".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +141,7 @@ class Output:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the exclusive right to write.  Raises Preempted (run again) while another process has it."""
+        """Hold the write lock.  Raises Preempted (run again) if another process holds it."""
         with only_writer(self.directory):
             yield
 

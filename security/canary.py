@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO
 
 from components.program import Parser, run
+from runtime import environment
 from runtime.errors import BadData, Refused, WrongParameters
 
 MIN_LENGTH = 12  # of a canary, bytes: a shorter one may occur by chance
@@ -39,9 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     flags.add_argument("places", nargs="+", metavar="PLACE")
     args = flags.parse_args(argv)
-    if missing := [name for name in args.env if not os.environ.get(name)]:
+    secrets = environment.passed_on(tuple(args.env))
+    if missing := [name for name in args.env if name not in secrets]:
         raise WrongParameters(f"--env {missing[0]}: is not set; it must contain the secret")
-    found = [f"{name}: {line}" for name in args.env for line in find(os.environ[name], *map(Path, args.places))]
+    found = [f"{name}: {line}" for name in args.env for line in find(secrets[name], *map(Path, args.places))]
     if found:
         raise Refused("\n".join(found))
     print(f"{', '.join(args.env)}: not found in {', '.join(args.places)}")

@@ -1,4 +1,4 @@
-"""Small true data: a drawn image folder of 43 pictures, and the real VGG with a narrow classifier."""
+"""Common fixtures: a folder of 43 generated images, and VGG with a narrow classifier."""
 
 from __future__ import annotations
 
@@ -81,14 +81,14 @@ NUM_TRAIN, NUM_VAL = 30, 13
 
 
 def draw(path: Path, seed: int, size: tuple[int, int] = (48, 36)) -> None:
-    """A smooth random picture; JPEG by its ending, or whatever the ending says."""
+    """Write a smooth random image; the file ending determines the format."""
     noise = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(path)
 
 
 def photograph(size: tuple[int, int], seed: int = 1) -> Image.Image:
-    """A picture with edges and fine texture, as a camera makes them: smooth ones would hide a wrong resize."""
+    """An image with edges and fine texture, like a photograph: smooth ones would hide errors of a resize."""
     random = np.random.default_rng(seed)
     coarse = Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
     fine = random.integers(-40, 41, (size[1], size[0], 3))
@@ -107,7 +107,7 @@ def images(tmp_path: Path) -> Path:
     return root
 
 
-NARROW = {  # the shapes of A, B and D with an eighth of the channels or less
+NARROW = {  # A, B and D with at most an eighth of the channels
     "A": ((8,), (16,), (32, 32), (32, 32), (32, 32)),
     "B": ((8, 8), (16, 16), (32, 32), (32, 32), (32, 32)),
     "D": ((8, 8), (16, 16), (32, 32, 32), (32, 32, 32), (32, 32, 32)),
@@ -116,7 +116,7 @@ NARROW = {  # the shapes of A, B and D with an eighth of the channels or less
 
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Narrow networks, for tests that train many times in this process."""
+    """Use narrow networks, for tests that train several times in this process."""
     for name, stages in NARROW.items():
         monkeypatch.setitem(CONFIGURATIONS, name, stages)
 
@@ -132,22 +132,22 @@ def train_params(**changes: Any) -> TrainParams:
 
 
 def task(shards: ShardSet, directory: Path = Path("none"), **changes: Any) -> Task:
-    """The tiny training.  changes: of its parameters."""
+    """The tiny training.  changes: of parameters."""
     return Task(params=train_params(**changes), shards=shards, directory=directory, code={})
 
 
 def started(shards: ShardSet, group: Group = ALONE, **changes: Any) -> Run:
-    """Its run, at step 0."""
+    """A run of the tiny training at step 0."""
     return start(task(shards, **changes), describe(task(shards, **changes), group.device), group)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins first, so that at the end no worker waits for another."""
+    """Run the longest tests first, so that workers end at the same time."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """A folder that the first of all test processes fills and the others find."""
+    """A folder that the first of all test processes creates and all use."""
     shared = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
@@ -163,7 +163,7 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables, made once: it takes seconds, and every program under test would make its own."""
+    """A database with MLflow's tables, created once because it takes seconds."""
 
     def make(folder: Path) -> None:
         script = f"import mlflow; mlflow.MlflowClient('sqlite:///{folder}/mlflow.db').search_experiments()"
@@ -174,7 +174,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def client(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Of an MLflow of this test's own, in which this process is a step of pipeline run 'run-1'."""
+    """An MLflow client with a database for this test; this process is a step of pipeline run 'run-1'."""
     from components.tracking import server
 
     shutil.copy(empty_database, tmp_path / "mlflow.db")
@@ -186,7 +186,7 @@ def client(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def params_file(tmp_path: Path, empty_database: Path) -> Path:
-    """A params.yaml of the tiny run (JSON is YAML), in a folder where programs can run."""
+    """The params.yaml of the tiny run, as JSON, in a folder with an MLflow database."""
     shutil.copy(empty_database, tmp_path / "mlflow.db")
     path = tmp_path / "params.yaml"
     path.write_text(json.dumps({"shard": SHARD, "train": TRAIN, "evaluate": EVALUATE, "register": REGISTER}, indent=1))
@@ -194,22 +194,22 @@ def params_file(tmp_path: Path, empty_database: Path) -> Path:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Of a program under test: this checkout, nothing of the caller's tracking or cluster."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "VGG_", "AWS_"))}
-    # as many threads as this process has: another number adds in another order, and bits would differ
-    return {**kept, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **changes}
+    """The environment of a program under test: without the caller's variables for tracking, store and cluster."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "VGG_", "AWS_"))}
+    # as many threads as this process: another number would sum in another order and change bits
+    return {**inherited, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **changes}
 
 
 def program(
     stage: str, *arguments: object, cwd: Path, timeout: float = 150, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a stage's program to its end."""
+    """Run the program of a stage to its end."""
     command = [sys.executable, "-m", f"components.{stage}", *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=timeout)
 
 
 def flags(stage: str, tmp_path: Path, params: object) -> list[object]:
-    """The arguments of a stage whose files all lie in tmp_path."""
+    """The arguments of a stage, with all files in tmp_path."""
     t = tmp_path
     common = ["--params", params]
     return {
@@ -231,7 +231,7 @@ def flags(stage: str, tmp_path: Path, params: object) -> list[object]:
 
 
 def executor_input(output_file: object) -> str:
-    """What Kubeflow tells a program, as far as ours read it."""
+    """Kubeflow's ExecutorInput, as far as the programs read it."""
     return json.dumps({"inputs": {}, "outputs": {"outputFile": str(output_file)}})
 
 
@@ -251,11 +251,11 @@ def package_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def package(package_file: Path) -> list[dict[str, Any]]:
-    """[pipeline spec, platform spec]"""
+    """The compiled pipeline: [pipeline spec, platform spec]."""
     return list(yaml.load_all(package_file.read_text(), yaml.CSafeLoader))
 
 
 def all_tasks(package: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Every task of every level, by name."""
+    """Tasks of all levels, by name."""
     dags = [package[0]["root"]["dag"], *(c["dag"] for c in package[0]["components"].values() if "dag" in c)]
     return {name: task for dag in dags for name, task in dag["tasks"].items()}

@@ -1,5 +1,4 @@
-"""The structure of the house: which package may import which, downwards only, without circles; and what an import of
-a module alone must not load."""
+"""The layers of the code: which package may import which, without cycles, and what an import must not load."""
 
 import ast
 import re
@@ -12,7 +11,7 @@ from conftest import ROOT, environment
 
 from vgg.params import STAGES
 
-# a package, and the packages of ours that it may import: those above it in this list never
+# package: packages of this repository that it may import
 MAY_IMPORT = {
     "runtime": set(),
     "runtime.store": {"runtime"},
@@ -29,7 +28,7 @@ MAY_IMPORT = {
 }  # fmt: skip
 MAX_FILES = 15
 
-FORBIDDEN = {  # module imported by itself: what must not come with it
+FORBIDDEN = {  # modules: what importing them must not load
     "vgg.training.loop": ("kfp", "dvc", "mlflow", "boto3", "matplotlib"),
     "vgg.evaluation.evaluate": ("kfp", "dvc", "mlflow", "boto3", "matplotlib"),
     "vgg.sharding.pack": ("torch", "kfp", "dvc", "mlflow", "boto3"),
@@ -47,7 +46,7 @@ FORBIDDEN = {  # module imported by itself: what must not come with it
 
 
 def imports(path: Path) -> set[str]:
-    """Modules that a file imports anywhere, dotted."""
+    """Names of the modules that a file imports anywhere."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -65,7 +64,7 @@ def files(*roots: str) -> list[Path]:
     return [path for root in roots for path in sorted((ROOT / root).rglob("*.py"))]
 
 
-def test_packages_import_downwards_only() -> None:
+def test_packages_import_only_lower_layers() -> None:
     packages = {package_of(path) for path in files("runtime", "vgg")}
     assert packages == set(MAY_IMPORT)
     for path in files("runtime", "vgg"):
@@ -80,18 +79,18 @@ def test_packages_import_downwards_only() -> None:
             assert not module.startswith(("components", "pipelines")), f"{path.relative_to(ROOT)} imports {module}"
 
 
-def test_no_file_is_in_a_circle() -> None:
+def test_there_are_no_import_cycles() -> None:
     names = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files("runtime", "vgg", "components")
     }
-    arrows = {name: {module for module in imports(path) if module in names} for name, path in names.items()}
-    while ends := [name for name, targets in arrows.items() if not targets & arrows.keys()]:
-        for name in ends:
-            del arrows[name]
-    assert sorted(arrows) == []  # what is left is in a circle, or imports one
+    graph = {name: {module for module in imports(path) if module in names} for name, path in names.items()}
+    while leaves := [name for name, targets in graph.items() if not targets & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert sorted(graph) == []  # the rest is part of a cycle, or imports one
 
 
-def test_a_package_has_a_dozen_files() -> None:
+def test_packages_are_small() -> None:
     count: dict[str, int] = {}
     for path in files("runtime", "vgg", "components", "pipelines"):
         count[package_of(path)] = count.get(package_of(path), 0) + (path.name != "__init__.py")
@@ -99,7 +98,7 @@ def test_a_package_has_a_dozen_files() -> None:
 
 
 @pytest.mark.parametrize("module", FORBIDDEN)
-def test_an_import_alone_stays_small(module: str) -> None:
+def test_an_import_loads_nothing_unnecessary(module: str) -> None:
     script = f"import sys, {module}; print(*sorted(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60
@@ -108,8 +107,8 @@ def test_an_import_alone_stays_small(module: str) -> None:
     assert not set(FORBIDDEN[module]) & set(done.stdout.split())
 
 
-def test_science_never_names_the_orchestrators() -> None:
-    """Lazy imports too."""
+def test_science_does_not_import_the_orchestrators() -> None:
+    """Neither at the top of a file nor in functions."""
     forbidden = re.compile(r"^\s*(import|from) (kfp|dvc|mlflow|boto3|components|pipelines)\b", re.M)
     for path in files("vgg"):
         assert not forbidden.search(path.read_text()), path

@@ -1,4 +1,4 @@
-"""VGG on ImageNet: the science (Simonyan & Zisserman, arXiv 1409.1556).
+"""VGG on ImageNet (Simonyan & Zisserman, arXiv 1409.1556): data, network, training, evaluation.
 
-shard → train → evaluate → register.  Nothing here knows of Kubeflow, MLflow, DVC or S3.
+Nothing here depends on Kubeflow, MLflow, DVC or S3.
 """

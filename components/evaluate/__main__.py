@@ -1,6 +1,6 @@
-"""Stage 3 of 4: a trained network and shards → the paper's evaluation, predictions of every image, plots.
+"""Stage 3 of 4: a trained network and shards → the paper's evaluation, predictions for every image, plots.
 
-Several GPUs of one machine: python -m components.launch 8 components.evaluate …  The results are those of one.
+Several GPUs of one machine: python -m components.launch 8 components.evaluate …  The results are the same.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--checkpoint", required=True, metavar="DIR", help="in: the train stage's output")
     flags.add_argument("--predictions", required=True, metavar="DIR", help="out: predictions.npy, confusion, mistakes")
     flags.add_argument(
-        "--confusion", required=True, metavar="FILE", help="out: every image's class and the guess, CSV, to be plotted"
+        "--confusion", required=True, metavar="FILE", help="out: true and predicted class of every image, CSV"
     )
-    flags.add_argument("--report", required=True, metavar="FILE", help="out: all of it on one page, HTML")
+    flags.add_argument("--report", required=True, metavar="FILE", help="out: the evaluation on one page, HTML")
     flags.add_argument("--metrics", required=True, metavar="FILE", help="out: errors of every mode, JSON; written last")
     program.add_executor_input(flags)
     return flags
@@ -49,12 +49,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if group.is_first:
             evaluate_and_write(stage, shards, trained, group)
         else:
-            program.log.setLevel("WARNING")  # what all ranks know is said once
+            program.log.setLevel("WARNING")  # only rank 0 logs
             evaluate(stage.params, trained, shards, group, lambda *_: None)
 
 
 def open_trained(stage: Stage[EvaluateParams], group: Group) -> Trained:
-    """The trained network; on every node one rank downloads it, if it is in a store, before the others look for it."""
+    """The trained network.  If it is in a store, one rank of every node downloads it before the others open it."""
     from runtime.store.place import downloaded
     from vgg.network.trained import Trained
 
@@ -68,7 +68,7 @@ def open_trained(stage: Stage[EvaluateParams], group: Group) -> Trained:
 
 
 def evaluate_and_write(stage: Stage[EvaluateParams], shards: ShardSet, trained: Trained, group: Group) -> None:
-    """Rank 0: evaluate together with the others; all that is written and tracked."""
+    """Rank 0: evaluate together with the other ranks, write and track the results."""
     from components.evaluate import confusion, page, report
     from components.evaluate.table import table
     from components.progress import Progress
@@ -96,10 +96,10 @@ def evaluate_and_write(stage: Stage[EvaluateParams], shards: ShardSet, trained: 
         modes = {f"eval/{mode}/{name}": r[name] for mode, r in metrics["modes"].items() for name in headline}
         tracker.metrics(modes, "child")
         tracker.note(f"```\n{table(metrics)}\n```")
-        for name in report.FOR_PEOPLE:
+        for name in report.REPORT_FILES:
             tracker.artifact(output.directory / name, "eval")
-        guesses, html = confusion.table(shards, evaluation), page.page(metrics, output.directory, shards)
-        manifest.write_atomically(Path(args.confusion), lambda file: file.write(guesses))
+        table_of_images, html = confusion.table(shards, evaluation), page.page(metrics, output.directory, shards)
+        manifest.write_atomically(Path(args.confusion), lambda file: file.write(table_of_images))
         manifest.write_atomically(Path(args.report), lambda file: file.write(html))
         tracker.artifact(Path(args.report), "eval")
         stage.finish(

@@ -1,4 +1,4 @@
-"""The evaluation on one page that needs nothing beside it: for Kubeflow, MLflow, or a browser."""
+"""The evaluation as one self-contained HTML page, for Kubeflow, MLflow or a browser."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def page(metrics: dict[str, Any], predictions: Path, shards: ShardSet) -> bytes:
 {escape(shards.manifest["dataset"])}, headline: {escape(metrics["headline"])}.</p>
 <table><tr><th>mode</th><th>top-1 error</th><th>top-5 error</th><th>loss</th><th>images</th></tr>
 {rows}</table>
-<h2>Taken for each other</h2>{_picture(predictions / "confusion.png", "confusion of classes")}
-<h2>The surest mistakes</h2>{_picture(predictions / "mistakes.png", "images that were mistaken")}
+<h2>Confusion matrix</h2>{_picture(predictions / "confusion.png", "confusion matrix")}
+<h2>Most confident errors</h2>{_picture(predictions / "mistakes.png", "misclassified images")}
 <p><code>weights {metrics["weights_sha256"]}<br>shards {metrics["data_digest"]}</code></p>
 </body></html>
 """.encode()
 
 
-def _picture(path: Path, what: str) -> str:
-    return f'<img alt="{what}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+def _picture(path: Path, description: str) -> str:
+    return f'<img alt="{description}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'

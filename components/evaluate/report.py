@@ -1,4 +1,4 @@
-"""What an evaluation leaves for people: the confusion of classes, the mistakes it is surest of, a table."""
+"""Predictions of an evaluation, and its report: confusion matrix and most confident errors, as pictures and CSV."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from components.evaluate.confusion import matrix, most_mistaken
+from components.evaluate.confusion import matrix, most_misclassified
 from runtime import manifest
 from runtime.shardset import ShardSet
 from vgg.evaluation.evaluate import Evaluation
 
 SCHEMA = "vgg.predictions/1"
-FOR_PEOPLE = ("confusion.png", "confusion.csv", "mistakes.png", "mistakes.csv")
-MAX_MISTAKES, COLUMNS = 32, 8  # of the picture of mistakes
+REPORT_FILES = ("confusion.png", "confusion.csv", "mistakes.png", "mistakes.csv")
+MAX_MISTAKES, COLUMNS = 32, 8  # of mistakes.png
 
 
 def write(directory: Path, shards: ShardSet, evaluation: Evaluation, params: dict[str, Any]) -> str:
-    """Write predictions.npy and the files for people, then the manifest; returns the directory's digest."""
+    """Write predictions.npy and the report's files, then the manifest; returns the directory's digest."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -30,20 +30,20 @@ def write(directory: Path, shards: ShardSet, evaluation: Evaluation, params: dic
     manifest.write_atomically(directory / "predictions.npy", lambda file: np.save(file, rows, allow_pickle=False))
     _write_confusion(directory, shards, matrix(shards, evaluation))
     _write_mistakes(directory, shards, rows, evaluation.modes[-1])
-    entries = [manifest.file_entry(directory, name) for name in ("predictions.npy", *FOR_PEOPLE)]
-    made = manifest.write(directory, SCHEMA, {"evaluate": params, "metrics": evaluation.metrics}, entries)
-    return manifest.directory_digest(directory, made)
+    entries = [manifest.file_entry(directory, name) for name in ("predictions.npy", *REPORT_FILES)]
+    content = manifest.write(directory, SCHEMA, {"evaluate": params, "metrics": evaluation.metrics}, entries)
+    return manifest.directory_digest(directory, content)
 
 
 def _write_confusion(directory: Path, shards: ShardSet, confusion: np.ndarray) -> None:
     from matplotlib import pyplot
 
-    pairs = sorted(((int(confusion[t, g]), t, g) for t, g in np.argwhere(confusion) if t != g), reverse=True)
-    lines = ["count,true,guessed", *(f"{n},{shards.wnids[t]},{shards.wnids[g]}" for n, t, g in pairs)]
+    pairs = sorted(((int(confusion[t, p]), t, p) for t, p in np.argwhere(confusion) if t != p), reverse=True)
+    lines = ["count,true,guessed", *(f"{n},{shards.wnids[t]},{shards.wnids[p]}" for n, t, p in pairs)]
     text = "\n".join(lines) + "\n"
     manifest.write_atomically(directory / "confusion.csv", lambda file: file.write(text.encode()))
 
-    shown = most_mistaken(confusion)
+    shown = most_misclassified(confusion)
     part = confusion[np.ix_(shown, shown)]
     share = part / np.maximum(confusion[shown].sum(1, keepdims=True), 1)
     names = [shards.class_names[c] for c in shown]
@@ -56,11 +56,11 @@ def _write_confusion(directory: Path, shards: ShardSet, confusion: np.ndarray) -
             axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("guessed")
+    axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     total = int(confusion.sum())
-    title = f"{total - int(confusion.trace()):,} of {total:,} images mistaken"
-    axes.set_title(title if len(shown) == len(confusion) else f"{title}; the {len(shown)} classes most mistaken")
+    title = f"{total - int(confusion.trace()):,} of {total:,} images misclassified"
+    axes.set_title(title if len(shown) == len(confusion) else f"{title}; the {len(shown)} most misclassified classes")
     _save(figure, directory / "confusion.png")
 
 
@@ -73,9 +73,9 @@ def _write_mistakes(directory: Path, shards: ShardSet, rows: np.ndarray, mode: s
     wrong = wrong[np.argsort(-headline["probabilities"][wrong, 0], kind="stable")]
     lines = ["key,true,guessed,probability"]
     for i in wrong:
-        guess, probability = headline["classes"][i, 0], headline["probabilities"][i, 0]
+        predicted, probability = headline["classes"][i, 0], headline["probabilities"][i, 0]
         number, label = int(rows["number"][i]), rows["label"][i]
-        lines.append(f"{split.key(number)},{shards.wnids[label]},{shards.wnids[guess]},{probability:.4f}")
+        lines.append(f"{split.key(number)},{shards.wnids[label]},{shards.wnids[predicted]},{probability:.4f}")
     text = "\n".join(lines) + "\n"
     manifest.write_atomically(directory / "mistakes.csv", lambda file: file.write(text.encode()))
 
@@ -87,10 +87,10 @@ def _write_mistakes(directory: Path, shards: ShardSet, rows: np.ndarray, mode: s
     for axes, i in zip(grid.flat, wrong, strict=False):
         number = int(rows["number"][i])
         axes.imshow(np.asarray(Image.open(io.BytesIO(split.read(number))).convert("RGB")))
-        guess = shards.class_names[headline["classes"][i, 0]]
+        predicted = shards.class_names[headline["classes"][i, 0]]
         truth, probability = shards.class_names[rows["label"][i]], headline["probabilities"][i, 0]
-        axes.set_title(f"{guess} {100 * probability:.0f} %\nis {truth}", fontsize=8)
-    figure.suptitle(f"{len(wrong):,} of {len(rows):,} images mistaken ({mode}); the surest mistakes first")
+        axes.set_title(f"{predicted} {100 * probability:.0f} %\ntrue: {truth}", fontsize=8)
+    figure.suptitle(f"{len(wrong):,} of {len(rows):,} images misclassified ({mode}); most confident errors first")
     _save(figure, directory / "mistakes.png")
 
 

@@ -1,4 +1,4 @@
-"""The errors of every mode as text."""
+"""The table of errors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def table(metrics: dict[str, Any]) -> str:
-    """The errors of every mode, for a terminal."""
+    """The errors of every mode as plain text."""
     width = max(len(mode) for mode in metrics["modes"])
     lines = [f"{'mode':{width}}  top-1 error  top-5 error    loss   images"]
     for mode, result in metrics["modes"].items():

@@ -1,7 +1,7 @@
 """Stage 4 of 4: gate against the champion → package → serving check → a model version with its whole lineage.
 
-Refused with exit 78 and the reasons if the gate does not open; then no version is made.  The same weights registered
-again give the same version.
+If the gate fails, no version is registered: the program reports the reasons and exits with 78.  Registering the same
+weights again returns the existing version.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     program.expect_one_process("components.register")
     from components.register import registry
-    from components.register.gate import reasons_against
+    from components.register.gate import rejection_reasons
     from components.register.package import Package
     from components.stage import Stage
     from runtime.errors import Refused
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = stage.params.model_name
     with stage.tracked(args.metrics) as tracker, registry.open_registry(name) as models:
         champion = models.champion()
-        reasons = reasons_against(stage.params, evaluation, package.shards, champion)
+        reasons = rejection_reasons(stage.params, evaluation, package.shards, champion)
         tracker.tags({"vgg.gate": "; ".join(reasons) or "passed"}, to="both")
         if reasons:
             listing = "\n".join(f"  {reason}" for reason in reasons)

@@ -13,9 +13,9 @@ def gate(params: dict, shards: str, evaluation: dsl.Input[dsl.Metrics]) -> bool:
 
     A Python component, because kfp.local evaluates a condition on a container component's output to false.
     """
-    from components.register.gate import opens
+    from components.register.gate import gate_passes
 
-    return opens(params, shards, evaluation.path)
+    return gate_passes(params, shards, evaluation.path)
 
 
 @dsl.container_component

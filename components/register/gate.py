@@ -1,4 +1,4 @@
-"""The gate by itself, as a step before registration: what register would refuse is not even begun."""
+"""The gate as a separate step, so that the register step starts only for a model that passes."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
     from runtime.shardset import ShardSet
 
 
-def reasons_against(
+def rejection_reasons(
     params: RegisterParams, evaluation: dict[str, Any], shards: ShardSet, champion: registry.Champion | None
 ) -> list[str]:
-    """Why a model must not be registered; empty for one that may, and for the champion itself."""
+    """Why a model must not be registered; empty if it passes the gate or is the champion itself."""
     if champion and champion.weights_sha256 == evaluation["weights_sha256"]:
         return []
     return gate.failures(params.gate, evaluation, len(shards.split("val")), champion.evaluation if champion else None)
 
 
-def opens(section: dict[str, Any], shards: str, evaluation: str) -> bool:
-    """Whether the gate opens, found out by this program as a step: run again where that may help.
+def gate_passes(section: dict[str, Any], shards: str, evaluation: str) -> bool:
+    """Run this program under components.step, with its retries; returns whether the gate passes.
 
-    section: of params.yaml.  shards: their address.  evaluation: file of the evaluate stage's metrics.
-    Exits with the program's code if it cannot be told.
+    section: register of params.yaml.  shards: their address.  evaluation: file of the evaluate stage's metrics.
+    Exits with the program's code if the program fails.
     """
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch) / "answer.json"
-        words = ["--params", json.dumps(section), "--shards", shards, "--evaluation", evaluation, "--answer", answer]
-        command = [sys.executable, "-m", "components.step", "components.register.gate", *map(str, words)]
+        flags = ["--params", json.dumps(section), "--shards", shards, "--evaluation", evaluation]
+        command = [sys.executable, "-m", "components.step", "components.register.gate", *flags, "--answer", str(answer)]
         if code := subprocess.run(command, check=False).returncode:
             sys.exit(code)
         return bool(json.loads(answer.read_bytes()))
@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     params = load(args.params, "register", RegisterParams)
-    reasons = ask(params, args.params, args.shards, Path(args.evaluation), args.answer)
+    reasons = check(params, args.params, args.shards, Path(args.evaluation), args.answer)
     for reason in reasons:
         program.log.warning("gate failed: %s", reason)
     if not reasons:
@@ -69,20 +69,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     manifest.write_json(Path(args.answer), not reasons)
 
 
-def ask(params: RegisterParams, source: str, shards: str, path: Path, answer: str) -> list[str]:
-    """Reasons against, which are written to the runs in MLflow too.
+def check(params: RegisterParams, source: str, shards: str, path: Path, answer: str) -> list[str]:
+    """Check a model against the gate and track the result in MLflow; returns the rejection reasons.
 
-    answer: where they are asked for; what makes this question another than the same one of another run.
+    answer: value of --answer; it distinguishes this check from the same check in another run.
     """
-    found = registry.read_evaluation(path)
+    evaluation = registry.read_evaluation(path)
     opened = storage.open_shards(shards)
     storage.expect(shards, opened.digest)
-    inputs = {"shards": opened.digest, "weights_sha256": found["weights_sha256"]}
-    identity = {"gate": params.model_dump(), "evaluation": found}
+    inputs = {"shards": opened.digest, "weights_sha256": evaluation["weights_sha256"]}
+    identity = {"gate": params.model_dump(), "evaluation": evaluation}
     with Tracker("gate", journal_key(identity, answer), provenance.lineage(source)) as tracker:
         tracker.tags(provenance.tags(provenance.record("register", params.model_dump(), inputs)))
         with registry.open_registry(params.model_name) as models:
-            reasons = reasons_against(params, found, opened, models.champion())
+            reasons = rejection_reasons(params, evaluation, opened, models.champion())
         tracker.tags({"vgg.gate": "; ".join(reasons) or "passed"}, to="both")
     return reasons
 

@@ -1,4 +1,4 @@
-"""A model version's files: weights, how to use them, where they come from, a card for people."""
+"""The files of a model version: weights, description of the network, provenance, model card."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from vgg.network.trained import Trained
 
 from components.evaluate.report import SCHEMA as PREDICTIONS_SCHEMA
 from runtime import manifest
 from runtime.errors import Refused
 from runtime.shardset import ShardSet
+from vgg.network.trained import Trained
 
 REQUIREMENTS = (
     "mlflow",
@@ -27,12 +27,12 @@ REQUIREMENTS = (
     "safetensors",
     "google-crc32c",
 )
-NUM_PROBES = 8  # validation images the packaged model must answer as the evaluation did
+NUM_PROBES = 8  # validation images for which the packaged model must reproduce the evaluation
 
 
 @dataclass(frozen=True)
 class Package:
-    """Everything a version is made from, verified to belong together."""
+    """Everything that a version is created from, verified to belong together."""
 
     shards: ShardSet
     trained: Trained
@@ -43,21 +43,20 @@ class Package:
 
     @classmethod
     def open(cls, opened: ShardSet, checkpoint: Path, predictions: Path, evaluation: dict[str, Any]) -> Package:
-        """Raises Refused if the evaluation is of other weights or other images."""
-        about = manifest.read(predictions, PREDICTIONS_SCHEMA)
-        for entry in about["files"]:
+        """Raises Refused if the evaluation is of other weights or other shards."""
+        content = manifest.read(predictions, PREDICTIONS_SCHEMA)
+        for entry in content["files"]:
             manifest.verify_file(predictions, entry)
-        trained = Trained.open(checkpoint, about["evaluate"]["weights"])
+        trained = Trained.open(checkpoint, content["evaluate"]["weights"])
         if evaluation["weights_sha256"] != trained.weights_sha256:
-            raise Refused(f"the evaluation is of other weights than {checkpoint} holds. Run the evaluate stage again.")
+            raise Refused(f"the evaluation is of other weights than {checkpoint}. Run the evaluate stage again.")
         if evaluation["data_digest"] != opened.digest:
-            raise Refused(
-                f"the evaluation was made on other shards than {opened.address} holds. Run the evaluate stage again."
-            )
-        if {name: evaluation.get(name) for name in about["metrics"]} != about["metrics"]:
-            raise Refused(f"the evaluation's numbers are not those of {predictions}. Run the evaluate stage again.")
+            raise Refused(f"the evaluation is of other shards than {opened.address}. Run the evaluate stage again.")
+        if {name: evaluation.get(name) for name in content["metrics"]} != content["metrics"]:
+            raise Refused(f"the evaluation's metrics differ from those in {predictions}. Run the evaluate stage again.")
         rows = np.load(predictions / "predictions.npy", allow_pickle=False)
-        return cls(opened, trained, rows, manifest.directory_digest(predictions, about), evaluation, about["evaluate"])
+        digest = manifest.directory_digest(predictions, content)
+        return cls(opened, trained, rows, digest, evaluation, content["evaluate"])
 
     def write(self, directory: Path, provenance: dict[str, Any]) -> dict[str, str]:
         """Write the files of the version; returns their paths by name."""
@@ -100,7 +99,7 @@ class Package:
         )
 
     def probes(self) -> tuple[list[bytes], np.ndarray, np.ndarray]:
-        """Some validation JPEGs with the headline mode's best class and its probability."""
+        """NUM_PROBES validation JPEGs, with the headline mode's best class and its probability for each."""
         split = self.shards.split("val")
         numbers = np.linspace(0, len(split) - 1, min(NUM_PROBES, len(split))).astype(int)
         headline = self.predictions["modes"][numbers, -1]

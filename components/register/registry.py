@@ -1,7 +1,7 @@
 """The MLflow model registry: one version per set of weights, one champion.
 
-MLflow has neither compare-and-swap nor idempotent calls, so a version is searched by the sha256 of its weights before
-one is made.
+MLflow has neither compare-and-swap nor idempotent calls, so before a version is created, an existing one is searched by
+the sha256 of its weights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("vgg.register")
 
-ABOUT = "VGG (arXiv 1409.1556): JPEG bytes to classes"
+DESCRIPTION = "VGG (arXiv 1409.1556): JPEG bytes to classes"
 CHAMPION, PREVIOUS = "champion", "previous"
 PROBABILITY_TOLERANCE = 0.02  # bf16 and batch sizes differ between evaluation and serving
 
@@ -43,16 +43,16 @@ class Champion:
 
 @contextmanager
 def open_registry(name: str) -> Iterator[Registry]:
-    """MLflow is ours alone meanwhile.
+    """Open a registered model, with exclusive use of MLflow in this process.
 
-    Raises Unreachable if the server cannot be reached, Refused if it does not let us in or forbids something.
+    Raises Unreachable if the server cannot be reached, Refused if it refuses the credentials or denies a permission.
     """
-    with server.MLFLOW, _explained(name):
+    with server.MLFLOW_LOCK, _translate_errors(name):
         yield Registry(name)
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
+def _translate_errors(name: str) -> Iterator[None]:
     import requests
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import OperationalError
@@ -66,24 +66,24 @@ def _explained(name: str) -> Iterator[None]:
     except MlflowException as error:
         if error.error_code == "UNAUTHENTICATED":
             raise Refused(
-                f"MLflow at {server.tracking_uri()} does not let us in: check MLFLOW_TRACKING_USERNAME and "
+                f"MLflow at {server.tracking_uri()} refuses the credentials: check MLFLOW_TRACKING_USERNAME and "
                 "MLFLOW_TRACKING_PASSWORD (on a cluster, the secret vgg-tracking)."
             ) from error
         if error.error_code == "PERMISSION_DENIED":
             raise Refused(
-                f"MLflow at {server.tracking_uri()} forbids user {environment.TRACKING_USERNAME.get() or '?'} "
-                f"what registered model {name!r} needs: {error}. An administrator grants MANAGE on it, or removes it "
-                "if it is empty: whoever makes a model manages it."
+                f"MLflow at {server.tracking_uri()} denies user {environment.TRACKING_USERNAME.get() or '?'} "
+                f"a permission on registered model {name!r}: {error}. An administrator can grant MANAGE on it, or "
+                "delete it if it is empty: the user who creates a model gets MANAGE."
             ) from error
-        if _is_of_the_network(error):
+        if _is_network_error(error):
             raise Unreachable(
                 f"MLflow at {server.tracking_uri()}: {error}. Start it, or set MLFLOW_TRACKING_URI."
             ) from error
         raise
 
 
-def _is_of_the_network(error: MlflowException) -> bool:
-    """Whether the server was not reached, or something before it answered: no JSON, so no RestException of its own."""
+def _is_network_error(error: MlflowException) -> bool:
+    """Whether the server was not reached, or a proxy answered instead (without JSON, so no RestException)."""
     import requests
     from mlflow.exceptions import RestException
 
@@ -99,7 +99,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         needed = {"headline", "modes", "top1_error", "top5_error", "num_images", "weights_sha256", "data_digest"}
         missing = needed - found.keys()
     except (OSError, ValueError, AttributeError) as error:
-        raise Refused(f"{path}: no evaluation can be read from it: {error}. Run the evaluate stage.") from None
+        raise Refused(f"{path}: not a readable evaluation: {error}. Run the evaluate stage.") from None
     if missing:
         raise Refused(f"{path}: lacks {', '.join(sorted(missing))}. Run the evaluate stage.")
     return dict(found)
@@ -111,7 +111,7 @@ class Registry:
         self.client = server.connect()
 
     def champion(self) -> Champion | None:
-        """The version that the alias names; None if there is none yet."""
+        """The version with the alias champion; None if no version has it yet."""
         from mlflow.exceptions import MlflowException
 
         if not self._exists():
@@ -125,11 +125,11 @@ class Registry:
         return Champion(found.version, found.tags["weights_sha256"], json.loads(found.tags["evaluation"]))
 
     def _exists(self) -> bool:
-        """Whether the registered model is there.
+        """Whether the registered model exists.
 
-        To a user who is no administrator, MLflow answers 403 for the alias of a model that is not there.  Where users
-        may read nothing by default, it does so for the model itself, too, and only the attempt to make the model tells
-        one that is hidden from none.  Whoever makes it manages it, as its first version needs.
+        For users who are not administrators, MLflow answers 403 for the alias of a model that does not exist.  Without
+        a default permission to read, it also answers 403 for the model itself; then only an attempt to create the model
+        distinguishes a hidden one from a missing one.  Its creator gets MANAGE, which the first version requires.
         """
         from mlflow.exceptions import MlflowException
 
@@ -143,19 +143,19 @@ class Registry:
                 raise
             hidden = error
         try:
-            self.client.create_registered_model(self.name, description=ABOUT)
+            self.client.create_registered_model(self.name, description=DESCRIPTION)
         except MlflowException as error:
             raise (hidden if error.error_code == "RESOURCE_ALREADY_EXISTS" else error) from None
         return False
 
     def register(self, package: Package, provenance: dict[str, Any], tracker: Tracker) -> tuple[str, bool]:
-        """(version, whether it was made now)."""
+        """Returns (version, whether it is new)."""
         for found in self.client.search_model_versions(f"name = '{self.name}'"):
             if found.tags.get("weights_sha256") == package.trained.weights_sha256:
                 return found.version, False
-        return self._make(package, provenance, tracker.run_id(self.client)), True
+        return self._create(package, provenance, tracker.run_id(self.client)), True
 
-    def _make(self, package: Package, provenance: dict[str, Any], run_id: str) -> str:
+    def _create(self, package: Package, provenance: dict[str, Any], run_id: str) -> str:
         import mlflow
         import pandas as pd
 
@@ -183,10 +183,10 @@ class Registry:
             "data.digest": package.shards.digest,
             "provenance": json.dumps(provenance, sort_keys=True),
         }
-        made = mlflow.register_model(logged.model_uri, self.name, tags=tags)
-        self.client.update_registered_model(self.name, ABOUT)
-        self.client.update_model_version(self.name, made.version, package.card(provenance))
-        return str(made.version)
+        created = mlflow.register_model(logged.model_uri, self.name, tags=tags)
+        self.client.update_registered_model(self.name, DESCRIPTION)
+        self.client.update_model_version(self.name, created.version, package.card(provenance))
+        return str(created.version)
 
     def promote(self, version: str, champion: Champion | None) -> None:
         if champion and champion.version != version:
@@ -213,9 +213,9 @@ def _signature() -> Any:
 
 
 def serving_check(uri: str, package: Package) -> None:
-    """Load the packaged model as a server would, and ask it what the evaluation answered.
+    """Load the packaged model as a server does, and compare its answers with the evaluation.
 
-    Raises Refused if it answers otherwise, or takes garbage for an image.
+    Raises Refused if they differ, or if the model accepts bytes that are not an image.
     """
     import mlflow
     import pandas as pd
@@ -228,12 +228,12 @@ def serving_check(uri: str, package: Package) -> None:
     near_tie = probabilities < 0.5 + PROBABILITY_TOLERANCE  # another class may be as likely
     if (((served != classes) & ~near_tie) | (difference > PROBABILITY_TOLERANCE)).any():
         raise Refused(
-            f"serving check: the packaged model answers {served.tolist()}, the evaluation said {classes.tolist()} "
-            f"(probabilities differ by up to {difference.max():.3f}). No version was made."
+            f"serving check failed: the packaged model predicts {served.tolist()}, the evaluation {classes.tolist()} "
+            f"(probabilities differ by up to {difference.max():.3f}); no version registered."
         )
     try:
-        model.predict(pd.DataFrame({"image": [b"no image"]}))
-    except ValueError:  # as served.py says
+        model.predict(pd.DataFrame({"image": [b"not an image"]}))
+    except ValueError:  # expected: raised by served.py
         pass
     else:
-        raise Refused("serving check: the packaged model takes garbage for an image. No version was made.")
+        raise Refused("serving check failed: the packaged model accepts invalid images; no version registered.")

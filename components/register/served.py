@@ -24,15 +24,15 @@ from vgg.params.evaluate import EvaluateParams
 
 class JpegClassifier(PythonModel):
     def load_context(self, context: Any) -> None:
-        about = json.loads(Path(context.artifacts["network"]).read_bytes())
-        self.max_pixels = about["max_pixels"]
-        self.wnids = np.array([c["wnid"] for c in about["classes"]])
-        self.names = np.array([c["name"] for c in about["classes"]])
-        model = blank(Architecture(**about["network"]))
+        description = json.loads(Path(context.artifacts["network"]).read_bytes())
+        self.max_pixels = description["max_pixels"]
+        self.wnids = np.array([c["wnid"] for c in description["classes"]])
+        self.names = np.array([c["name"] for c in description["classes"]])
+        model = blank(Architecture(**description["network"]))
         model.load_state_dict(load_file(context.artifacts["weights"]))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        params = EvaluateParams.model_validate(about["evaluate"])
-        self.device, self.views = device, Views(params, model, about["pixels"], device)
+        params = EvaluateParams.model_validate(description["evaluate"])
+        self.device, self.views = device, Views(params, model, description["pixels"], device)
 
     def predict(
         self,
@@ -42,7 +42,7 @@ class JpegClassifier(PythonModel):
     ) -> pd.DataFrame:
         """A row per image, column `image` the bytes of its file.  params: top_k, how many classes to name.
 
-        Raises ValueError, with the number of the row, for bytes that are no image.
+        Raises ValueError, with the number of the row, for bytes that are not an image.
         """
         top_k = min(int((params or {}).get("top_k", 5)), len(self.wnids))
         rows = []

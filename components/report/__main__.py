@@ -1,4 +1,4 @@
-"""The end of a pipeline run, however it ended: a page for Kubeflow, and the parent run in MLflow is closed."""
+"""Exit task of a pipeline run, after success or failure: write a page for Kubeflow, end the parent run in MLflow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 STATES = {"SUCCEEDED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED", "CANCELED": "KILLED"}
-FIGURES = {  # that people look for first, as the stages log them
+FIGURES = {  # metrics on the page: name in MLflow, text
     "data/num_train": "training images",
     "data/num_val": "validation images",
     "final/val_top1_error": "top-1 error of the last epoch",
@@ -41,10 +41,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         status = dict(json.loads(args.status))
     except (ValueError, TypeError):
-        raise WrongParameters(f"--status: {args.status!r} is no JSON object") from None
+        raise WrongParameters(f"--status: {args.status!r} is not a JSON object") from None
     try:
         runs = close(server.connect(), STATES.get(status.get("state", ""), "FAILED"))
-    except Exception as error:  # the page matters more, and a report must not fail a run that went well
+    except Exception as error:  # write the page all the same: a report must not fail a successful run
         program.log.warning("MLflow at %s: %s", server.tracking_uri(), error)
         runs = []
     text = page(status, runs, server.tracking_uri())
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def close(client: Any, state: str) -> list[Run]:
-    """End what a lost step has left running below this pipeline run; returns the parent and its children."""
+    """End the MLflow runs of this pipeline run that a lost step left open; returns the parent and its children."""
     from components.tracking import provenance, server
 
     experiment = client.get_experiment_by_name(server.EXPERIMENT)
@@ -79,7 +79,7 @@ def close(client: Any, state: str) -> list[Run]:
 
 
 def page(status: dict[str, Any], runs: list[Run], tracking_uri: str) -> str:
-    """Markdown: what became of the run, every stage with its figures, where to look, what to do."""
+    """Markdown: state of the run, figures of every stage, where to look, what to do next."""
     name, state = environment.PIPELINE_RUN.get(), status.get("state", "unknown")
     lines = [f"# Run {name} {state.lower()}", ""]
     if message := (status.get("error") or {}).get("message"):
@@ -88,8 +88,8 @@ def page(status: dict[str, Any], runs: list[Run], tracking_uri: str) -> str:
         parent, *children = runs
         lines += ["| stage | state | figures |", "|---|---|---|"]
         for run in children:
-            known = run.data.metrics
-            figures = ", ".join(f"{words} {known[key]:g}" for key, words in FIGURES.items() if key in known)
+            metrics = run.data.metrics
+            figures = ", ".join(f"{text} {metrics[key]:g}" for key, text in FIGURES.items() if key in metrics)
             lines.append(f"| {run.data.tags.get('vgg.stage', '')} | {run.info.status.lower()} | {figures} |")
         tags = parent.data.tags
         lines += [""]
@@ -99,8 +99,9 @@ def page(status: dict[str, Any], runs: list[Run], tracking_uri: str) -> str:
             lines += [f"Model: {model}", ""]
         lines += [f"MLflow: {tracking_uri}/#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}", ""]
     if state != "SUCCEEDED":
-        again = "the same command again" if name.startswith("local-") else f"`python -m pipelines.submit resume {name}`"
-        lines += [f"To go on where it stopped: {again}", ""]
+        resume = f"`python -m pipelines.submit resume {name}`"
+        what = "run the same command again" if name.startswith("local-") else resume
+        lines += [f"To continue where it stopped: {what}", ""]
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 """Stage 1 of 4: images → verified, byte-reproducible WebDataset shards with an index and a manifest.
 
-Every image is decoded once; unusable ones are named.  Killed and run again, finished shards are kept.
-A whole data set is checked again by:  python -m components.shard verify <its manifest.json, local or s3://>
+Every image is decoded once; unusable images are reported.  After an interruption, finished shards are kept.
+Verify a finished data set:  python -m components.shard verify <its manifest.json, local or s3://>
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["verify"]:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["verify"]:
         from components.shard import verify
 
-        verify.main(words[1:])
+        verify.main(arguments[1:])
         return
-    args = parser().parse_args(words)
+    args = parser().parse_args(arguments)
     program.expect_one_process("components.shard")
     from components.closure import fingerprints
     from components.progress import Progress
@@ -62,12 +62,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                 source.verify(bar)
         with Progress("shard") as bar:
             pack(stage.params, source, target, code, report=bar, check=check)
-        made = storage.open_shards(location)
-        metrics = summary(made)
+        shards = storage.open_shards(location)
+        metrics = summary(shards)
         tracker.metrics({f"data/{name}": value for name, value in metrics.items() if isinstance(value, int)}, "child")
-        tracker.dataset(stage.params.source, location, made.digest, "shards", metrics)
-        tracker.artifact(made.directory / manifest.NAME, "shards")
-        stage.finish(metrics, {"shards": storage.address(location, made.digest)})
+        tracker.dataset(stage.params.source, location, shards.digest, "shards", metrics)
+        tracker.artifact(shards.directory / manifest.NAME, "shards")
+        stage.finish(metrics, {"shards": storage.address(location, shards.digest)})
     program.log.info(
         "%s: {num_train:,} training and {num_val:,} validation images of {num_classes:,} classes "
         "in {num_shards:,} shards, digest {digest}".format(**metrics),
@@ -75,20 +75,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
 
-def summary(made: ShardSet) -> dict[str, int | str]:
-    """The manifest in a few numbers."""
-    about = made.manifest
+def summary(shards: ShardSet) -> dict[str, int | str]:
+    """Digest and counts of the manifest."""
+    content = shards.manifest
     return {
-        "digest": made.digest,
-        "num_train": about["splits"]["train"]["num_images"],
-        "num_val": about["splits"]["val"]["num_images"],
-        "num_classes": len(about["classes"]),
-        "num_shards": sum(len(split["shards"]) for split in about["splits"].values()),
-        "num_amended": len(about["amended"]),
-        "num_remarks": len(about["remarks"]),
-        "num_quarantined": len(about["quarantined"]),
-        "num_duplicates": len(about["duplicates"]),
-        "num_bytes": sum(entry["size"] for entry in about["files"]),
+        "digest": shards.digest,
+        "num_train": content["splits"]["train"]["num_images"],
+        "num_val": content["splits"]["val"]["num_images"],
+        "num_classes": len(content["classes"]),
+        "num_shards": sum(len(split["shards"]) for split in content["splits"].values()),
+        "num_amended": len(content["amended"]),
+        "num_remarks": len(content["remarks"]),
+        "num_quarantined": len(content["quarantined"]),
+        "num_duplicates": len(content["duplicates"]),
+        "num_bytes": sum(entry["size"] for entry in content["files"]),
     }
 
 

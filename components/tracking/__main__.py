@@ -1,4 +1,4 @@
-"""python -m components.tracking replay: deliver every journal that waits."""
+"""python -m components.tracking replay: deliver all pending journals."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ log = logging.getLogger("vgg.tracking")
 
 
 def replay(root: Path) -> int:
-    """Deliver every journal that waits below a folder; returns how many events still wait."""
-    client, waiting = connect(), 0
+    """Deliver all journals below a folder; returns the number of events that are still pending."""
+    client, total = connect(), 0
     for directory in sorted(path.parent for path in root.glob("*/events.jsonl")):
         try:
             journal = Journal(directory)
         except Preempted:
-            log.info("%s: its stage runs, and sends its events", directory)
+            log.info("%s: in use by a running stage, which delivers it", directory)
             continue
         try:
             deliver(client, journal)
         except Exception as error:
             log.warning("%s: %s", directory, error)
-        left, last = journal.waiting(), [event for event, _ in journal.events()][-1:]
-        log.info("%s: %d events wait", directory, left)
-        if not left and last and last[0].get("status") in ("FINISHED", "FAILED"):
+        pending, last = journal.pending(), [event for event, _ in journal.events()][-1:]
+        log.info("%s: %d events pending", directory, pending)
+        if not pending and last and last[0].get("status") in ("FINISHED", "FAILED"):
             journal.remove()
         journal.close()
-        waiting += left
-    return waiting
+        total += pending
+    return total
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A journal of what a stage tracks: an append-only file of events, and how many of them have been delivered."""
+"""The journal of a stage's tracking: an append-only file of events, and the position up to which they are delivered."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any, BinaryIO
 from runtime import manifest
 from runtime.errors import Preempted
 
-NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)  # what file systems without them say
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)  # errors of file systems without locks
 
 
 class Journal:
-    """An append-only file of events, and how many of them have been delivered.  One process has it at a time.
+    """An append-only file of events, and the position up to which they are delivered.
 
-    Raises Preempted while another one does.
+    Only one process has it open at a time.  Raises Preempted if another process has.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -29,27 +29,27 @@ class Journal:
         self._position = directory / "delivered"
         self._runs = directory / "runs.json"
         self._file = self._locked()
-        self._mend()
+        self._truncate_partial_line()
 
     def _locked(self) -> BinaryIO:
-        """The file, opened for appending; the lock ends with the process that holds it."""
+        """The file, opened for appending and locked; the lock ends with the process."""
         while True:
             self.directory.mkdir(parents=True, exist_ok=True)
             try:
-                file = open(self.path, "ab")  # noqa: SIM115  # as long as the journal
-            except FileNotFoundError:  # its holder has just removed the journal
+                file = open(self.path, "ab")  # noqa: SIM115  # open as long as the journal
+            except FileNotFoundError:  # the previous holder has just removed the journal
                 continue
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                if error.errno in NO_LOCKS:  # its name, by the output, must do
+                if error.errno in NO_LOCKS:  # continue unlocked: journals of different outputs have different names
                     return file
                 file.close()
                 if error.errno != errno.EWOULDBLOCK:
                     raise
                 raise Preempted(
-                    f"{self.directory}: another process does this very work, from the same inputs to the same output; "
-                    "wait for it, or stop it"
+                    f"{self.directory}: another process does the same work, with the same inputs and the same output; "
+                    "wait for it or stop it"
                 ) from None
             if os.fstat(file.fileno()).st_nlink:
                 return file
@@ -58,8 +58,8 @@ class Journal:
     def close(self) -> None:
         self._file.close()
 
-    def _mend(self) -> None:
-        """Cut off a line that a kill left unfinished."""
+    def _truncate_partial_line(self) -> None:
+        """Cut off an incomplete last line, left by a killed process."""
         if self.path.exists():
             data = self.path.read_bytes()
             if (whole := data.rfind(b"\n") + 1) < len(data):
@@ -73,17 +73,17 @@ class Journal:
         os.fsync(self._file.fileno())
 
     def events(self, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
-        """Every event from a byte offset on, with the offset behind it."""
+        """Events from a byte offset on, each with the offset after it."""
         with open(self.path, "rb") as file:
             file.seek(offset)
             for line in file:
                 if not line.endswith(b"\n"):
-                    return  # being written at this moment
+                    return  # is being written
                 offset += len(line)
                 yield json.loads(line), offset
 
     def delivered(self) -> int:
-        """Offset behind the last event that has been delivered, bytes."""
+        """Byte offset after the last delivered event."""
         return int(self._position.read_text()) if self._position.exists() else 0
 
     def mark_delivered(self, offset: int) -> None:
@@ -91,21 +91,21 @@ class Journal:
         temporary.write_text(str(offset))
         os.replace(temporary, self._position)
 
-    def waiting(self) -> int:
-        """Events that have not been delivered."""
+    def pending(self) -> int:
+        """Number of events that are not delivered yet."""
         return sum(1 for _ in self.events(self.delivered()))
 
     def runs(self) -> dict[str, str]:
         return dict(json.loads(self._runs.read_bytes())) if self._runs.exists() else {}
 
-    def remember_runs(self, runs: dict[str, str]) -> None:
+    def save_runs(self, runs: dict[str, str]) -> None:
         manifest.write_json(self._runs, runs)
 
-    def keep(self, path: Path) -> Path:
-        """Copy a file beside the events."""
+    def copy_file(self, path: Path) -> Path:
+        """Copy a file into the journal's folder; returns the copy's path."""
         (self.directory / "files").mkdir(exist_ok=True)
         return Path(shutil.copy(path, self.directory / "files")).resolve()
 
     def remove(self) -> None:
-        shutil.rmtree(self.directory, ignore_errors=True)  # somebody who waits for it may be making it anew
+        shutil.rmtree(self.directory, ignore_errors=True)  # another process may be creating it again
         self.close()

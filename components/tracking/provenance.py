@@ -1,4 +1,4 @@
-"""One provenance record per stage: what it was made from, by which code, where."""
+"""The provenance record of a stage: parameters, inputs, code, image and libraries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "mlflow")
 
 
 def record(stage: str, params: dict[str, Any], inputs: dict[str, str]) -> dict[str, Any]:
-    """inputs: digests of what the stage reads, by name."""
+    """inputs: digests of the stage's inputs, by name."""
     return {
         "stage": stage,
         "params": params,
@@ -28,7 +28,7 @@ def record(stage: str, params: dict[str, Any], inputs: dict[str, str]) -> dict[s
 
 
 def git() -> dict[str, Any]:
-    """Commit and dirtiness: of the work tree, or what the image was built with (VGG_GIT_COMMIT)."""
+    """Commit and uncommitted changes of the work tree, or those that the image was built from (VGG_GIT_COMMIT)."""
     if built := environment.GIT_COMMIT.get():
         return {"commit": built.removesuffix("-dirty"), "dirty": built.endswith("-dirty"), "diff_sha256": None}
     commit, diff = _git("rev-parse", "HEAD"), _git("diff", "HEAD", "--", ".", ":!dvc.lock", ":!metrics")
@@ -57,7 +57,7 @@ def _version(name: str) -> str | None:
 
 
 def lineage(source: str) -> str:
-    """What the stages of one pipeline run share: the run's own name, or the digest of all parameters and the code.
+    """Key of a pipeline run, the same for all its stages: a digest of its name, or of all parameters and the code.
 
     source: the --params argument.
     """
@@ -68,7 +68,7 @@ def lineage(source: str) -> str:
 
 
 def tags(provenance: dict[str, Any]) -> dict[str, str]:
-    """The record as run tags; the MLflow UI shows the commit by its own tag."""
+    """The record as tags of a run; MLflow has a separate tag for the commit, which its UI shows."""
     found = {"vgg.provenance": manifest.canonical_json(provenance).decode()}
     found |= {f"vgg.input.{name}": digest for name, digest in provenance["inputs"].items()}
     if commit := provenance["code"]["git"]["commit"]:

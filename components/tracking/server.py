@@ -1,4 +1,4 @@
-"""The MLflow server: connecting to it, and delivering the events of a journal.  Sending one twice does no harm."""
+"""The MLflow server: connecting to it, and delivering the events of a journal.  Delivery is idempotent."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "vgg-imagenet"
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # or the UI takes it for a study of language models
-MLFLOW = threading.Lock()  # held while MLflow is imported or called: its lazy imports do not stand two threads
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI's default is language models
+MLFLOW_LOCK = threading.Lock()  # held while MLflow is imported or called: its lazy imports are not thread-safe
 
 
 def tracking_uri() -> str:
@@ -24,14 +24,14 @@ def tracking_uri() -> str:
 
 
 def connect() -> MlflowClient:
-    """A client that gives up soon: patience is the journal's business."""
+    """A client that gives up soon, because events that fail stay in the journal."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # MLFLOW_RUN_ID is read by us, once; the library would delete it, or start a run of its own with it
+    # MLFLOW_RUN_ID is read by our code, once; the library would delete it, or start another run with it
     import mlflow
 
-    for noisy in ("alembic", "mlflow"):  # set up by the import
+    for noisy in ("alembic", "mlflow"):  # the import sets their levels
         logging.getLogger(noisy).setLevel(logging.WARNING)
     mlflow.set_tracking_uri(tracking_uri())
     mlflow.set_registry_uri(tracking_uri())
@@ -39,7 +39,7 @@ def connect() -> MlflowClient:
 
 
 def deliver(client: MlflowClient, journal: Journal) -> None:
-    """Send every event that has not been delivered yet, in order.  Sending one twice does no harm."""
+    """Send all pending events in order.  An event may be sent again without harm."""
     for event, offset in journal.events(journal.delivered()):
         _send(client, journal, event)
         journal.mark_delivered(offset)
@@ -50,7 +50,7 @@ def _send(client: MlflowClient, journal: Journal, event: dict[str, Any]) -> None
     from mlflow.exceptions import MlflowException
 
     if event["kind"] == "open":
-        journal.remember_runs(_open(client, event))
+        journal.save_runs(_open(client, event))
         return
     runs = journal.runs()
     targets = {"child": ["child"], "parent": ["parent"], "both": ["child", "parent"]}[event.get("to", "child")]
@@ -63,7 +63,7 @@ def _send(client: MlflowClient, journal: Journal, event: dict[str, Any]) -> None
             for target in ("child", "parent"):
                 try:
                     client.log_batch(runs[target], params=[Param(k, v) for k, v in event["values"].items()][:100])
-                except MlflowException as error:  # a parameter cannot change; the first value of a run stays
+                except MlflowException as error:  # MLflow parameters are immutable; the first value stays
                     if error.error_code != "INVALID_PARAMETER_VALUE":
                         raise
         case "tags":
@@ -81,20 +81,22 @@ def _send(client: MlflowClient, journal: Journal, event: dict[str, Any]) -> None
 
 
 def _open(client: MlflowClient, event: dict[str, Any]) -> dict[str, str]:
-    """Find or make the parent and the child run."""
+    """Find or create the parent and the child run."""
     stage, lineage = event["stage"], event["lineage"]
     if event["adopt"]:
         adopted = str(event["adopt"])
         return {"child": adopted, "parent": client.get_run(adopted).data.tags.get("mlflow.parentRunId", adopted)}
     experiment = client.get_experiment_by_name(EXPERIMENT)
-    experiment_id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT, tags=KIND)
+    experiment_id = (
+        experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT, tags=EXPERIMENT_TAGS)
+    )
 
-    def find_or_create(marks: dict[str, str], name: str, tags: dict[str, str]) -> str:
-        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in marks.items())
+    def find_or_create(key: dict[str, str], name: str, tags: dict[str, str]) -> str:
+        query = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in key.items())
         if found := client.search_runs([experiment_id], query, max_results=1):
             return str(found[0].info.run_id)
-        made = client.create_run(experiment_id, event["time"], {**marks, **tags, "mlflow.source.name": "vgg"}, name)
-        return str(made.info.run_id)
+        created = client.create_run(experiment_id, event["time"], {**key, **tags, "mlflow.source.name": "vgg"}, name)
+        return str(created.info.run_id)
 
     parent = find_or_create({"vgg.lineage": lineage, "vgg.stage": "pipeline"}, f"pipeline-{lineage[:8]}", {})
     client.update_run(parent, "RUNNING")
@@ -104,7 +106,7 @@ def _open(client: MlflowClient, event: dict[str, Any]) -> dict[str, str]:
 
 
 def _set_status(client: MlflowClient, runs: dict[str, str], event: dict[str, Any]) -> None:
-    """The parent ends with its last stage, or with the first that fails."""
+    """Set the status of the child run.  The parent run ends with the last stage, or with the first that fails."""
     status = event["status"]
     if status == "RUNNING":
         client.update_run(runs["child"], status)

@@ -1,11 +1,11 @@
-"""MLflow, at arm's length: everything is written to a journal first, and one thread passes it on.
+"""Asynchronous tracking in MLflow: events are written to a journal first, and one thread delivers them.
 
-Training never waits for the tracking server and never dies with it.  What could not be delivered waits in the journal
-and goes out when the same stage runs again, or by hand: `python -m components.tracking replay`.  Nothing is logged
-twice: a point carries the time it was made, and a resumed run does not repeat the steps that are in its journal.
+Training never waits for the tracking server and never fails because of it.  Events that could not be delivered stay in
+the journal; they are sent when the same stage runs again, or with `python -m components.tracking replay`.  Points are
+not duplicated: a point has a fixed timestamp, and a resumed run skips the steps that are in its journal.
 
-One parent run for a pipeline run (its tag `vgg.lineage`), one child for each stage.  An injected MLFLOW_RUN_ID (the
-Kubeflow plugin) is adopted as the child.
+A pipeline run has one parent run (tag `vgg.lineage`) and one child run per stage.  If MLFLOW_RUN_ID is set (by the
+Kubeflow plugin), that run is used as the child.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from components.tracking.journal import Journal
-from components.tracking.server import MLFLOW, connect, deliver
+from components.tracking.server import MLFLOW_LOCK, connect, deliver
 from runtime import environment, manifest
 from runtime.errors import Preempted, StorageFailure, Unreachable
 
@@ -29,23 +29,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("vgg.tracking")
 
-GIVE_UP_SECONDS = 30.0  # how long the end of a stage waits for the server
-GRACE_SECONDS = 5.0  # the same for a stage that goes on later: whoever preempts it kills it soon
+FLUSH_SECONDS = 30.0  # limit for delivering the last events at the end of a stage
+PREEMPTED_FLUSH_SECONDS = 5.0  # the same for a preempted stage, which will be killed soon
 RETRY_SECONDS = 5.0
-MAX_TAG, MAX_PARAM = 5000, 500  # characters: MLflow cuts longer ones off without a word
+MAX_TAG, MAX_PARAM = 5000, 500  # characters: MLflow truncates longer values silently
 
 
 def journal_key(identity: dict[str, Any], output: str) -> str:
-    """What a stage's journal is called after: what it computes from, and where to, a path or an address.
+    """Name of a stage's journal: a digest of the stage's identity and of its output, a path or an address.
 
-    The same work done twice at once, to two places, is two runs in MLflow.
+    The same work with two outputs is two runs in MLflow.
     """
     return manifest.digest_of({**identity, "output": output if "://" in output else str(Path(output).resolve())})
 
 
 class Tracker:
-    """One stage's run.  Use as a context: leaving it by an exception ends the run as FAILED, or keeps it open when the
-    stage was preempted, and leaving it normally as FINISHED."""
+    """One stage's run, as a context manager.
+
+    The run ends as FINISHED, or after an exception as FAILED; if the stage was preempted, the run stays open.
+    """
 
     def __init__(self, stage: str, key: str, lineage: str) -> None:
         self.journal = Journal(environment.JOURNAL.get() / f"{stage}-{key[:16]}")
@@ -72,7 +74,7 @@ class Tracker:
         self.journal.append({"kind": kind, "time": int(time.time() * 1000), **event})
 
     def point(self, step: int, values: dict[str, float]) -> None:
-        """Points of curves.  What an earlier attempt logged is not logged again: resume computes the same."""
+        """Points of curves.  Points that an earlier attempt logged are skipped: a resumed stage computes the same."""
         self._metrics(step, values, "child")
 
     def _metrics(self, step: int, values: dict[str, float], to: str) -> None:
@@ -89,23 +91,23 @@ class Tracker:
         self.tags({"mlflow.note.content": text}, to="parent")
 
     def params(self, values: dict[str, Any]) -> None:
-        """Decisions, on this run and on the parent, where the MLflow UI compares them with the results."""
+        """Parameters, on this run and on the parent, where the MLflow UI compares them with the results."""
         self._add("params", values={name: str(value)[:MAX_PARAM] for name, value in flat(values)})
 
     def tags(self, values: dict[str, str], to: str = "child") -> None:
         self._add("tags", values={name: value[:MAX_TAG] for name, value in values.items()}, to=to)
 
     def dataset(self, name: str, address: str, digest: str, context: str, profile: dict[str, Any]) -> None:
-        """The data set as an input.  digest: DVC's directory digest, 36 characters, all that MLflow allows."""
+        """The data set as an input.  digest: DVC's directory digest, 36 characters, the maximum of MLflow."""
         self._add("dataset", name=name, address=address, digest=digest, context=context, profile=profile)
 
     def artifact(self, path: Path, folder: str) -> None:
-        """A small file of the stage's outputs.  The journal keeps a copy: the next run will write another."""
-        kept = self.journal.keep(path)
-        self._add("artifact", path=str(kept), folder=folder)
+        """A small output file.  The journal keeps a copy, because the next run overwrites the file."""
+        copy = self.journal.copy_file(path)
+        self._add("artifact", path=str(copy), folder=folder)
 
     def run_id(self, client: MlflowClient) -> str:
-        """The stage's run, made now if it has not been yet.  Call it with MLFLOW held."""
+        """The stage's run, created now if needed.  Call it with MLFLOW_LOCK held."""
         deliver(client, self.journal)
         return self.journal.runs()["child"]
 
@@ -116,26 +118,26 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # what an orchestrator tries again continues this very run
-        goes_on = isinstance(error, Preempted | Unreachable | StorageFailure | KeyboardInterrupt)
+        # an orchestrator retries after these, and the retry continues this run
+        resumable = isinstance(error, Preempted | Unreachable | StorageFailure | KeyboardInterrupt)
         if error is None:
             self._add("status", status="FINISHED")
-        elif goes_on:
+        elif resumable:
             self._add("tags", values={"vgg.preempted": str(error)[:MAX_TAG]}, to="child")
         else:
             self._add("tags", values={"vgg.failure": str(error)[:MAX_TAG]}, to="child")
             self._add("status", status="FAILED")
         self.journal.sync()
         self._closing.set()
-        self._sender.join(GRACE_SECONDS if goes_on else GIVE_UP_SECONDS)
-        if waiting := self.journal.waiting():
+        self._sender.join(PREEMPTED_FLUSH_SECONDS if resumable else FLUSH_SECONDS)
+        if pending := self.journal.pending():
             log.warning(
-                "tracking: %d events wait in %s (%s). They go out when this stage runs again, or with: "
-                "python -m components.tracking replay", waiting, self.journal.directory, self._failure or "server slow",
+                "tracking: %d events pending in %s (%s). They are sent when this stage runs again, or with: "
+                "python -m components.tracking replay", pending, self.journal.directory, self._failure or "server slow",
             )  # fmt: skip
-        elif not goes_on:
+        elif not resumable:
             self.journal.remove()
-        if not self._sender.is_alive():  # else the end of the process lets go of it
+        if not self._sender.is_alive():  # otherwise the lock ends with the process
             self.journal.close()
 
     def _send_all(self) -> None:
@@ -143,11 +145,11 @@ class Tracker:
         while True:
             closing = self._closing.is_set()
             try:
-                with MLFLOW:
+                with MLFLOW_LOCK:
                     client = client or connect()
                     deliver(client, self.journal)
                 self._failure = None
-            except Exception as error:  # whatever the server or its client does must not reach the work
+            except Exception as error:  # no failure of the server or its client may stop the stage
                 self._failure = f"{type(error).__name__}: {error}"
             if closing:
                 return

@@ -1,7 +1,7 @@
 """Stage 2 of 4: shards → a trained network.
 
-Continues by itself from the newest good checkpoint; SIGTERM saves and exits with 75.  Several GPUs of one machine:
-python -m components.launch 8 components.train …
+Continues automatically from the newest valid checkpoint.  On SIGTERM it saves a checkpoint and exits with 75.
+Several GPUs of one machine:  python -m components.launch 8 components.train …
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from components import program
 if TYPE_CHECKING:
     from components.stage import Stage
     from runtime.distributed import Group
-    from runtime.ranks.watched import Life
+    from runtime.ranks.watched import Heartbeat
     from runtime.shardset import ShardSet
     from runtime.targets import Output
     from vgg.network.trained import Trained
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
         "--finished", action="store_true", help="train nothing: verify the finished checkpoint and write the outputs"
     )
     flags.add_argument(
-        "--accept-code-change", action="store_true", help="continue an unfinished run though its code has changed since"
+        "--accept-code-change", action="store_true", help="continue an unfinished run although its code has changed"
     )
     return flags
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from runtime import environment
     from runtime.distributed import joined
     from runtime.ranks import nodes
-    from runtime.ranks.watched import Life
+    from runtime.ranks.watched import Heartbeat
     from runtime.stopping import StopSignal
     from runtime.store import storage
     from runtime.store.place import output_at
@@ -66,9 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from vgg.training.run import Task
 
     stage = Stage("train", args, TrainParams)
-    life = Life()
-    stop = StopSignal(life.beat)
-    # what a GPU's network was compiled to is found again after a restart, by a pod too if VGG_CACHE is a volume
+    heartbeat = Heartbeat()
+    stop = StopSignal(heartbeat.beat)
+    # compiled networks are found again after a restart; by other pods too if VGG_CACHE is a volume
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(storage.cache_folder() / "compiled"))
     shards, initial = stage.open_shards(), open_initial(stage)
     location = stage.location(args.checkpoint)
@@ -78,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         expect_same_run(trained, stage)
         write_outputs(stage, location, trained)
         return
-    # whoever watches the ranks acts before the ranks give each other up
-    with life.stacks_beside(output.directory), joined(environment.HANG_SECONDS.get() + 60) as group:
+    # the collective timeout is longer than VGG_HANG_SECONDS, so that the launcher detects a hang first
+    with heartbeat.saving_stacks(output.directory), joined(environment.HANG_SECONDS.get() + 60) as group:
         if not storage.is_remote(location):
             nodes.expect_shared(output.directory, group)
         shards.verify(group.local_rank, group.local_world_size, lambda *_: stop.raise_if_received())
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             accept_code_change=args.accept_code_change,
         )  # fmt: skip
         with output.writing() if group.is_first else contextlib.nullcontext():
-            with reporting(stage, location, shards, life, output, group) as reporter:
+            with reporting(stage, location, shards, heartbeat, output, group) as reporter:
                 download_checkpoints(output, group)
                 finished = train(task, group, reporter, stop)
                 if finished and isinstance(reporter, Reporter):
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def open_initial(stage: Stage[TrainParams]) -> Trained | None:
-    """The finished training of --initial, if the parameters begin with its weights."""
+    """The finished training of --initial, if training starts from its weights."""
     from runtime.store import storage
     from runtime.store.place import downloaded
     from vgg.network.trained import Trained
@@ -112,10 +112,10 @@ def open_initial(stage: Stage[TrainParams]) -> Trained | None:
 
 
 def download_checkpoints(output: Output, group: Group) -> None:
-    """Have the checkpoints on every node, the same: first where they are written, then elsewhere."""
+    """Download the same checkpoints to every node: first to the one that writes them, then to the others."""
     if group.is_first:
         output.download_checkpoints()
-        output.upload_checkpoints(only_add=True)  # those that a store that was away has missed
+        output.upload_checkpoints(only_add=True)  # those not uploaded while the store could not be reached
     group.barrier()
     if group.local_rank == 0 and not group.is_first:
         output.download_checkpoints()
@@ -128,31 +128,31 @@ def expect_same_run(trained: Trained, stage: Stage[TrainParams]) -> None:
     from runtime.errors import Refused
 
     run = trained.manifest["run"]
-    here = {
+    expected = {
         "train": stage.params.model_dump(mode="json"), "initial": stage.inputs.get("initial"),
         "code": stage.identity()["code"], "data": stage.inputs["shards"],
     }  # fmt: skip
-    there = {**{name: run.get(name) for name in here}, "data": run.get("data", {}).get("digest")}
-    if changes := list(checkpoint.differences(there, here)):
+    recorded = {**{name: run.get(name) for name in expected}, "data": run.get("data", {}).get("digest")}
+    if changes := list(checkpoint.differences(recorded, expected)):
         listing = "\n".join(f"  {change}" for change in changes)
         raise Refused(f"{trained.directory}: belongs to another training:\n{listing}")
 
 
 def reporting(
-    stage: Stage[TrainParams], location: str, shards: ShardSet, life: Life, output: Output, group: Group
+    stage: Stage[TrainParams], location: str, shards: ShardSet, heartbeat: Heartbeat, output: Output, group: Group
 ) -> Silent:
-    """Rank 0 reports; what all ranks know is said once."""
+    """The reporter of this rank; only rank 0 reports and logs."""
     if group.is_first:
-        return Reporter(stage, location, shards, life, output)
+        return Reporter(stage, location, shards, heartbeat, output)
     program.log.setLevel("WARNING")
-    return Silent(life)
+    return Silent(heartbeat)
 
 
 class Silent:
-    """Reports nothing but signs of life: a vgg.training.reporting.Reporter."""
+    """Reports only heartbeats: a vgg.training.reporting.Reporter."""
 
-    def __init__(self, life: Life) -> None:
-        self.life = life
+    def __init__(self, heartbeat: Heartbeat) -> None:
+        self.heartbeat = heartbeat
 
     def __enter__(self) -> Self:
         return self
@@ -160,19 +160,21 @@ class Silent:
     def __exit__(self, *exception: Any) -> None: ...
 
     def progress(self, step: int, num_steps: int) -> None:  # noqa: ARG002
-        self.life.trains()
+        self.heartbeat.training()
 
     def point(self, step: int, values: dict[str, float]) -> None: ...
     def saved(self) -> None: ...
 
 
 class Reporter(Silent):
-    """Rank 0: the bar, the curves in MLflow, uploads of checkpoints."""
+    """The reporter of rank 0: progress bar, curves in MLflow, uploads of checkpoints."""
 
-    def __init__(self, stage: Stage[TrainParams], location: str, shards: ShardSet, life: Life, output: Output) -> None:
+    def __init__(
+        self, stage: Stage[TrainParams], location: str, shards: ShardSet, heartbeat: Heartbeat, output: Output
+    ) -> None:
         from components.progress import Progress
 
-        super().__init__(life)
+        super().__init__(heartbeat)
         self.output, self.curves = output, Path(stage.args.curves)
         self.steps, self.batch_size = 0, stage.params.batch_size
         self.bar = Progress("train", scale=self.batch_size, warm=True)
@@ -193,7 +195,7 @@ class Reporter(Silent):
         self.output.upload_checkpoints()
 
     def progress(self, step: int, num_steps: int) -> None:
-        self.life.trains()
+        self.heartbeat.training()
         self.steps += 1
         self.bar(step, num_steps)
 
@@ -204,7 +206,7 @@ class Reporter(Silent):
             values["perf/data_wait"] = values.pop("perf/data_wait_seconds") / (now - self.since)
             self.since, self.steps = now, 0
             self.bar.figures(loss=values["train/loss"], error=values["train/top1_error"])
-        else:  # a validation: its time is not training's
+        else:  # a validation, whose time does not count as training
             self.since, self.steps = time.monotonic(), 0
         self.tracker.point(step, values)
 
@@ -220,7 +222,7 @@ class Reporter(Silent):
 
 
 def write_outputs(stage: Stage[TrainParams], location: str, trained: Trained) -> None:
-    """The stage's outputs beside the checkpoint; the metrics last."""
+    """Write the outputs besides the checkpoint, the metrics last."""
     from runtime import manifest
     from runtime.store import storage
     from vgg.training.reporting import curves

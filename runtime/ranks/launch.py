@@ -1,11 +1,7 @@
-"""One process a GPU, watched: python -m components.launch [--nodes N | --max-restarts N] PROCESSES MODULE ARGUMENTS…
+"""Starts one rank per GPU with torchrun and monitors the ranks.  components.launch is the program.
 
-With --nodes N it runs on N machines at once, each with so many processes: in the pods of a TrainJob.
-
-torchrun starts the ranks.  What it does not do is done here: a rank that hangs (VGG_HANG_SECONDS without a sign of
-life, 1200 by default) has its stacks and those of all others written down, then all are ended; the exit code is the one
-of the contract that the program gave, because an orchestrator retries by it; and after a crash or a hang (never after
-a refusal) all start again, at most N times, and go on from the last checkpoint.
+In addition to torchrun: if a rank sends no heartbeat for VGG_HANG_SECONDS, the stacks of all ranks are saved and all
+ranks are killed; and the exit code of the program is passed on, because orchestrators decide by it whether to retry.
 """
 
 from __future__ import annotations
@@ -23,71 +19,71 @@ from pathlib import Path
 
 from runtime import environment, stopping
 from runtime.errors import Preempted
-from runtime.ranks.nodes import Nodes, met
+from runtime.ranks.nodes import Nodes, rendezvous
 
 log = logging.getLogger("vgg.launch")
 
-GRACE_SECONDS = 20  # for ranks to end by themselves once one has ended: they may be saving
-START_PATIENCE = 5  # times longer until the first step: libraries load, shards are verified, the network is compiled
-LOOK_SECONDS = 0.5  # between two looks at the ranks
-DUMP_SECONDS = 3  # for ranks to write down their stacks
+GRACE_SECONDS = 20  # for ranks to end by themselves after one has ended: they may be saving
+START_PATIENCE = 5  # factor before the first step: libraries load, shards are verified, the network is compiled
+POLL_SECONDS = 0.5  # interval at which the ranks are checked
+DUMP_SECONDS = 3  # for ranks to write their stacks
 
 
 def run_once(processes: int, module: str, arguments: list[str], nodes: Nodes | None) -> tuple[int, bool]:
-    """Start the ranks, watch them, wait for them.  Returns the exit code and whether it was told to stop."""
+    """Start the ranks, monitor them and wait for them.  Returns the exit code and whether a stop was requested."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
     with (
-        met(nodes, START_PATIENCE * environment.HANG_SECONDS.get()) if nodes else contextlib.nullcontext(),
+        rendezvous(nodes, START_PATIENCE * environment.HANG_SECONDS.get()) if nodes else contextlib.nullcontext(),
         tempfile.TemporaryDirectory(prefix="vgg-ranks-") as folder,
         Watchdog(Path(folder)) as watchdog,
     ):
         os.environ |= {environment.RANKS_FOLDER.name: folder, environment.LAUNCHER.name: str(os.getpid())}
-        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup; torchrun would listen all the same
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup; by default torchrun handles SIGHUP anyway
             os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGQUIT"
-        where = nodes.flags() if nodes else ["--standalone"]
+        flags = nodes.flags() if nodes else ["--standalone"]
         try:
-            torchrun([*where, f"--nproc-per-node={processes}", "-m", module, *arguments])
+            torchrun([*flags, f"--nproc-per-node={processes}", "-m", module, *arguments])
         except ChildFailedError as failed:
             if watchdog.found_hang:
                 return Preempted.exit_code, False
             _, first = failed.get_first_failure()
             if nodes and first.exitcode == -signal.SIGABRT:
-                # so may end who has lost a rank elsewhere: nccl's watchdog aborts it, gloo's threads are not joined
+                # possible after losing a rank on another node: nccl's watchdog aborts, gloo's threads are not joined
                 return Preempted.exit_code, False
-            # the launcher ends the others with SIGTERM, which they answer with 75: the first is the one that counts
+            # torchrun ends the others with SIGTERM, and they exit with 75; the first failure is the cause
             return first.exitcode if first.exitcode > 0 else 128 - first.exitcode, False
         except SignalException as stopped:
-            asked = stopped.sigval in stopping.STOP_SIGNALS
-            return Preempted.exit_code if asked else 128 + stopped.sigval, True
+            requested = stopped.sigval in stopping.STOP_SIGNALS
+            return Preempted.exit_code if requested else 128 + stopped.sigval, True
     return 0, False
 
 
 @dataclass
 class Rank:
-    """What is known of a rank by its file (runtime.ranks.watched)."""
+    """The status of a rank, from its file (runtime.ranks.watched)."""
 
     number: str
     pid: int
     trains: bool
     stacks: Path | None
-    touched: int  # the file's mtime, which only has to change
-    heard: float  # when it last did, by our own clock
+    mtime: int  # of the file, ns; only used to detect a change
+    last_heartbeat: float  # when mtime last changed, by time.monotonic()
 
 
 class Watchdog:
-    """A thread that looks after the ranks' signs of life.
+    """A thread that checks the heartbeats of the ranks.
 
-    A rank that gives none for VGG_HANG_SECONDS: stacks are saved, all ranks are killed.  A rank that was killed: the
-    others have GRACE_SECONDS to notice.
+    After a rank sent none for VGG_HANG_SECONDS, stacks are saved and all ranks are killed.  After a rank was killed,
+    the others have GRACE_SECONDS to end.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._ranks, self._patience = folder, dict[str, Rank](), environment.HANG_SECONDS.get()
         self._crashed_at: float | None = None
-        self._over = threading.Event()
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self.found_hang = False
 
@@ -96,20 +92,20 @@ class Watchdog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._stopped.set()
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._over.wait(LOOK_SECONDS):
-            self._look()
+        while not self._stopped.wait(POLL_SECONDS):
+            self._read_status()
             now = time.monotonic()
             living = [rank for rank in self._ranks.values() if alive(rank.pid)]
-            silent = [rank for rank in living if now - rank.heard > self._patience_with(rank)]
+            silent = [rank for rank in living if now - rank.last_heartbeat > self._patience_with(rank)]
             if silent:
                 self.found_hang = True
                 names = ", ".join(f"{rank.number} (process {rank.pid})" for rank in silent)
                 patience = self._patience_with(silent[0])
-                log.error("no sign of life for %d s from rank %s; all ranks are ended", patience, names)
+                log.error("no heartbeat for %d s from rank %s; killing all ranks", patience, names)
                 self._save_stacks()
                 self._kill()
             elif len(living) < len(self._ranks):
@@ -120,20 +116,20 @@ class Watchdog:
     def _patience_with(self, rank: Rank) -> float:
         return self._patience if rank.trains else START_PATIENCE * self._patience
 
-    def _look(self) -> None:
-        """Read the files; a rank that ended in order has taken its own away."""
+    def _read_status(self) -> None:
+        """Read the files of the ranks; a rank that ends regularly deletes its own."""
         found = {}
         for path in self._folder.glob("*.json"):
             with contextlib.suppress(OSError, ValueError):
-                touched, about = path.stat().st_mtime_ns, json.loads(path.read_text())
-                stacks = Path(about["stacks"]) if about["stacks"] else None
+                mtime, status = path.stat().st_mtime_ns, json.loads(path.read_text())
+                stacks = Path(status["stacks"]) if status["stacks"] else None
                 known = self._ranks.get(path.stem)
-                heard = known.heard if known and known.touched == touched else time.monotonic()
-                found[path.stem] = Rank(path.stem, about["pid"], about["trains"], stacks, touched, heard)
+                last = known.last_heartbeat if known and known.mtime == mtime else time.monotonic()
+                found[path.stem] = Rank(path.stem, status["pid"], status["trains"], stacks, mtime, last)
         self._ranks = found
 
     def _save_stacks(self) -> None:
-        """Where every thread of every rank is.  A stopped process writes it as soon as it is continued."""
+        """Have every rank write the stacks of its threads.  A stopped process does so when it is continued."""
         for rank in self._ranks.values():
             if rank.stacks:
                 send(rank.pid, signal.SIGUSR1)
@@ -141,7 +137,7 @@ class Watchdog:
         time.sleep(DUMP_SECONDS)
         for rank in self._ranks.values():
             if rank.stacks and rank.stacks.exists() and not rank.stacks.stat().st_size:
-                rank.stacks.write_text(f"no answer; the kernel says: {kernel_wait(rank.pid)}\n")
+                rank.stacks.write_text(f"no answer; state in the kernel: {kernel_wait(rank.pid)}\n")
             if rank.stacks and rank.stacks.exists():
                 log.error("rank %s hung; stacks in %s:\n%s", rank.number, rank.stacks, rank.stacks.read_text()[-4000:])
 
@@ -158,12 +154,12 @@ def send(pid: int, number: int) -> None:
 
 
 def state(pid: int) -> str:
-    """A process's state, a letter of proc(5).  Raises OSError when there is none."""
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]  # a name may hold spaces and ')'
+    """The state of a process, a letter of proc(5).  Raises OSError if the process does not exist."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]  # the name may contain spaces and ')'
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
+    """Whether a process is running; False for a zombie."""
     try:
         return state(pid) not in "ZX"
     except OSError:
@@ -171,7 +167,7 @@ def alive(pid: int) -> bool:
 
 
 def kernel_wait(pid: int) -> str:
-    """State and place in the kernel where a process waits, as far as the kernel tells."""
+    """The state of a process and the kernel function in which it waits, if known."""
     try:
         return f"state {state(pid)}, in {Path(f'/proc/{pid}/wchan').read_text() or 'user space'}"
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Several machines that train together: who this one is, and waiting until all are there.
+"""Training on several nodes: the number of this node, and waiting until all nodes are connected.
 
-Kubeflow Trainer tells it to the pods of a TrainJob in torchrun's own variables, PET_*.  torchrun could wait too, but
-not by name: it says nothing of who is missing, and does not hear SIGTERM meanwhile.
+Kubeflow Trainer sets torchrun's PET_* variables in the pods of a TrainJob.  torchrun could wait for the other nodes,
+too, but it does not report which are missing and ignores SIGTERM meanwhile.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("vgg.launch")
 
-LOOK_SECONDS = 0.5  # between two looks for the others
-SAY_SECONDS = 60  # between two lines on who is missing
-ANSWER_SECONDS = 60  # for the first node's store to answer, once it is there
+POLL_SECONDS = 0.5  # interval at which the other nodes are checked
+REPORT_SECONDS = 60  # between two log lines about missing nodes
+STORE_TIMEOUT_SECONDS = 60  # for an answer of the store of the first node, once it is reachable
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """This machine among all of them.  address, port: where the first one keeps the store by which ranks find another.
+    """This node among all nodes.  address, port: of the rendezvous store on the first node.
 
-    Ranks are numbered by nodes, so that rank 0 is on node 0 after every restart, and the same world adds up in the
-    same order.
+    Ranks are numbered by node, so that rank 0 is on node 0 after every restart, and the same number of ranks sums
+    gradients in the same order.
     """
 
     count: int
@@ -44,84 +44,84 @@ class Nodes:
     port: int
 
     def flags(self) -> list[str]:
-        """torchrun's."""
+        """Flags of torchrun."""
         return [
             f"--nnodes={self.count}", f"--node-rank={self.number}", "--rdzv-backend=static",
-            f"--rdzv-endpoint={self.address}:{self.port}", f"--rdzv-conf=timeout={ANSWER_SECONDS}",
+            f"--rdzv-endpoint={self.address}:{self.port}", f"--rdzv-conf=timeout={STORE_TIMEOUT_SECONDS}",
         ]  # fmt: skip
 
 
 def from_environment(count: int) -> Nodes:
-    """Raises WrongParameters unless the variables are there and speak of as many nodes."""
+    """The nodes described by PET_*.  Raises WrongParameters if variables are missing or do not match `count`."""
     wanted = (environment.NUM_NODES, environment.NODE_RANK, environment.NODE_ADDRESS, environment.NODE_PORT)
     missing = [variable.name for variable in wanted if not variable.is_set()]
     if missing:
         raise WrongParameters(
-            f"--nodes {count}: {', '.join(missing)} not set. Kubeflow Trainer sets them in the pods of a TrainJob; "
-            "without it, set them on every machine: the number of machines, which one it is (0 …), the first one's "
-            "name and a free port of it."
+            f"--nodes {count}: {', '.join(missing)} not set. Kubeflow Trainer sets them in the pods of a TrainJob. "
+            "Otherwise set them on every machine: number of machines, number of this machine (from 0), host name of "
+            "machine 0 and a free port on it."
         )
     num_nodes, rank = environment.NUM_NODES.get(), environment.NODE_RANK.get() or 0
     if num_nodes != count:
-        raise WrongParameters(f"--nodes {count}, but PET_NNODES says {num_nodes}: the two must be the same")
+        raise WrongParameters(f"--nodes {count}, but PET_NNODES is {num_nodes}: they must be equal")
     if rank >= count:
-        raise WrongParameters(f"PET_NODE_RANK: {rank} is not below the number of nodes, {count}")
+        raise WrongParameters(f"PET_NODE_RANK: {rank} must be below the number of nodes, {count}")
     return Nodes(count, rank, environment.NODE_ADDRESS.get(), environment.NODE_PORT.get())
 
 
 class Wait:
-    """One wait for others, limited and told of."""
+    """A wait for other nodes, with a timeout and log lines."""
 
     def __init__(self, seconds: float) -> None:
-        self.began, self.seconds = time.monotonic(), seconds
-        self.next_word = self.began + min(5, SAY_SECONDS)  # who is a little late is not worth a line
+        self.start, self.seconds = time.monotonic(), seconds
+        self.next_report = self.start + min(5, REPORT_SECONDS)  # short waits are not reported
 
-    def a_moment(self, what: str) -> None:
-        """Raises Preempted when it has been long enough."""
+    def pause(self, what: str) -> None:
+        """Wait for POLL_SECONDS.  what: description, for the log.  Raises Preempted after the timeout."""
         now = time.monotonic()
-        waited = f"{now - self.began:.0f} s"
-        if now - self.began > self.seconds:
+        waited = f"{now - self.start:.0f} s"
+        if now - self.start > self.seconds:
             raise Preempted(
-                f"{what}, for {waited} now. All nodes start again together; if it stays so, look at the other pods: "
-                "not scheduled, an image that is not found, a network policy between them?"
+                f"{what}, for {waited} now. All nodes have to start again together. If this repeats, check the other "
+                "pods: not scheduled, image not found, or blocked by a network policy?"
             )
-        if now > self.next_word:
+        if now > self.next_report:
             log.info("%s, for %s now; giving up after %.0f s", what, waited, self.seconds)
-            self.next_word = now + SAY_SECONDS
-        time.sleep(LOOK_SECONDS)
+            self.next_report = now + REPORT_SECONDS
+        time.sleep(POLL_SECONDS)
 
 
 @contextlib.contextmanager
-def met(nodes: Nodes, patience: float) -> Iterator[None]:
-    """Wait until all nodes are there, each with a name that resolves and a way to the first; inside, they are.
+def rendezvous(nodes: Nodes, patience: float) -> Iterator[None]:
+    """Wait until all nodes can resolve and reach the first one; then run the context.
 
-    Raises Preempted when somebody has not come for `patience` seconds, and when torchrun loses the others.
+    Raises Preempted if a node is missing for `patience` seconds, or if torchrun loses the connection to the others.
     """
-    from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]  # a name of its C++ part
+    from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]  # defined in C++
 
     wait = Wait(patience)
-    while (trouble := out_of_reach(nodes)) is not None:
-        wait.a_moment(f"node {nodes.number} waits for node 0, {nodes.address}:{nodes.port} ({trouble})")
+    while (error := connection_error(nodes)) is not None:
+        wait.pause(f"node {nodes.number} waits for node 0, {nodes.address}:{nodes.port} ({error})")
     try:
-        # torchrun's own, in this process, is this one (multi_tenant); that it waits for workers would not be stopped
+        # torchrun uses the same store (multi_tenant); wait_for_workers would block without handling SIGTERM
         store = TCPStore(
-            nodes.address, nodes.port, nodes.count, nodes.number == 0, timedelta(seconds=ANSWER_SECONDS),
+            nodes.address, nodes.port, nodes.count, nodes.number == 0, timedelta(seconds=STORE_TIMEOUT_SECONDS),
             wait_for_workers=False, multi_tenant=True,
         )  # fmt: skip
         store.set(f"vgg/node/{nodes.number}", socket.gethostname())
         while missing := [n for n in range(nodes.count) if not store.check([f"vgg/node/{n}"])]:
-            wait.a_moment(f"node {nodes.number} waits for node {', '.join(map(str, missing))} of {nodes.count}")
-        log.info("node %d: all %d nodes are there", nodes.number, nodes.count)
+            wait.pause(f"node {nodes.number} waits for node {', '.join(map(str, missing))} of {nodes.count}")
+        log.info("node %d: all %d nodes are connected", nodes.number, nodes.count)
         yield
-    except DistError as error:
+    except DistError as lost:
         raise Preempted(
-            f"node {nodes.number}: the other nodes are out of reach ({str(error).splitlines()[0][:200]}). All nodes "
-            "start again together and go on from the last checkpoint."
-        ) from error
+            f"node {nodes.number}: lost the other nodes ({str(lost).splitlines()[0][:200]}). All nodes have to start "
+            "again together; they continue from the last checkpoint."
+        ) from lost
 
 
-def out_of_reach(nodes: Nodes) -> str | None:
-    """Why the first node cannot be talked to yet; None if it can.  The first node itself needs its name only."""
+def connection_error(nodes: Nodes) -> str | None:
+    """Why the first node cannot be reached; None if it can.  On the first node, only its name is resolved."""
     try:
         if nodes.number == 0:
             socket.getaddrinfo(nodes.address, nodes.port, type=socket.SOCK_STREAM)
@@ -133,23 +133,23 @@ def out_of_reach(nodes: Nodes) -> str | None:
 
 
 def expect_shared(directory: Path, group: Group) -> None:
-    """Raises Refused unless all nodes see the same folder of checkpoints: each would go on from its own, or from none.
+    """Raises Refused unless all nodes see the same checkpoint folder; otherwise nodes would start from different steps.
 
-    directory: need not be there yet.
+    directory: need not exist yet.
     """
     if group.local_world_size == group.world_size:
         return
-    # a name that nobody has asked for before: what is not there is remembered for a while by some file systems
-    sign = manifest.sibling(directory, f".shared-{group.gather(uuid.uuid4().hex)[0][:12]}")
+    # a new name every time: some file systems cache for a while that a file does not exist
+    probe = manifest.sibling(directory, f".shared-{group.gather(uuid.uuid4().hex)[0][:12]}")
     if group.is_first:
-        sign.parent.mkdir(parents=True, exist_ok=True)
-        sign.touch()
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
     group.barrier()
-    blind = sorted({host for host in group.gather(None if sign.exists() else socket.gethostname()) if host})
+    blind = sorted({host for host in group.gather(None if probe.exists() else socket.gethostname()) if host})
     if group.is_first:
-        sign.unlink()
+        probe.unlink()
     if blind:
         raise Refused(
-            f"{directory}: {', '.join(blind)} does not see there what node 0 writes. Nodes that train together need "
-            "one place for checkpoints: a volume that all can write (ReadWriteMany), or an object store (VGG_STORE)."
+            f"{directory}: {', '.join(blind)} does not see the files that node 0 writes. All nodes need the same "
+            "storage for checkpoints: a volume that all can write (ReadWriteMany), or an object store (VGG_STORE)."
         )

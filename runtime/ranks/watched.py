@@ -1,7 +1,7 @@
-"""A rank under a launcher: it dies with it, gives signs of life, and shows where it hangs.
+"""The side of a rank that its launcher watches: heartbeats, stacks of a hang, and ending with the launcher.
 
-The launcher (components.launch) names a folder in VGG_RANKS.  A rank puts a file there, <rank>.json, and touches it
-again and again; the file says who it is and where its stacks go when SIGUSR1 comes.
+The launcher (components.launch) sets a folder in VGG_RANKS.  Every rank writes a file there, <rank>.json, with its
+process ID and the file for the stacks that it writes on SIGUSR1; touching <rank>.json is its heartbeat.
 """
 
 from __future__ import annotations
@@ -20,45 +20,45 @@ from runtime import environment, manifest
 from runtime.errors import Preempted
 from runtime.stopping import die_with_parent
 
-BEAT_SECONDS = 0.5  # between two touches, at least
+BEAT_SECONDS = 0.5  # minimum interval of heartbeats
 
 
-class Life:
-    """This rank, as the launcher that watches it shall see it; does nothing without one."""
+class Heartbeat:
+    """The status of this rank for its launcher.  Without a launcher all methods do nothing."""
 
     def __init__(self) -> None:
         if environment.ELASTIC_RUN.is_set():
             die_with_parent()
             if environment.LAUNCHER.get() not in (None, os.getppid()):  # it has died already
-                raise Preempted("the launcher has ended before this rank began; run again")
-        self._rank, self._touched = str(environment.RANK.get()), 0.0
+                raise Preempted("the launcher ended before this rank started; run again")
+        self._rank, self._last_beat = str(environment.RANK.get()), 0.0
         folder = environment.RANKS_FOLDER.get()
         self._file = Path(folder) / f"{self._rank}.json" if folder else None
-        self._about: dict[str, Any] = {"pid": os.getpid(), "trains": False, "stacks": None}
-        self._tell()
+        self._status: dict[str, Any] = {"pid": os.getpid(), "trains": False, "stacks": None}
+        self._write()
 
-    def _tell(self) -> None:
+    def _write(self) -> None:
         if self._file:
-            self._file.write_text(json.dumps(self._about))
+            self._file.write_text(json.dumps(self._status))
 
     def beat(self) -> None:
-        """Still there."""
-        if self._file and time.monotonic() - self._touched > BEAT_SECONDS:
-            self._touched = time.monotonic()
+        """Touch the file, at most every BEAT_SECONDS."""
+        if self._file and time.monotonic() - self._last_beat > BEAT_SECONDS:
+            self._last_beat = time.monotonic()
             with contextlib.suppress(OSError):
                 os.utime(self._file)
 
-    def trains(self) -> None:
-        """Past its first step: from here on signs of life come often."""
-        if not self._about["trains"]:
-            self._about["trains"] = True
-            self._tell()
+    def training(self) -> None:
+        """Report that the first step is done: from now on the launcher expects frequent heartbeats."""
+        if not self._status["trains"]:
+            self._status["trains"] = True
+            self._write()
 
     @contextlib.contextmanager
-    def stacks_beside(self, directory: Path) -> Iterator[None]:
-        """While inside, SIGUSR1 writes the stacks of all threads to <directory>.stacks/rank-<n>.txt.
+    def saving_stacks(self, directory: Path) -> Iterator[None]:
+        """Inside, SIGUSR1 writes the stacks of all threads to <directory>.stacks/rank-<n>.txt.
 
-        Whoever leaves, by whatever exception, ends in order: the launcher need not look after it any more.
+        Leaving the context, also by an exception, is a regular end: the launcher stops watching this rank.
         """
         if not self._file:
             yield
@@ -67,15 +67,15 @@ class Life:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "w") as file:
             faulthandler.register(signal.SIGUSR1, file, all_threads=True)
-            self._about["stacks"] = str(path)
-            self._tell()
+            self._status["stacks"] = str(path)
+            self._write()
             try:
                 yield
             finally:
                 signal.signal(signal.SIGUSR1, signal.SIG_IGN)
                 self._file.unlink(missing_ok=True)
                 self._file = None
-        if not path.stat().st_size:  # nobody asked
+        if not path.stat().st_size:  # no stacks were written
             path.unlink()
             with contextlib.suppress(OSError):
                 path.parent.rmdir()

@@ -1,4 +1,4 @@
-"""What a stage's identity goes by: nothing that cannot change a result, and everything that can."""
+"""The identity of a stage: it depends on all code that can change a result, and on nothing else."""
 
 import re
 import shutil
@@ -33,7 +33,7 @@ def rate(step, warmup=2):
 '''
 
 
-def mark(folder: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def fingerprint(folder: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(closure, "ROOT", folder)
     (folder / "module.py").write_text(source)
     return closure.fingerprint("module.py")
@@ -54,19 +54,19 @@ OTHER = [
 
 
 @pytest.mark.parametrize(("old", "new", "same"), [*((*one, True) for one in SAME), *((*one, False) for one in OTHER)])
-def test_what_a_fingerprint_sees(
+def test_a_fingerprint_changes_only_with_the_code(
     old: str, new: str, same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert old in SOURCE
     changed = SOURCE.replace(old, new)
-    assert (mark(tmp_path, changed, monkeypatch) == mark(tmp_path, SOURCE, monkeypatch)) == same
+    assert (fingerprint(tmp_path, changed, monkeypatch) == fingerprint(tmp_path, SOURCE, monkeypatch)) == same
 
 
-def test_what_is_only_a_docstring_is_still_an_import_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A function that has nothing but its docstring is none without it, and differs from one that does something."""
-    alone = mark(tmp_path, 'def f():\n    """A word."""\n', monkeypatch)
-    assert alone == mark(tmp_path, 'def f():\n    """Another."""\n', monkeypatch)
-    assert alone != mark(tmp_path, 'def f():\n    """A word."""\n    return 1\n', monkeypatch)
+def test_functions_with_only_a_docstring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without their docstring they are empty; they are equal, and differ from functions with a body."""
+    alone = fingerprint(tmp_path, 'def f():\n    """A word."""\n', monkeypatch)
+    assert alone == fingerprint(tmp_path, 'def f():\n    """Another."""\n', monkeypatch)
+    assert alone != fingerprint(tmp_path, 'def f():\n    """A word."""\n    return 1\n', monkeypatch)
 
 
 def test_no_result_can_depend_on_a_docstring() -> None:
@@ -74,22 +74,22 @@ def test_no_result_can_depend_on_a_docstring() -> None:
     assert not [str(path) for path in (ROOT / "vgg").rglob("*.py") if reads.search(path.read_text())]
 
 
-def test_a_reworded_docstring_of_vgg_changes_the_identity_of_no_stage(
+def test_a_reworded_docstring_does_not_change_the_identity_of_a_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every docstring of every file, at once."""
+    """All docstrings of all files at once."""
     before = {stage: closure.fingerprints(stage) for stage in ("shard", "train", "evaluate", "register")}
     for path in (path for root in ("vgg", "runtime", "components") for path in (ROOT / root).rglob("*.py")):
-        there = tmp_path / path.relative_to(ROOT)
-        there.parent.mkdir(parents=True, exist_ok=True)
-        there.write_text(re.sub(r'^( *)"""(?=[A-Z])', r'\1"""Reworded. ', path.read_text(), flags=re.MULTILINE))
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(re.sub(r'^( *)"""(?=[A-Z])', r'\1"""Reworded. ', path.read_text(), flags=re.MULTILINE))
     assert "Reworded. " in (tmp_path / "runtime/errors.py").read_text()
     monkeypatch.setattr(closure, "ROOT", tmp_path)
     assert {stage: closure.fingerprints(stage) for stage in before} == before
 
 
-def test_machinery_is_no_part_of_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its code may change, numbers and all; the same change in the science is another stage."""
+def test_runtime_and_components_are_not_part_of_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their code may change; the same change in the science changes the stage."""
     stages = ("shard", "train", "evaluate", "register")
     before = {stage: closure.fingerprints(stage) for stage in stages}
     assert all(name.startswith("vgg/") for found in before.values() for name in found)

@@ -1,4 +1,4 @@
-"""The gate as a step of its own: asked before registration, with the registry's champion, and its answer is tracked."""
+"""The gate as a separate step before registration: compares with the champion, and tracks its result."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from components.register.gate import main, opens
+from components.register.gate import gate_passes, main
 from components.tracking import provenance, server
 from runtime.errors import Refused
 from runtime.shardset import ShardSet
@@ -24,60 +24,60 @@ def evaluation(path: Path, shards: ShardSet, **changes: Any) -> Path:
     return path
 
 
-def ask(tmp_path: Path, shards: ShardSet, path: Path) -> bool:
+def check(tmp_path: Path, shards: ShardSet, path: Path) -> bool:
     answer = tmp_path / "answer.json"
-    words = ["--params", json.dumps(SECTION), "--shards", str(shards.directory), "--evaluation", str(path)]
-    main([*words, "--answer", str(answer)])
+    arguments = ["--params", json.dumps(SECTION), "--shards", str(shards.directory), "--evaluation", str(path)]
+    main([*arguments, "--answer", str(answer)])
     return bool(json.loads(answer.read_text()))
 
 
 def tag(client: MlflowClient) -> str:
-    """Of the pipeline's run in MLflow."""
+    """Tag vgg.gate of the pipeline's run in MLflow."""
     experiment = client.get_experiment_by_name(server.EXPERIMENT)
     [parent] = client.search_runs([experiment.experiment_id], f"tags.`vgg.lineage` = '{provenance.lineage('{}')}'")
     return str(parent.data.tags["vgg.gate"])
 
 
-def test_it_opens_for_a_good_model(client: MlflowClient, shards: ShardSet, tmp_path: Path) -> None:
-    assert ask(tmp_path, shards, evaluation(tmp_path / "e.json", shards))
+def test_a_good_model_passes(client: MlflowClient, shards: ShardSet, tmp_path: Path) -> None:
+    assert check(tmp_path, shards, evaluation(tmp_path / "e.json", shards))
     assert tag(client) == "passed"
 
 
-def test_it_stays_shut_and_says_why(
+def test_a_failure_is_reported_with_its_reason(
     client: MlflowClient, shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert not ask(tmp_path, shards, evaluation(tmp_path / "e.json", shards, top1_error=0.4))
+    assert not check(tmp_path, shards, evaluation(tmp_path / "e.json", shards, top1_error=0.4))
     assert "max_top1_error" in tag(client)
     assert "gate failed: top1_error 0.4000" in caplog.text
 
 
-def test_it_compares_with_the_champion(client: MlflowClient, shards: ShardSet, tmp_path: Path) -> None:
-    """No worse than that by more than max_regression; the champion itself always passes."""
+def test_the_model_is_compared_with_the_champion(client: MlflowClient, shards: ShardSet, tmp_path: Path) -> None:
+    """The error may exceed the champion's by max_regression at most; the champion itself always passes."""
     client.create_registered_model("vgg")
     measured = {"top1_error": 0.15, "top5_error": 0.1, "num_images": 43, "data_digest": shards.digest}
     tags = {"weights_sha256": "c" * 64, "evaluation": json.dumps(measured)}
     version = client.create_model_version("vgg", str(tmp_path), tags=tags).version
     client.set_registered_model_alias("vgg", "champion", version)
-    assert not ask(tmp_path, shards, evaluation(tmp_path / "worse.json", shards))
+    assert not check(tmp_path, shards, evaluation(tmp_path / "worse.json", shards))
     assert "above the champion's 0.1500" in tag(client)
-    assert ask(tmp_path, shards, evaluation(tmp_path / "near.json", shards, top1_error=0.155))
-    assert ask(tmp_path, shards, evaluation(tmp_path / "same.json", shards, weights_sha256="c" * 64))
+    assert check(tmp_path, shards, evaluation(tmp_path / "near.json", shards, top1_error=0.155))
+    assert check(tmp_path, shards, evaluation(tmp_path / "same.json", shards, weights_sha256="c" * 64))
 
 
-def test_what_is_no_evaluation_is_refused_and_no_answer(client: MlflowClient, shards: ShardSet, tmp_path: Path) -> None:
+def test_an_invalid_evaluation_is_refused(client: MlflowClient, shards: ShardSet, tmp_path: Path) -> None:
     path = tmp_path / "e.json"
     path.write_text("{}")
     with pytest.raises(Refused, match="lacks"):
-        ask(tmp_path, shards, path)
+        check(tmp_path, shards, path)
 
 
-def test_the_component_asks_this_program_as_a_step(
+def test_the_component_runs_this_program_as_a_step(
     client: MlflowClient, shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As Kubeflow's Python component calls it: a bool, or the program's exit code."""
     good, bad = evaluation(tmp_path / "e.json", shards), tmp_path / "bad.json"
     bad.write_text("{}")
-    assert opens(SECTION, str(shards.directory), str(good)) is True
-    with pytest.raises(SystemExit) as ended:
-        opens(SECTION, str(shards.directory), str(bad))
-    assert ended.value.code == 78
+    assert gate_passes(SECTION, str(shards.directory), str(good)) is True
+    with pytest.raises(SystemExit) as exited:
+        gate_passes(SECTION, str(shards.directory), str(bad))
+    assert exited.value.code == 78

@@ -1,4 +1,4 @@
-"""The two orchestrators are held together: same programs, flags, parameters, code dependencies; right layers."""
+"""DVC and Kubeflow run the same pipeline: same programs, flags, parameters and dependencies."""
 
 import argparse
 import importlib
@@ -26,31 +26,31 @@ def parser(stage: str) -> argparse.ArgumentParser:
     return importlib.import_module(f"components.{stage}.__main__").parser()
 
 
-def words_of_dvc(stage: str) -> list[str]:
+def arguments_in_dvc(stage: str) -> list[str]:
     command = DVC[stage]["cmd"].split()
     assert command[:3] == ["python", "-m", f"components.{stage}"]
     return command[3:]
 
 
-def words_of_kubeflow(package: list[dict[str, Any]], stage: str) -> list[str]:
-    """The component's arguments, with parameters and Kubeflow's own words put in as it does: all numbers floats."""
+def arguments_in_kubeflow(package: list[dict[str, Any]], stage: str) -> list[str]:
+    """The component's arguments, with placeholders replaced as Kubeflow does: all numbers become floats."""
     container = package[0]["deploymentSpec"]["executors"][f"exec-{stage}"]["container"]
     assert container["command"][:3] == ["python", "-m", "components.step"]
     assert container["command"][-1] == f"components.{stage}"
     section = load(str(ROOT / "params.yaml"), stage, section_model(stage)).model_dump()
     floats = json.dumps(json.loads(json.dumps(section), parse_int=float))
-    given = {"{{$.inputs.parameters['params']}}": floats, "{{$}}": executor_input("/tmp/out.json")}
-    return [given.get(word, word) for word in container["args"]]
+    placeholders = {"{{$.inputs.parameters['params']}}": floats, "{{$}}": executor_input("/tmp/out.json")}
+    return [placeholders.get(word, word) for word in container["args"]]
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_both_roads_give_a_program_the_same_flags_and_parameters(stage: str, package: list[dict[str, Any]]) -> None:
-    roads = [words_of_dvc(stage), words_of_kubeflow(package, stage)]
-    flags = [[word for word in words if word.startswith("--")] for words in roads]
+def test_dvc_and_kubeflow_pass_the_same_flags_and_parameters(stage: str, package: list[dict[str, Any]]) -> None:
+    variants = [arguments_in_dvc(stage), arguments_in_kubeflow(package, stage)]
+    flags = [[word for word in arguments if word.startswith("--")] for arguments in variants]
     assert flags[0] == [flag for flag in flags[1] if flag != "--executor-input"]
     assert flags[1][-1] == "--executor-input"
     assert flags[0][0] == "--params"
-    parsed = [vars(parser(stage).parse_args(words)) for words in roads]
+    parsed = [vars(parser(stage).parse_args(arguments)) for arguments in variants]
     loaded = [
         load(str(ROOT / p["params"]) if p["params"] == "params.yaml" else p["params"], stage, section_model(stage))
         for p in parsed
@@ -59,26 +59,26 @@ def test_both_roads_give_a_program_the_same_flags_and_parameters(stage: str, pac
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_dvc_depends_on_the_whole_section_and_exactly_the_science(stage: str) -> None:
+def test_dvc_depends_on_the_whole_section_and_the_science_closure(stage: str) -> None:
     assert DVC[stage]["params"] == [stage]
     assert [dep for dep in DVC[stage]["deps"] if dep.endswith(".py")] == closure(stage)
 
 
-def test_stages_are_chained_alike(package: list[dict[str, Any]]) -> None:
-    """What a stage reads is what an earlier one writes, in dvc.yaml and between the tasks; the gate comes between."""
+def test_stages_have_the_same_dependencies(package: list[dict[str, Any]]) -> None:
+    """A stage reads what earlier stages write, in dvc.yaml and in the tasks; the gate is an additional task."""
     tasks = all_tasks(package)
-    made: dict[str, str] = {}
+    written_by: dict[str, str] = {}
     for stage in STAGES:
-        reads = {made[dep] for dep in DVC[stage]["deps"] if dep in made}
+        reads = {written_by[dep] for dep in DVC[stage]["deps"] if dep in written_by}
         waits = set(tasks[stage].get("dependentTasks", []))
         if stage == "register":  # inside the condition
             waits = set(tasks["condition-2"]["dependentTasks"]) - {"gate"}
         assert waits == reads
         outputs = [*DVC[stage].get("outs", []), *DVC[stage]["metrics"]]
-        made |= {(next(iter(out)) if isinstance(out, dict) else out): stage for out in outputs}
+        written_by |= {(next(iter(out)) if isinstance(out, dict) else out): stage for out in outputs}
 
 
-def test_editing_evaluation_never_retrains() -> None:
+def test_a_change_of_evaluation_does_not_retrain() -> None:
     trains = set(closure("train"))
     for stage in ("evaluate", "register"):
         own = {"vgg/network/dense.py", "vgg/evaluation/evaluate.py", "vgg/params/evaluate.py"}
@@ -90,7 +90,7 @@ def test_editing_evaluation_never_retrains() -> None:
     )
 
 
-def test_a_comment_is_no_change_of_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_comment_does_not_change_the_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(ROOT / "vgg", tmp_path / "vgg")
     shutil.copytree(ROOT / "runtime", tmp_path / "runtime")
     shutil.copytree(ROOT / "components", tmp_path / "components")
@@ -104,7 +104,7 @@ def test_a_comment_is_no_change_of_code(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_help_is_quick_and_whole(stage: str) -> None:
+def test_help_is_fast_and_complete(stage: str) -> None:
     import time
 
     started = time.monotonic()
@@ -114,7 +114,7 @@ def test_help_is_quick_and_whole(stage: str) -> None:
     )  # fmt: skip
     assert done.returncode == 0
     assert "--executor-input" in done.stdout
-    assert time.monotonic() - started < 5  # 0.06 s; heavy imports would take more than this
+    assert time.monotonic() - started < 5  # 0.06 s without heavy imports
 
 
 def test_paths_and_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +143,7 @@ def test_overrides_are_checked_before_anything_is_submitted() -> None:
 
 
 def make_repository(where: Path) -> Path:
-    """Beside a params.yaml and images: this checkout as dvc repro sees it."""
+    """Add the files of this checkout that dvc repro needs to a folder with params.yaml and images."""
     for name in ("vgg", "runtime", "components"):
         shutil.copytree(ROOT / name, where / name, ignore=shutil.ignore_patterns("__pycache__"))
     (where / "data/initial").mkdir(parents=True)
@@ -154,8 +154,8 @@ def make_repository(where: Path) -> Path:
 
 
 @pytest.mark.long
-def test_dvc_repro_reruns_what_changed_and_nothing_else(images: Path, params_file: Path, tmp_path: Path) -> None:
-    """The real pipeline: run; again; after touching evaluation; after touching a comment of training."""
+def test_dvc_repro_reruns_only_what_changed(images: Path, params_file: Path, tmp_path: Path) -> None:
+    """The real pipeline: run, run again, run after a change of evaluation, run after a new comment in training."""
     repo = make_repository(tmp_path)
     env = environment(PATH=f"{Path(sys.executable).parent}:/usr/bin:/bin", GIT_CONFIG_GLOBAL="/dev/null")
 
@@ -168,8 +168,8 @@ def test_dvc_repro_reruns_what_changed_and_nothing_else(images: Path, params_fil
     call("dvc", "init", "-q")
 
     def repro() -> list[str]:
-        said = call("dvc", "repro")
-        return [stage for stage in STAGES if f"Running stage '{stage}'" in said]
+        output = call("dvc", "repro")
+        return [stage for stage in STAGES if f"Running stage '{stage}'" in output]
 
     assert repro() == list(STAGES)
     lock = yaml.load(repo / "dvc.lock")["stages"]
@@ -181,5 +181,5 @@ def test_dvc_repro_reruns_what_changed_and_nothing_else(images: Path, params_fil
     weights = lock["train"]["outs"][0]["md5"]
     path = repo / "vgg/training/schedule.py"
     path.write_text(path.read_text() + "\n# a remark\n")
-    assert repro() == ["train"]  # DVC sees bytes; the program sees the same code, and its network is finished
+    assert repro() == ["train"]  # DVC compares bytes; for the program the code is the same and the network is finished
     assert yaml.load(repo / "dvc.lock")["stages"]["train"]["outs"][0]["md5"] == weights

@@ -27,7 +27,7 @@ def result(top1_error: float = 0.2, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("challenger", "champion", "said"),
+    ("challenger", "champion", "reason"),
     [
         (result(), None, None),
         (result(0.3), None, None),
@@ -41,13 +41,13 @@ def result(top1_error: float = 0.2, **changes: Any) -> dict[str, Any]:
         (result(), result(data_digest="b"), "cannot be compared"),
     ],
 )
-def test_the_gate(challenger: dict, champion: dict | None, said: str | None) -> None:
+def test_the_gate(challenger: dict, champion: dict | None, reason: str | None) -> None:
     reasons = failures(GATE, challenger, 50, champion)
-    if said is None:
+    if reason is None:
         assert reasons == []
     else:
         assert len(reasons) == 1
-        assert said in reasons[0]
+        assert reason in reasons[0]
 
 
 @pytest.mark.long
@@ -73,9 +73,9 @@ def test_from_evaluation_to_served_model(
     assert not Path(arguments[-1]).exists()
 
     params_file.write_text(open_gate)
-    with monkeypatch.context() as away:
-        away.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-        away.setattr("components.tracking.tracker.GIVE_UP_SECONDS", 0.5)
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        patch.setattr("components.tracking.tracker.FLUSH_SECONDS", 0.5)
         with pytest.raises(Unreachable, match=r"MLflow at http://127\.0\.0\.1:9"):
             register(arguments)
 
@@ -96,7 +96,7 @@ def test_from_evaluation_to_served_model(
 
 
 def check_the_model(tmp_path: Path, shards: ShardSet) -> None:
-    """Load the champion as a server does, by its alias, and ask it in a server's JSON."""
+    """Load the champion by its alias, as a server does, and send a request as JSON."""
     import mlflow
     from mlflow.models import validate_serving_input
 
@@ -124,10 +124,10 @@ def check_the_model(tmp_path: Path, shards: ShardSet) -> None:
 @pytest.mark.faults  # installs torch and MLflow
 @pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::sqlalchemy.exc.SADeprecationWarning")
-def test_the_model_answers_in_an_environment_of_its_own_requirements(
+def test_the_model_answers_in_an_environment_with_only_its_requirements(
     shards: ShardSet, params_file: Path, tmp_path: Path
 ) -> None:
-    """Nothing of this checkout is on its path: the code comes with the model."""
+    """This checkout is not on the path: the code is part of the model."""
     import mlflow
 
     run(shards, tmp_path / "model", epochs=1)

@@ -1,4 +1,4 @@
-"""The end of a pipeline run: the parent run is closed as it ended, and the page says what people look for."""
+"""The exit task of a pipeline run: the parent run gets its state, and the page shows the main figures."""
 
 import json
 from pathlib import Path
@@ -19,19 +19,19 @@ def stage(name: str, **metrics: float) -> None:
 
 
 def report(tmp_path: Path, **status: object) -> str:
-    words = ["--status", json.dumps(status), "--summary", str(tmp_path / "page.md")]
-    main([*words, "--executor-input", executor_input(tmp_path / "executor.json")])
-    said = json.loads((tmp_path / "executor.json").read_text())
-    assert said["artifacts"]["summary"]["artifacts"][0]["uri"] == str(tmp_path / "page.md")
+    arguments = ["--status", json.dumps(status), "--summary", str(tmp_path / "page.md")]
+    main([*arguments, "--executor-input", executor_input(tmp_path / "executor.json")])
+    output = json.loads((tmp_path / "executor.json").read_text())
+    assert output["artifacts"]["summary"]["artifacts"][0]["uri"] == str(tmp_path / "page.md")
     return (tmp_path / "page.md").read_text()
 
 
-def test_a_run_whose_step_was_lost_is_closed_and_told(client: MlflowClient, tmp_path: Path) -> None:
+def test_a_run_with_a_lost_step_is_closed_and_reported(client: MlflowClient, tmp_path: Path) -> None:
     stage("shard", **{"data/num_train": 1501.0})
     stage("train")
     experiment = client.get_experiment_by_name(server.EXPERIMENT).experiment_id
     lost = client.search_runs([experiment], "tags.`vgg.stage` = 'train'")[0].info.run_id
-    client.update_run(lost, "RUNNING")  # killed: it could say nothing
+    client.update_run(lost, "RUNNING")  # killed: it could not report its end
     page = report(tmp_path, state="FAILED", error={"code": 9, "message": "OOMKilled\nexit 137"})
     assert client.get_run(lost).info.status == "FAILED"
     [parent] = client.search_runs([experiment], "tags.`vgg.stage` = 'pipeline'")
@@ -43,18 +43,20 @@ def test_a_run_whose_step_was_lost_is_closed_and_told(client: MlflowClient, tmp_
     assert "resume run-1" in page
 
 
-@pytest.mark.parametrize(("state", "ends"), [("SUCCEEDED", "FINISHED"), ("CANCELLED", "KILLED")])
-def test_the_parent_ends_as_the_run_did(state: str, ends: str, client: MlflowClient, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("state", "status"), [("SUCCEEDED", "FINISHED"), ("CANCELLED", "KILLED")])
+def test_the_parent_run_gets_the_state_of_the_pipeline_run(
+    state: str, status: str, client: MlflowClient, tmp_path: Path
+) -> None:
     stage("evaluate", **{"eval/top1_error": 0.25})
     page = report(tmp_path, state=state)
     experiment = client.get_experiment_by_name(server.EXPERIMENT).experiment_id
     [parent] = client.search_runs([experiment], "tags.`vgg.stage` = 'pipeline'")
-    assert parent.info.status == ends
+    assert parent.info.status == status
     assert "top-1 error 0.25" in page
     assert ("resume" in page) == (state != "SUCCEEDED")
 
 
-def test_a_tracking_server_that_is_away_does_not_fail_the_run(
+def test_an_unreachable_tracking_server_does_not_fail_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")

@@ -1,4 +1,4 @@
-"""A program as a step: repeated where its exit code says so, and only there; stopped when it is told to."""
+"""A program as a step: retried only after certain exit codes; stopped by a signal."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def runs(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("codes", "ends", "attempts"),
+    ("codes", "last", "attempts"),
     [
         ([0], 0, 1),
         ([64], 64, 1),
@@ -52,21 +52,21 @@ def runs(tmp_path: Path) -> list[str]:
         ([69, 69, 69, 0], 69, 3),
     ],
 )
-def test_only_what_may_help_is_repeated(
-    codes: list[int], ends: int, attempts: int, command: list[str], tmp_path: Path
+def test_only_failures_that_a_retry_may_help_are_retried(
+    codes: list[int], last: int, attempts: int, command: list[str], tmp_path: Path
 ) -> None:
     done = subprocess.run(
         [*command, "--image", "registry/vgg@sha256:1", "program", json.dumps(codes)],
         cwd=tmp_path, env=environment(PYTHONPATH=f"{environment()['PYTHONPATH']}:{tmp_path}"),
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    assert done.returncode == ends, done.stderr
+    assert done.returncode == last, done.stderr
     assert len(runs(tmp_path)) == attempts
     assert all(line.endswith("registry/vgg@sha256:1") for line in runs(tmp_path))
-    assert done.stderr.count("again in") == attempts - 1
+    assert done.stderr.count("retrying in") == attempts - 1
 
 
-def test_a_stop_is_passed_on_and_ends_it(command: list[str], tmp_path: Path) -> None:
+def test_a_stop_signal_is_forwarded_and_ends_the_step(command: list[str], tmp_path: Path) -> None:
     env = environment(PYTHONPATH=f"{environment()['PYTHONPATH']}:{tmp_path}")
     running = subprocess.Popen([*command, "program", '["wait"]'], cwd=tmp_path, env=env)
     wait_for(tmp_path / "ready")
@@ -75,12 +75,12 @@ def test_a_stop_is_passed_on_and_ends_it(command: list[str], tmp_path: Path) -> 
     assert len(runs(tmp_path)) == 1
 
 
-def test_a_stop_between_two_attempts_ends_it(command: list[str], tmp_path: Path) -> None:
+def test_a_stop_signal_between_two_attempts_ends_the_step(command: list[str], tmp_path: Path) -> None:
     env = environment(PYTHONPATH=f"{environment()['PYTHONPATH']}:{tmp_path}")
     running = subprocess.Popen(
         [*command, "--backoff-seconds", "60", "program", "[69, 0]"], cwd=tmp_path, env=env, stderr=subprocess.PIPE
     )
-    assert running.stderr and b"again in" in running.stderr.readline()
+    assert running.stderr and b"retrying in" in running.stderr.readline()
     running.terminate()
     assert running.wait(20) == 69
     assert len(runs(tmp_path)) == 1
@@ -93,20 +93,20 @@ def test_the_program_dies_with_its_step(command: list[str], tmp_path: Path) -> N
     pid = int(runs(tmp_path)[0].split()[0])
     running.send_signal(signal.SIGKILL)
     running.wait(20)
-    until = time.monotonic() + 20
-    while time.monotonic() < until:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
             return
         time.sleep(0.02)
-    raise AssertionError("it lives on")
+    raise AssertionError("the program still runs")
 
 
 def wait_for(path: Path) -> None:
-    until = time.monotonic() + 20
+    deadline = time.monotonic() + 20
     while not path.exists():
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
@@ -117,22 +117,20 @@ from runtime.errors import Refused, Unreachable
 def main():
     if not os.path.exists("once"):
         open("once", "w").close()
-        raise Unreachable("the store is away")
+        raise Unreachable("the store cannot be reached")
     open(os.environ["VGG_LAST_WORDS"], "a").write('{"exit_code": 7\\n')
     raise Refused("e.json: lacks modes. " + "é" * 3000)
 run(main)
 """
 
 
-def test_the_last_words_of_the_last_attempt_are_left_where_kubernetes_takes_them(
-    command: list[str], tmp_path: Path
-) -> None:
-    """Code and message; what is too long is cut between characters.  Where no cluster is, nothing is written."""
+def test_the_last_words_of_the_last_attempt_are_written_for_kubernetes(command: list[str], tmp_path: Path) -> None:
+    """Code and message; a long one is cut between characters.  Without a cluster nothing is written."""
     (tmp_path / "refusing.py").write_text(REFUSING)
     env = environment(PYTHONPATH=f"{environment()['PYTHONPATH']}:{tmp_path}")
     log = tmp_path / "termination-log"
-    for there in (False, True):
-        if there:
+    for exists in (False, True):
+        if exists:
             log.touch()
         done = subprocess.run(
             [*command, "--last-words", str(log), "refusing"],
@@ -140,7 +138,7 @@ def test_the_last_words_of_the_last_attempt_are_left_where_kubernetes_takes_them
         )  # fmt: skip
         assert done.returncode == 78
         assert done.stderr.splitlines()[-1] == "refusing: exit code 78"
-        assert log.exists() == there
-    said = log.read_bytes()
-    assert said.decode().startswith("refusing: exit code 78: error: e.json: lacks modes. é")
-    assert 2000 < len(said) <= 2048
+        assert log.exists() == exists
+    message = log.read_bytes()
+    assert message.decode().startswith("refusing: exit code 78: error: e.json: lacks modes. é")
+    assert 2000 < len(message) <= 2048

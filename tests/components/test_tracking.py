@@ -1,4 +1,4 @@
-"""MLflow at arm's length: a server that is away costs nothing and loses nothing; nothing is logged twice."""
+"""Asynchronous tracking in MLflow: an unreachable server neither delays nor loses anything; no duplicate points."""
 
 import errno
 import os
@@ -24,11 +24,11 @@ from runtime.shardset import ShardSet
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in [n for n in os.environ if n.startswith(("MLFLOW_", "VGG_"))]:
         monkeypatch.delenv(name)
-    # MLflow keeps the store of a URI for the life of the process: a relative one would be another test's
+    # MLflow caches the store of a URI for the whole process: a relative one could be that of another test
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setattr("components.tracking.tracker.RETRY_SECONDS", 0.2)
 
@@ -84,7 +84,7 @@ def histories(client) -> dict[str, list[tuple[int, float]]]:  # type: ignore[no-
     }
 
 
-def test_parent_and_child_hold_what_is_compared(tmp_path: Path) -> None:
+def test_parent_and_child_contain_parameters_metrics_and_inputs(tmp_path: Path) -> None:
     (tmp_path / "file.txt").write_text("x")
     for stage in ("train", "register"):
         with Tracker(stage, "k" * 64, "lineage") as tracker:
@@ -107,25 +107,25 @@ def test_parent_and_child_hold_what_is_compared(tmp_path: Path) -> None:
 
 
 @pytest.mark.faults
-def test_a_server_that_comes_late_goes_away_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Points are made before, during and after an outage; then a resumed attempt repeats some.  One clean curve."""
+def test_a_server_that_is_started_late_and_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Points are logged before, during and after an outage; a resumed attempt repeats some.  The curve is complete."""
     port = free_port()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-    monkeypatch.setattr("components.tracking.tracker.GRACE_SECONDS", 1.0)
+    monkeypatch.setattr("components.tracking.tracker.PREEMPTED_FLUSH_SECONDS", 1.0)
     started = time.monotonic()
     with pytest.raises(Preempted), Tracker("train", "k" * 64, "lineage") as tracker:
         for step in (20, 40):
             tracker.point(step, {"train/loss": 1 / step})
-        assert time.monotonic() - started < 1, "a server that is away must not be waited for"
+        assert time.monotonic() - started < 1, "it must not wait for an unreachable server"
         raise Preempted("stopped")
     with server(tmp_path, port):
-        monkeypatch.setattr("components.tracking.tracker.GRACE_SECONDS", 30.0)
+        monkeypatch.setattr("components.tracking.tracker.PREEMPTED_FLUSH_SECONDS", 30.0)
         with pytest.raises(Preempted), Tracker("train", "k" * 64, "lineage") as tracker:
             for step in (40, 60):  # the resumed attempt computes step 40 again
                 tracker.point(step, {"train/loss": 1 / step})
             raise Preempted("stopped")
         assert histories(mlflow_server.connect())["train"] == [(20, 0.05), (40, 0.025), (60, 1 / 60)]
-    monkeypatch.setattr("components.tracking.tracker.GIVE_UP_SECONDS", 1.0)
+    monkeypatch.setattr("components.tracking.tracker.FLUSH_SECONDS", 1.0)
     with Tracker("train", "k" * 64, "lineage") as tracker:
         tracker.point(80, {"train/loss": 1 / 80})
     with server(tmp_path, port):
@@ -149,10 +149,10 @@ def test_failure_and_an_injected_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert client.get_run(child.info.run_id).info.status == "FAILED"
     assert client.get_run(child.info.run_id).data.tags["vgg.failure"] == "broken"
     assert client.get_run(parent.info.run_id).data.metrics == {"eval/top1_error": 0.5}
-    assert client.get_experiment_by_name(mlflow_server.EXPERIMENT) is None  # no rival hierarchy
+    assert client.get_experiment_by_name(mlflow_server.EXPERIMENT) is None  # no second hierarchy
 
 
-def test_a_line_cut_off_by_a_kill_is_mended(tmp_path: Path) -> None:
+def test_a_partial_line_left_by_a_kill_is_removed(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j")
     journal.append({"kind": "tags", "values": {}})
     with open(journal.path, "ab") as file:
@@ -162,27 +162,27 @@ def test_a_line_cut_off_by_a_kill_is_mended(tmp_path: Path) -> None:
 
 
 def test_a_preempted_stage_does_not_wait_long_for_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that takes connections and never answers; the grace of a preemption is short."""
+    """It accepts connections and never answers; a preempted process is killed soon."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        began = time.monotonic()
+        started = time.monotonic()
         with pytest.raises(Preempted), Tracker("train", "key", "lineage") as tracker:
             tracker.point(1, {"train/loss": 2.0})
             raise Preempted("stopped at step 1")
-        assert time.monotonic() - began < 10
-        assert tracker.journal.waiting() > 0
+        assert time.monotonic() - started < 10
+        assert tracker.journal.pending() > 0
 
 
-def test_the_same_work_to_two_places_has_two_journals_and_to_one_place_is_done_once(tmp_path: Path) -> None:
-    """Whoever ended first used to remove the journal of both."""
-    here, there = (journal_key({"train": 1}, str(tmp_path / name)) for name in ("a", "b"))
-    with Tracker("train", here, "lineage") as first, Tracker("train", there, "lineage") as other:
+def test_journals_differ_by_output_and_have_one_writer(tmp_path: Path) -> None:
+    """A shared journal would be removed by the first process that ends."""
+    key, other_key = (journal_key({"train": 1}, str(tmp_path / name)) for name in ("a", "b"))
+    with Tracker("train", key, "lineage") as first, Tracker("train", other_key, "lineage") as other:
         first.point(1, {"train/loss": 2.0})
-        with pytest.raises(Preempted, match="another process does this very work"):
-            Tracker("train", here, "lineage")
-        assert replay(tmp_path / ".tracking") == 0  # leaves those alone that are in use
+        with pytest.raises(Preempted, match="another process does the same work"):
+            Tracker("train", key, "lineage")
+        assert replay(tmp_path / ".tracking") == 0  # skips journals in use
         other.point(1, {"train/loss": 3.0})
-    with Tracker("train", here, "lineage"):  # free again
+    with Tracker("train", key, "lineage"):  # unlocked again
         pass
     client = mlflow_server.connect()
     runs = client.search_runs([client.get_experiment_by_name(mlflow_server.EXPERIMENT).experiment_id])
@@ -192,15 +192,15 @@ def test_the_same_work_to_two_places_has_two_journals_and_to_one_place_is_done_o
 
 @pytest.mark.faults
 def test_two_identical_trainings_at_once(shards: ShardSet, params_file: Path, tmp_path: Path) -> None:
-    """In one folder, to two places: both end well, with the same weights and a run each."""
-    wanted, running = flags("train", tmp_path, params_file), []
+    """In one folder, with two outputs: both succeed with the same weights, each with its own run."""
+    arguments, running = flags("train", tmp_path, params_file), []
     for name in ("one", "two"):
-        words = [str(word).replace(f"{tmp_path}/m", f"{tmp_path}/{name}/m") for word in wanted]
-        command = [sys.executable, "-m", "components.train", *words]
+        changed = [str(word).replace(f"{tmp_path}/m", f"{tmp_path}/{name}/m") for word in arguments]
+        command = [sys.executable, "-m", "components.train", *changed]
         running.append(subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True))
     for process in running:
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 0, said
+        _, log = process.communicate(timeout=120)
+        assert process.returncode == 0, log
     metrics = [(tmp_path / name / "m/train.json").read_bytes() for name in ("one", "two")]
     assert metrics[0] == metrics[1]
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
@@ -210,11 +210,11 @@ def test_two_identical_trainings_at_once(shards: ShardSet, params_file: Path, tm
     assert not list((tmp_path / ".tracking").iterdir())
 
 
-def test_a_file_system_without_locks_holds_no_work_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(*_: object) -> None:
+def test_a_file_system_without_locks_does_not_stop_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(journal.fcntl, "flock", none)
+    monkeypatch.setattr(journal.fcntl, "flock", unsupported)
     with Tracker("train", "key", "lineage") as tracker:
         tracker.point(1, {"train/loss": 2.0})
     assert histories(mlflow_server.connect())["train"] == [(1, 2.0)]

@@ -1,4 +1,4 @@
-"""The tracking server of deploy/: its very command, environment and files, started on this machine."""
+"""The tracking server of deploy/, started on this machine with its command, environment and files."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from components.register.registry import open_registry
 from runtime.errors import Refused
 from security.canary import find
 
-PASSWORD, KEY = "a-long-enough-password", "a-key-for-sessions"  # of the secret vgg-mlflow
-STEPS_PASSWORD = "another-long-password"  # of the secret vgg-tracking
+PASSWORD, KEY = "a-long-enough-password", "a-key-for-sessions"  # in the secret vgg-mlflow
+STEPS_PASSWORD = "another-long-password"  # in the secret vgg-tracking
 NAMESPACE = "kubeflow"
 SEARCH = "/api/2.0/mlflow/experiments/search?max_results=1"
 
 
 class Pod:
-    """The pod's container as a process: its volumes are folders, its port is one that is free."""
+    """The pod's container as a process: volumes are folders, the port is any free one."""
 
     def __init__(self, folder: Path, database: Path) -> None:
         folder.mkdir(exist_ok=True)
@@ -48,21 +48,21 @@ class Pod:
             path.mkdir()
         [config] = [v["configMap"]["name"] for v in pod["volumes"] if "configMap" in v]
         for name, text in objects["ConfigMap", config]["data"].items():
-            (folder / "config" / name).write_text(self._placed(text))
-        shutil.copy(database, folder / "data" / "mlflow.db")  # MLflow's tables, which take long to make
+            (folder / "config" / name).write_text(self._localised(text))
+        shutil.copy(database, folder / "data" / "mlflow.db")  # creating MLflow's tables takes long
 
-    def _placed(self, text: str) -> str:
-        """A text with the mounts' paths, port and namespace of this machine."""
+    def _localised(self, text: str) -> str:
+        """A text with the paths, port and namespace of this machine."""
         paths = "|".join(map(re.escape, self.mounts))
         text = re.sub(rf"(?<![\w.-])({paths})(?=/|$)", lambda found: str(self.mounts[found[1]]), text)
         return text.replace("$(NAMESPACE)", NAMESPACE).replace("--port=5000", f"--port={self.port}")
 
-    def answer_here(self) -> None:
-        """To its address on this machine too, for clients that cannot ask by the service's name."""
-        here = self.address.removeprefix("http://")
-        self.container["args"] = [word.replace("127.0.0.1:5000", here) for word in self.container["args"]]
+    def allow_local_address(self) -> None:
+        """Accept its address on this machine as host name too, for clients that cannot use the service's name."""
+        host = self.address.removeprefix("http://")
+        self.container["args"] = [word.replace("127.0.0.1:5000", host) for word in self.container["args"]]
 
-    def start(self, secret: dict[str, str], said: IO[str] | int = subprocess.PIPE) -> subprocess.Popen[str]:
+    def start(self, secret: dict[str, str], log: IO[str] | int = subprocess.PIPE) -> subprocess.Popen[str]:
         env = {}
         for variable in self.container["env"]:
             source = variable.get("valueFrom", {})
@@ -72,25 +72,25 @@ class Pod:
                 if (key := source["secretKeyRef"]["key"]) in secret:
                     env[variable["name"]] = secret[key]
             elif "value" in variable:
-                env[variable["name"]] = self._placed(variable["value"])
-        words = [*self.container["command"], *map(self._placed, self.container["args"])]
-        assert words[0] == "python"
+                env[variable["name"]] = self._localised(variable["value"])
+        command = [*self.container["command"], *map(self._localised, self.container["args"])]
+        assert command[0] == "python"
         home = {"HOME": str(self.mounts["/tmp"]), "TMPDIR": str(self.mounts["/tmp"])}
         return subprocess.Popen(
-            [sys.executable, *words[1:]], cwd=self.mounts["/tmp"], env=environment(**{**env, **home}),
-            stdout=said, stderr=subprocess.STDOUT, text=True,
+            [sys.executable, *command[1:]], cwd=self.mounts["/tmp"], env=environment(**{**env, **home}),
+            stdout=log, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
     def post(self, path: str, body: dict[str, str], auth: tuple[str, str], version: str = "2.0") -> requests.Response:
         return requests.post(f"{self.address}/api/{version}/mlflow/{path}", auth=auth, json=body, timeout=20)
 
-    def make_user(self) -> None:
-        """Of the steps, as docs/cluster.md says."""
+    def create_user(self) -> None:
+        """The user of the steps, as described in docs/cluster.md."""
         new = {"username": "vgg", "password": STEPS_PASSWORD}
         assert self.post("users/create", new, auth=("admin", PASSWORD)).status_code == 200
 
-    def ask(self, host: str, user: str = "", path: str = SEARCH) -> int:
-        """Status of an answer.  user: 'name:password'."""
+    def request(self, host: str, user: str = "", path: str = SEARCH) -> int:
+        """HTTP status of a request.  user: 'name:password'."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         login = {"Authorization": "Basic " + base64.b64encode(user.encode()).decode()} if user else {}
         connection.request("GET", path, headers={"Host": host, **login})
@@ -101,8 +101,8 @@ class Pod:
 
 @contextlib.contextmanager
 def running(pod: Pod) -> Iterator[None]:
-    with open(pod.mounts["/tmp"] / "said", "w") as said:  # a pipe that nobody reads would fill
-        process = pod.start({"admin-password": PASSWORD, "secret-key": KEY}, said)
+    with open(pod.mounts["/tmp"] / "log", "w") as log:  # an unread pipe would block the server
+        process = pod.start({"admin-password": PASSWORD, "secret-key": KEY}, log)
     try:
         deadline, ready = time.monotonic() + 90, 0
         probe = pod.container["readinessProbe"]["httpGet"]
@@ -110,7 +110,7 @@ def running(pod: Pod) -> Iterator[None]:
             assert process.poll() is None and time.monotonic() < deadline, "does not start"
             time.sleep(0.2)
             with contextlib.suppress(OSError):
-                ready = pod.ask("10.244.0.7:5000", path=probe["path"])  # as the kubelet does: by the pod's address
+                ready = pod.request("10.244.0.7:5000", path=probe["path"])  # by the pod's address, as the kubelet does
         yield
     finally:
         process.terminate()
@@ -129,21 +129,21 @@ def test_the_server_of_the_deployment(tmp_path: Path, empty_database: Path, monk
             f"mlflow{rest}" for rest in ("", f".{NAMESPACE}", f".{NAMESPACE}.svc", f".{NAMESPACE}.svc.cluster.local")
         ]
         for host in [*names, *(f"{name}:5000" for name in names), "localhost:5000", "127.0.0.1:5000"]:
-            assert pod.ask(host, admin) == 200, host
-        assert pod.ask("mlflow:5000") == pod.ask("localhost:5000") == 401
+            assert pod.request(host, admin) == 200, host
+        assert pod.request("mlflow:5000") == pod.request("localhost:5000") == 401
         for host in ("evil.example", "mlflow:80", "10.244.0.7:5000", f"localhost:{pod.port}"):
-            assert pod.ask(host, admin) == 403, host
+            assert pod.request(host, admin) == 403, host
         for user in ("admin:password1234", "admin:", "nobody:password1234"):
-            assert pod.ask("mlflow:5000", user) == 401, user
-        be_a_step(pod, monkeypatch)
+            assert pod.request("mlflow:5000", user) == 401, user
+        act_as_a_step(pod, monkeypatch)
         new = {"username": "other", "password": STEPS_PASSWORD}
-        assert pod.post("users/create", new, auth=("vgg", STEPS_PASSWORD)).status_code == 403  # no administrator
-        can_do_what_the_steps_do(pod, tmp_path)
-        finds_its_champion_from_the_first_run_on()
-        says_which_permission_is_missing(pod, "hidden", "DENY")
-        says_which_permission_is_missing(pod, "readable", "READ")
+        assert pod.post("users/create", new, auth=("vgg", STEPS_PASSWORD)).status_code == 403  # not an administrator
+        user_has_the_permissions_of_the_steps(pod, tmp_path)
+        champion_is_found_from_the_first_run_on()
+        missing_permission_is_reported(pod, "hidden", "DENY")
+        missing_permission_is_reported(pod, "readable", "READ")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "not-the-password")
-        with pytest.raises(Refused, match="does not let us in: check MLFLOW_TRACKING_USERNAME"):
+        with pytest.raises(Refused, match="refuses the credentials: check MLFLOW_TRACKING_USERNAME"):
             with open_registry("first") as models:
                 models.champion()
     written = {str(path.relative_to(tmp_path / "pod")) for path in (tmp_path / "pod").rglob("*") if path.is_file()}
@@ -152,17 +152,17 @@ def test_the_server_of_the_deployment(tmp_path: Path, empty_database: Path, monk
     assert all(path.startswith(("data/", "scratch/", "config/auth.ini")) for path in written)
 
 
-def be_a_step(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask by the service's name, as in the cluster, as the steps' user."""
-    monkeypatch.setattr(HTTPAdapter, "add_headers", lambda _, ask, **kw: ask.headers.update(Host="mlflow:5000"))
-    pod.make_user()
+def act_as_a_step(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send requests to the service's name, as in the cluster, with the steps' user."""
+    monkeypatch.setattr(HTTPAdapter, "add_headers", lambda _, request, **kw: request.headers.update(Host="mlflow:5000"))
+    pod.create_user()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", pod.address)
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "vgg")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", STEPS_PASSWORD)
 
 
-def can_do_what_the_steps_do(pod: Pod, folder: Path) -> None:
-    """Runs, artifacts through the server, a model version and its alias: with the rights of an ordinary user."""
+def user_has_the_permissions_of_the_steps(pod: Pod, folder: Path) -> None:
+    """Create runs, artifacts through the server, a model version and its alias as an ordinary user."""
     client = MlflowClient(pod.address, pod.address)
     (folder / "package.txt").write_text("weights")
     experiment = client.create_experiment("vgg-imagenet")
@@ -175,36 +175,36 @@ def can_do_what_the_steps_do(pod: Pod, folder: Path) -> None:
     assert run.artifact_uri.startswith("mlflow-artifacts:/")  # never a path of the server's
 
 
-def finds_its_champion_from_the_first_run_on() -> None:
-    """An ordinary user, for whom the alias of a model that is not there looks like a forbidden one (403)."""
+def champion_is_found_from_the_first_run_on() -> None:
+    """For an ordinary user, the alias of a missing model looks like a forbidden one (403)."""
     with open_registry("first") as models:
         assert models.champion() is None
-    with open_registry("first") as models:  # a run before this one ended before it registered something
-        with contextlib.suppress(MlflowException):  # there already where nothing may be read by default
+    with open_registry("first") as models:  # an earlier run ended before it registered a version
+        with contextlib.suppress(MlflowException):  # exists already without a default permission to read
             models.client.create_registered_model("first")
         assert models.champion() is None
         run = models.client.create_run(models.client.search_experiments()[0].experiment_id).info
         tags = {"weights_sha256": "a" * 64, "evaluation": '{"top1_error": 0.1}'}
-        made = models.client.create_model_version("first", run.artifact_uri, run.run_id, tags)
-        models.promote(made.version, None)
+        created = models.client.create_model_version("first", run.artifact_uri, run.run_id, tags)
+        models.promote(created.version, None)
         found = models.champion()
-        assert found and (found.version, found.evaluation) == (made.version, {"top1_error": 0.1})
+        assert found and (found.version, found.evaluation) == (created.version, {"top1_error": 0.1})
 
 
-def says_which_permission_is_missing(pod: Pod, name: str, permission: str) -> None:
-    """A model that is there and hidden is not taken for one that is not there: its champion would not be asked."""
+def missing_permission_is_reported(pod: Pod, name: str, permission: str) -> None:
+    """A hidden model is not mistaken for a missing one: its champion would be ignored."""
     admin = ("admin", PASSWORD)
     assert pod.post("registered-models/create", {"name": name}, auth=admin).status_code == 200
     grant = {"username": "vgg", "resource_type": "registered_model", "resource_id": name, "permission": permission}
     assert pod.post("users/permissions/grant", grant, admin, version="3.0").status_code == 200
-    with pytest.raises(Refused, match=f"forbids user vgg what registered model '{name}' needs"):
+    with pytest.raises(Refused, match=f"denies user vgg a permission on registered model '{name}'"):
         with open_registry(name) as models:
             assert models.champion() is None and permission == "READ"
             models.client.create_model_version(name, "/nowhere")
 
 
 @pytest.mark.faults
-def test_a_server_that_shows_nothing_by_default(
+def test_a_server_without_default_permissions(
     tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pod = Pod(tmp_path / "pod", empty_database)
@@ -212,10 +212,10 @@ def test_a_server_that_shows_nothing_by_default(
     config.write_text(config.read_text().replace("default_permission = READ", "default_permission = NO_PERMISSIONS"))
     assert "NO_PERMISSIONS" in config.read_text()
     with running(pod):
-        be_a_step(pod, monkeypatch)
+        act_as_a_step(pod, monkeypatch)
         MlflowClient(pod.address).create_experiment("vgg-imagenet")
-        finds_its_champion_from_the_first_run_on()
-        says_which_permission_is_missing(pod, "hidden", "DENY")
+        champion_is_found_from_the_first_run_on()
+        missing_permission_is_reported(pod, "hidden", "DENY")
 
 
 @pytest.mark.faults
@@ -224,10 +224,10 @@ def test_it_does_not_start_without_its_secret(tmp_path: Path, empty_database: Pa
         "needs a password": Pod(tmp_path / "a", empty_database).start({"secret-key": KEY}),
         "static secret key": Pod(tmp_path / "b", empty_database).start({"admin-password": PASSWORD}),
     }
-    for told, process in started.items():
+    for message, process in started.items():
         try:
             output, _ = process.communicate(timeout=60)
         finally:
             process.kill()
         assert process.returncode != 0
-        assert told in output
+        assert message in output

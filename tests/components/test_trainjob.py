@@ -1,4 +1,4 @@
-"""The training step on several nodes: the real program, as a process, against an API server over real HTTP."""
+"""The training step on several nodes: the real program as a process, with a fake API server over HTTP."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from runtime.shardset import ShardSet
 
 CANARY = "canary-5ecre7"
 RUN = "1f0e3dad-1234-4cde-9876-0123456789ab"
-LAST = "import sys; print('the end:', sys.argv[1:])"  # a program that takes the place of the training's own
+LAST = "import sys; print('the end:', sys.argv[1:])"  # a program instead of the training
 ARGUMENTS = ["--params", '{"epochs": 2.0}', "--curves", "/s3/b/curves", "--metrics=/s3/b/metrics"]
 FLAGS = [
     *("--nodes", "2", "--gpus", "4", "--cpu", "16", "--memory", "64Gi", "--claim", "vgg-store"),
@@ -49,7 +49,7 @@ def cluster() -> Iterator[KubeServer]:
 
 
 class Step:
-    """The program of the step, and what it has said."""
+    """The program of the step and its output."""
 
     def __init__(self, cluster: KubeServer, folder: Path, *more: str, **env: str) -> None:
         (folder / "last.py").write_text(LAST)
@@ -59,15 +59,15 @@ class Step:
         env = environment(**{**values, **env})
         env["PYTHONPATH"] += f":{folder}"
         arguments = more or ("last", *ARGUMENTS, "--executor-input", executor_input("/out.json"))
-        self.said = folder / f"said-{time.monotonic_ns()}"
-        with open(self.said, "w") as file:
+        self.output = folder / f"said-{time.monotonic_ns()}"
+        with open(self.output, "w") as file:
             self.process = subprocess.Popen([*command, *arguments], cwd=folder, env=env, stdout=file, stderr=file)
         cluster.clients.append(self.process)
 
     def text(self) -> str:
-        return self.said.read_text()
+        return self.output.read_text()
 
-    def heard(self, words: str, timeout: float = 20) -> None:
+    def prints(self, words: str, timeout: float = 20) -> None:
         wait_for(lambda: words in self.text() or self.process.poll() is not None, timeout)
         assert words in self.text(), self.text()
 
@@ -106,19 +106,19 @@ def test_from_pending_to_complete(cluster: KubeServer, tmp_path: Path) -> None:
     cluster.event({"metadata": {"name": "another"}}, "FailedScheduling", "of somebody else")
     cluster.event(made, "FailedCreate", "exceeded quota", kind="Job")
     for words in ("3 Insufficient nvidia.com/gpu", "Pulling image r/vgg", "exceeded quota"):
-        step.heard(words)
+        step.prints(words)
     for pod in (first, second):
         cluster.run(pod)
     cluster.say(first, "epoch 1", "epoch 2")
     cluster.say(second, "of node 1")
-    step.heard("epoch 2")
+    step.prints("epoch 2")
     complete(cluster, [first, second])
     assert step.ended() == 0, step.text()
     said = step.text()
     name = first["metadata"]["name"]
     assert said.count("0/3 nodes") == 1 and "somebody else" not in said and "of node 1" not in said
     assert f"--- log of pod {name}, node 0" in said
-    # what Kubeflow collects is the step's own business, and told to nobody else
+    # only the step gets the arguments for Kubeflow
     assert f"the end: {['--finished', *ARGUMENTS, '--executor-input', executor_input('/out.json')]}" in said
     assert made["metadata"]["ownerReferences"] == [
         {key: workflow[key] for key in ("apiVersion", "kind", "name", "uid")}
@@ -138,7 +138,7 @@ def test_from_pending_to_complete(cluster: KubeServer, tmp_path: Path) -> None:
     ]
     assert sorted(secrets) == ["vgg-store"] * 2 + ["vgg-tracking"] * 2
     assert CANARY not in json.dumps(made)
-    assert len(name.removesuffix(name.rpartition("-")[2])) < 50  # of pods, whose names begin with the TrainJob's
+    assert len(name.removesuffix(name.rpartition("-")[2])) < 50  # pods have the TrainJob's name as prefix
 
 
 def test_a_killed_step_adopts_its_trainjob_through_an_api_that_fails(cluster: KubeServer, tmp_path: Path) -> None:
@@ -146,16 +146,16 @@ def test_a_killed_step_adopts_its_trainjob_through_an_api_that_fails(cluster: Ku
     cluster.made()
     pods = both_run(cluster)
     cluster.say(pods[0], "before")
-    first.heard("before")
+    first.prints("before")
     first.process.kill()
     first.process.wait(10)
     cluster.faults.update({"list trainjobs": 1, "create trainjobs": 1, "watch pods": 1, "get pods/log": 1})
     step = Step(cluster, tmp_path)
-    step.heard("exists: following it")
-    step.heard("before")
+    step.prints("exists: following it")
+    step.prints("before")
     cluster.cut_log_after = 3
     cluster.say(pods[0], *(f"line {number}" for number in range(20)))
-    step.heard("line 19")
+    step.prints("line 19")
     cluster.compact()  # 410, for watches; the log is cut too
     cluster.say(pods[0], "line 20", "line 20", "the last")
     complete(cluster, pods)
@@ -166,7 +166,9 @@ def test_a_killed_step_adopts_its_trainjob_through_an_api_that_fails(cluster: Ku
     assert "503" in step.text() and "answers again" in step.text()
 
 
-def test_a_failure_is_told_and_the_next_attempt_makes_the_trainjob_anew(cluster: KubeServer, tmp_path: Path) -> None:
+def test_a_failure_is_reported_and_the_next_attempt_creates_the_trainjob_again(
+    cluster: KubeServer, tmp_path: Path
+) -> None:
     step = Step(cluster, tmp_path)
     cluster.made()
     pods = both_run(cluster)
@@ -174,7 +176,7 @@ def test_a_failure_is_told_and_the_next_attempt_makes_the_trainjob_anew(cluster:
     cluster.say(pods[1], "refused: another dataset")
     cluster.end(pods[1], 78)
     cluster.end(pods[0], 75)
-    step.heard("node 0, has failed: exit code 75")
+    step.prints("node 0, has failed: exit code 75")
     cluster.condition("Failed", "FailJobSetFailurePolicyAction", "jobset failed")
     assert step.ended() == 78, step.text()
     said = step.text().split("Failed=True FailJobSetFailurePolicyAction: jobset failed")[1]
@@ -184,11 +186,11 @@ def test_a_failure_is_told_and_the_next_attempt_makes_the_trainjob_anew(cluster:
         in said
     )
     again = Step(cluster, tmp_path)
-    again.heard("has failed: deleting it and creating it again")
+    again.prints("has failed: deleting it and creating it again")
     cluster.made(count=2)
     complete(cluster, both_run(cluster))
     assert again.ended() == 0, again.text()
-    assert "exit code" not in again.text()  # of the pods that were
+    assert "exit code" not in again.text()  # of the earlier pods
 
 
 def test_an_evicted_pod_and_the_restart_of_all(cluster: KubeServer, tmp_path: Path) -> None:
@@ -196,26 +198,26 @@ def test_an_evicted_pod_and_the_restart_of_all(cluster: KubeServer, tmp_path: Pa
     cluster.made()
     pods = both_run(cluster)
     cluster.say(pods[0], "first start")
-    step.heard("first start")
+    step.prints("first start")
     cluster.end(pods[1], 137, reason="Evicted", message="The node was low on resource: memory")
-    step.heard("node 1, has failed: exit code 137; Evicted: The node was low on resource: memory")
+    step.prints("node 1, has failed: exit code 137; Evicted: The node was low on resource: memory")
     for pod in pods:
         cluster.delete_pod(pod)
     new = both_run(cluster, attempt=1)
     cluster.say(new[0], "continuing at step 300")
-    step.heard("continuing at step 300")
+    step.prints("continuing at step 300")
     assert "all pods are restarted, attempt 2" in step.text()
     assert f"--- log of pod {new[0]['metadata']['name']}, node 0" in step.text()
     complete(cluster, new)
     assert step.ended() == 0, step.text()
 
 
-def test_stopped_it_takes_the_trainjob_along(cluster: KubeServer, tmp_path: Path) -> None:
+def test_a_stopped_step_deletes_its_trainjob(cluster: KubeServer, tmp_path: Path) -> None:
     step = Step(cluster, tmp_path)
     cluster.made()
     pods = both_run(cluster)
     cluster.say(pods[0], "under way")
-    step.heard("under way")
+    step.prints("under way")
     began = time.monotonic()
     step.process.send_signal(signal.SIGTERM)
     wait_for(lambda: cluster.requests["delete trainjobs"], 2)
@@ -235,7 +237,7 @@ def test_deleted_by_somebody_else(cluster: KubeServer, tmp_path: Path) -> None:
     assert "was deleted by somebody else" in step.text()
 
 
-def test_an_api_that_stays_away(cluster: KubeServer, tmp_path: Path) -> None:
+def test_an_api_that_does_not_answer(cluster: KubeServer, tmp_path: Path) -> None:
     step = Step(cluster, tmp_path, VGG_KUBERNETES_PATIENCE_SECONDS="1")
     cluster.made()
     cluster.down = True
@@ -245,8 +247,8 @@ def test_an_api_that_stays_away(cluster: KubeServer, tmp_path: Path) -> None:
     assert cluster.objects["trainjobs"] and "Traceback" not in step.text()
 
 
-def test_what_the_cluster_refuses(tmp_path: Path) -> None:
-    """One message, nothing left behind; the steps run side by side."""
+def test_refusals_of_the_cluster(tmp_path: Path) -> None:
+    """One message, nothing is left; the steps run in parallel."""
     cases: list[tuple[dict[str, Any], list[str], int, str]] = [
         ({"forbidden": {"list pods"}}, [], 78, 'cannot list resource "pods" in namespace. deploy/ ships the Role'),
         ({"forbidden": {"create trainjobs"}}, [], 78, 'cannot create resource "trainjobs"'),
@@ -271,7 +273,7 @@ def test_what_the_cluster_refuses(tmp_path: Path) -> None:
         cluster.close()
 
 
-def test_a_checkpoint_that_is_not_there_is_no_success(cluster: KubeServer, shards: ShardSet, tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_a_failure(cluster: KubeServer, shards: ShardSet, tmp_path: Path) -> None:
     step = Step(cluster, tmp_path, "components.train", *map(str, flags("train", tmp_path, json.dumps(TRAIN))))
     cluster.made()
     complete(cluster, both_run(cluster))
@@ -322,7 +324,7 @@ def test_the_exit_code_of_a_step_by_those_of_its_pods(pods: list[dict[str, Any]]
     assert exit_code([found for pod in pods if (found := end(pod))]) == code
 
 
-def test_how_a_pod_ended_in_words() -> None:
+def test_the_text_of_a_pods_end() -> None:
     killed = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
     pod = failed(None, containerStatuses=[{"name": "node", "state": killed, "lastState": killed}], **DISRUPTED)
     found = end(pod)
@@ -358,7 +360,7 @@ Invalid value: TrainingRuntime.trainer.kubeflow.org "vgg-train" not found: speci
 before the TrainJob is created""", RUNTIME) for status in (403, 422)),
     ],
 )  # fmt: skip
-def test_refusals_that_only_their_text_tells_apart(status: int, message: str, hint: str) -> None:
+def test_refusals_that_differ_only_in_their_text(status: int, message: str, hint: str) -> None:
     error = ApiException(status=status, reason="Refused")
     error.body = json.dumps({"message": message})
     found = str(explain(error, "create trainjobs", "team"))
@@ -366,8 +368,8 @@ def test_refusals_that_only_their_text_tells_apart(status: int, message: str, hi
     assert hints == ({hint} if hint else set()) and message.rstrip(".") in found
 
 
-def test_a_log_that_is_read_again_repeats_nothing_and_loses_nothing() -> None:
-    """Cut after every line; the API begins again at a whole second."""
+def test_a_log_that_is_read_again_has_every_line_once() -> None:
+    """Cut after every line; the API starts again at a whole second."""
     at = datetime(2026, 1, 1, tzinfo=UTC)
     seconds = (0.1, 0.5, 0.5, 0.9, 1.0, 1.2, 4.0, 4.0, 3.9, 9.0)
     log = [f"{stamp(at + timedelta(seconds=second))} text {second}" for second in seconds]

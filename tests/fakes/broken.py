@@ -1,4 +1,4 @@
-"""Set one field of a Kubernetes object wrong."""
+"""Change one field of a Kubernetes object, to make it invalid."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 def change(document: dict[str, Any], path: str, value: Any) -> None:
     """Set a field ('spec.rules.0.verbs'), or, with None, remove it."""
-    place: Any = document
+    parent: Any = document
     *parents, last = (int(key) if key.isdigit() else key for key in path.split("."))
     for key in parents:
-        place = place[key] if isinstance(place, list) else place.setdefault(key, {})
+        parent = parent[key] if isinstance(parent, list) else parent.setdefault(key, {})
     if value is None:
-        del place[last]
+        del parent[last]
     else:
-        place[last] = value
+        parent[last] = value

@@ -1,4 +1,4 @@
-"""A container engine for the tests: podman, made to run in a container or a small machine too."""
+"""The container engine of the tests: podman, configured to run in a container or on a small machine too."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from s3servers import free_port
 
 from pipelines.build import PYTHON
 
-CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")  # of Debian; this network's own may be among them
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")  # of Debian; may include the network's own
 # runc and these limits also work without CAP_SYS_RESOURCE and on hybrid cgroups, where crun does not
 SETTINGS = """
 [containers]
@@ -25,15 +25,15 @@ netns = "host"
 [engine]
 runtime = "runc"
 """
-# as little as Pod Security "restricted" gives, and no network and no writable root on top
+# the limits of Pod Security "restricted", and no network and no writable root file system
 HARDENED = (
     *("--user", "65532:65532", "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--network=none"),
     *("--tmpfs", "/tmp:rw,exec,size=2g,mode=1777"),
 )
 
 
-def settle(folder: Path) -> None:
-    """Have every podman started from here find its settings.  Fails where podman is not installed."""
+def configure_podman(folder: Path) -> None:
+    """Set the configuration of every podman started by this process.  Fails if podman is not installed."""
     needed = ("podman", "runc", "debootstrap", "docker-registry")
     missing = [name for name in needed if not shutil.which(name)]
     assert not missing, (
@@ -52,7 +52,7 @@ def podman(*words: str, timeout: int = 600) -> str:
 
 
 def base() -> str:
-    """The published image, or, where it cannot be pulled, one made from Debian's packages; by digest."""
+    """Id of the base image: the published one or, if it cannot be pulled, one built from Debian packages."""
     name = "localhost/vgg-base:bookworm"
     with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
         podman("pull", "--quiet", PYTHON, timeout=60)
@@ -64,14 +64,14 @@ def base() -> str:
 
 @contextlib.contextmanager
 def socket(folder: Path) -> Iterator[str]:
-    """podman's service, as Docker's clients want it: the value of DOCKER_HOST."""
+    """Run podman's service for Docker clients: yields the value of DOCKER_HOST."""
     path = folder / "podman.sock"
     with open(folder / "podman.log", "w") as log:
         service = subprocess.Popen(["podman", "system", "service", "--time", "0", f"unix://{path}"], stderr=log)
     try:
-        until = time.monotonic() + 30
+        deadline = time.monotonic() + 30
         while not path.exists():
-            assert time.monotonic() < until and service.poll() is None, (folder / "podman.log").read_text()
+            assert time.monotonic() < deadline and service.poll() is None, (folder / "podman.log").read_text()
             time.sleep(0.05)
         yield f"unix://{path}"
     finally:
@@ -81,7 +81,7 @@ def socket(folder: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def image_registry(folder: Path) -> Iterator[str]:
-    """A registry of images on loopback, without TLS: its host and port.  registries.conf in the folder says so."""
+    """Run an image registry on loopback, without TLS; yields host and port.  Writes registries.conf to the folder."""
     port = free_port()
     (folder / "registries.conf").write_text(f'[[registry]]\nlocation = "localhost:{port}"\ninsecure = true\n')
     storage = f"storage: {{filesystem: {{rootdirectory: {folder}/images}}}}"
@@ -90,11 +90,11 @@ def image_registry(folder: Path) -> Iterator[str]:
         command = ["docker-registry", "serve", str(folder / "registry.yml")]
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
-        until = time.monotonic() + 30
+        deadline = time.monotonic() + 30
         while True:
             with contextlib.suppress(OSError), connection(("localhost", port), 1):
                 break
-            assert time.monotonic() < until and server.poll() is None, (folder / "registry.log").read_text()
+            assert time.monotonic() < deadline and server.poll() is None, (folder / "registry.log").read_text()
             time.sleep(0.05)
         yield f"localhost:{port}"
     finally:

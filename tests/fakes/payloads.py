@@ -1,6 +1,6 @@
-"""Files that run a command when their own loader reads them: what a checkpoint must never be believed to be.
+"""Files that run code when the loader of their format reads them, to test that checkpoints are never read that way.
 
-python tests/fakes/payloads.py DIRECTORY     write each kind there and load it; the sentinels it leaves prove it is live
+python tests/fakes/payloads.py DIRECTORY     writes and loads each kind; the sentinel it creates proves that it works
 """
 
 import base64
@@ -37,8 +37,7 @@ from safetensors.torch import save
 
 @dataclass(frozen=True)
 class Payload:
-    """make(sentinel): the bytes.  load(path): how such a file is meant to be read, which creates the sentinel.
-    name: what such a file is usually called."""
+    """name: usual file name.  make(sentinel): the bytes.  load(path): the usual loader, which creates the sentinel."""
 
     name: str
     make: Callable[[Path], bytes]
@@ -46,7 +45,7 @@ class Payload:
 
 
 class Call:
-    """Pickled, it is a call that unpickling makes."""
+    """An object whose unpickling calls a function."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self.call = (function, arguments)
@@ -74,7 +73,7 @@ def unpickle(path: Path) -> Any:
 
 
 def persistent(sentinel: Path) -> bytes:
-    """The harm is in the name of an object that is kept elsewhere, as torch keeps its storages."""
+    """The call is in the name of an externally stored object; torch names its storages in this way."""
 
     class Elsewhere(pickle.Pickler):
         def persistent_id(self, value: Any) -> Any:
@@ -110,7 +109,7 @@ def torchscript(sentinel: Path) -> bytes:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return images
 
-    with warnings.catch_warnings(action="ignore"):  # deprecated, and read all the same
+    with warnings.catch_warnings(action="ignore"):  # deprecated, but still readable
         return written(lambda file: torch.jit.save(torch.jit.script(Restores()), file))
 
 
@@ -118,14 +117,14 @@ def tar(members: dict[str, bytes]) -> bytes:
     def write(file: io.BytesIO) -> None:
         with tarfile.open(fileobj=file, mode="w") as archive:
             for name, data in members.items():
-                about = tarfile.TarInfo(name)
-                about.size = len(data)
-                archive.addfile(about, io.BytesIO(data))
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
 
     return written(write)
 
 
-def climb(path: Path) -> None:
+def extract(path: Path) -> None:
     inside = path.parent / "a" / "b"
     inside.mkdir(parents=True)
     with tarfile.open(path) as archive:
@@ -164,8 +163,8 @@ def torch_load(path: Path) -> Any:
     return torch.load(path, weights_only=False)
 
 
-def in_a_folder(path: Path) -> Any:
-    """A sharded checkpoint of torch.distributed is a folder; its .metadata is read first."""
+def read_folder(path: Path) -> Any:
+    """Read .metadata, the first file that torch.distributed reads of a sharded checkpoint."""
     return torch.distributed.checkpoint.FileSystemReader(path.parent).read_metadata()
 
 
@@ -192,7 +191,7 @@ PAYLOADS = {
         torch_load,
     ),
     "TorchScript": Payload("a.ts", torchscript, torch.jit.load),
-    "torch.distributed.checkpoint": Payload(".metadata", lambda s: pickle.dumps(system(s)), in_a_folder),
+    "torch.distributed.checkpoint": Payload(".metadata", lambda s: pickle.dumps(system(s)), read_folder),
     "numpy objects": Payload(
         "a.npy",
         lambda s: written(lambda f: np.save(f, np.array([system(s)], dtype=object), allow_pickle=True)),
@@ -226,7 +225,7 @@ PAYLOADS = {
         lambda path: pickle.loads(bz2.decompress(path.read_bytes())),
     ),
     "zip of pickle": Payload("a.zip", lambda s: zipped({"data.pkl": pickle.dumps(system(s))}), unzip),
-    "tar whose names climb": Payload("a.tar", lambda s: tar({f"../../{s.name}": b""}), climb),
+    "tar with names outside the folder": Payload("a.tar", lambda s: tar({f"../../{s.name}": b""}), extract),
     "YAML with Python's tags": Payload(
         "a.yaml",
         lambda s: f"!!python/object/apply:os.system ['touch {s}']\n".encode(),
@@ -238,21 +237,21 @@ PAYLOADS = {
 
 
 def main(directory: Path) -> None:
-    """Prints, as JSON, which kinds are live."""
-    live = []
+    """Print a JSON list of the kinds that work."""
+    working = []
     for number, (kind, payload) in enumerate(PAYLOADS.items()):
         folder = directory / str(number)
         folder.mkdir(parents=True)
         sentinel = folder / "sentinel"
         (folder / payload.name).write_bytes(payload.make(sentinel))
-        assert not sentinel.exists(), f"{kind}: making it ran it"
+        assert not sentinel.exists(), f"{kind}: it ran before it was loaded"
         try:
             payload.load(folder / payload.name)
-        except Exception as error:  # most are not what the loader hoped for, which it finds out too late
+        except Exception as error:  # most loaders fail, but only after the call
             print(f"{kind}: {error!r}", file=sys.stderr)
         if sentinel.exists():
-            live.append(kind)
-    print(json.dumps(live))
+            working.append(kind)
+    print(json.dumps(working))
 
 
 if __name__ == "__main__":

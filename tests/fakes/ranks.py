@@ -1,17 +1,17 @@
-"""Ranks that die: a program that imports everything once and forks the ranks of many short trainings.
+"""Ranks that are killed or stopped: a program that imports everything once and forks the ranks of many trainings.
 
 python tests/fakes/ranks.py SPEC: a JSON file with the parameters, shards, checkpoint directory, and `phases`, one
-training attempt each: {"world": ranks, ...} and what shall happen to them.  A line of JSON is printed for every phase.
+training attempt each: {"world": ranks, ...} and the faults.  Prints a line of JSON for every phase.
 
-    "kill": [rank or -1 for all, seconds]   SIGKILL at that time after the first rank's first step (or start)
+    "kill": [rank or -1 for all, seconds]   SIGKILL that long after the first step of any rank
     "stop": {"rank": -1, "at": "update", "call": 3}   SIGTERM to that rank (-1: to each) at the n-th call of a function,
-                                                      or at "batch": when the n-th batch does not come;
-                                                      "signal": another one
-    "directory": ...    another one than the others;
-    "fresh": true       nothing is there when it begins;   "expect": a directory whose bytes shall be there after it
+                                                      or, at "batch", while it waits for the n-th batch;
+                                                      "signal": another signal
+    "directory": ...    another checkpoint directory
+    "fresh": true       delete the directory before;   "expect": compare the directory with this one after it
     "trace": {"in": "save" or "finish", "inject": "rename:signal=KILL:when=2"}   strace on the thread that saves
 
-Every rank appends what it trains on to <directory>.journal/<rank>: rows of step and image numbers, as bytes.
+Every rank appends its steps to <directory>.journal/<rank>: lines of JSON, [step, ranks, image numbers].
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ from vgg.params.train import TrainParams  # noqa: E402
 from vgg.training import loop  # noqa: E402
 from vgg.training.run import Task  # noqa: E402
 
-# what these import inside, three seconds of every rank, comes with the fork
+# imports in these functions take three seconds; after this call, the forks have them
 torch.optim.SGD(blank(Architecture("A", False, 1, 1, 32)).parameters(), 0.1, fused=True)
 
 HUNG_SECONDS = 60
 
-# where a signal can be raised: name -> (module or class, attribute)
-PLACES: dict[str, tuple[Any, str]] = {
+# functions at which a signal can be sent: name -> (module, attribute)
+FUNCTIONS: dict[str, tuple[Any, str]] = {
     "start": (loop, "start"),
-    "arithmetic": (loop, "arithmetic"),  # said when all is ready for the first step
+    "arithmetic": (loop, "arithmetic"),  # called just before the first step
     "update": (loop, "update"),
     "validate": (loop, "validate"),
     "save": (loop, "save"),
@@ -70,9 +70,9 @@ class Silent:
     def point(self, step: int, values: dict[str, float]) -> None: ...
 
 
-def before(place: str, act: Callable[[int], None]) -> None:
-    """Have `act` called with the number of the call before every call of a function."""
-    owner, name = PLACES[place]
+def before(function_name: str, act: Callable[[int], None]) -> None:
+    """Call `act` with the number of the call before every call of a function."""
+    owner, name = FUNCTIONS[function_name]
     function, calls = getattr(owner, name), 0
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -85,7 +85,7 @@ def before(place: str, act: Callable[[int], None]) -> None:
 
 
 def journal(directory: Path, rank: int) -> None:
-    """Append to the journal what every step of this rank trains on."""
+    """Append every step of this rank to its journal."""
     update = loop.update
     path = directory.with_name(directory.name + ".journal") / str(rank)
     path.parent.mkdir(exist_ok=True)
@@ -98,8 +98,8 @@ def journal(directory: Path, rank: int) -> None:
     loop.update = wrapped
 
 
-def rank_main(spec: dict[str, Any], phase: dict[str, Any], rank: int, port: int, tell: int) -> int:
-    """What a rank does; returns its exit code."""
+def rank_main(spec: dict[str, Any], phase: dict[str, Any], rank: int, port: int, pipe: int) -> int:
+    """Run a rank; returns its exit code.  pipe: for messages to the parent."""
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(phase["world"]),
         "LOCAL_WORLD_SIZE": str(phase["world"]), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
@@ -108,16 +108,16 @@ def rank_main(spec: dict[str, Any], phase: dict[str, Any], rank: int, port: int,
     directory = Path(spec["directory"])
     stop = StopSignal()
     journal(directory, rank)
-    before("update", lambda call: os.write(tell, b"u") if call == 1 else None)
-    if (wanted := phase.get("stop")) and wanted["rank"] in (rank, -1):
-        if wanted["at"] == "batch":
-            stall(wanted["call"])
+    before("update", lambda call: os.write(pipe, b"u") if call == 1 else None)
+    if (requested := phase.get("stop")) and requested["rank"] in (rank, -1):
+        if requested["at"] == "batch":
+            stall(requested["call"])
         else:
-            number = signal.Signals[wanted.get("signal", "SIGTERM")]
-            before(wanted["at"], lambda call: os.kill(os.getpid(), number) if call == wanted["call"] else None)
+            number = signal.Signals[requested.get("signal", "SIGTERM")]
+            before(requested["at"], lambda call: os.kill(os.getpid(), number) if call == requested["call"] else None)
     if (traced := phase.get("trace")) and rank == 0:
-        place = "write" if traced["in"] == "save" else "finish"
-        before(place, lambda call: trace(traced["inject"], tell) if call == 1 else None)
+        function_name = "write" if traced["in"] == "save" else "finish"
+        before(function_name, lambda call: trace(traced["inject"], pipe) if call == 1 else None)
     params = TrainParams.model_validate_json(json.dumps(spec["params"]))
     try:
         with joined(20) as group:
@@ -130,8 +130,8 @@ def rank_main(spec: dict[str, Any], phase: dict[str, Any], rank: int, port: int,
 
 
 def stall(call: int) -> None:
-    """The n-th batch never comes: only the signal, which comes then, ends the wait."""
-    begin = Feed.__init__
+    """Send SIGTERM while the rank waits for the n-th batch, which never arrives."""
+    original = Feed.__init__
 
     def stalled(batches: Iterator[Any]) -> Iterator[Any]:
         for number, crops in enumerate(batches, 1):
@@ -141,14 +141,14 @@ def stall(call: int) -> None:
             yield crops
 
     def wrapped(self: Any, batches: Iterator[Any], *others: Any) -> None:
-        begin(self, stalled(batches), *others)
+        original(self, stalled(batches), *others)
 
     Feed.__init__ = wrapped  # type: ignore[method-assign]
 
 
-def trace(inject: str, tell: int) -> None:
-    """Have the parent attach strace to this thread, and wait until it has."""
-    os.write(tell, json.dumps([os.getpid(), threading.get_native_id(), inject]).encode() + b"\n")
+def trace(inject: str, pipe: int) -> None:
+    """Have the parent attach strace to this thread; wait until it has done so."""
+    os.write(pipe, json.dumps([os.getpid(), threading.get_native_id(), inject]).encode() + b"\n")
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
@@ -159,21 +159,21 @@ def free_port() -> int:
 
 
 def attempt(spec: dict[str, Any], phase: dict[str, Any]) -> dict[str, Any]:
-    """Fork the ranks of a phase, do to them what it says, and tell how they ended."""
+    """Run a phase: fork the ranks, inject its faults, return exit codes and duration."""
     spec = spec | {"directory": phase.get("directory", spec["directory"])}
     if phase.get("fresh"):
         shutil.rmtree(spec["directory"], ignore_errors=True)
-    port, (ear, tell) = free_port(), os.pipe()
+    port, (reader, writer) = free_port(), os.pipe()
     children = []
     for rank in range(phase["world"]):
         child = os.fork()
         if not child:
             die_with_parent()
-            os.close(ear)
+            os.close(reader)
             code = 70
             with contextlib.suppress(BaseException):
                 try:
-                    code = rank_main(spec, phase, rank, port, tell)
+                    code = rank_main(spec, phase, rank, port, writer)
                 except BaseException:
                     import traceback
 
@@ -181,22 +181,22 @@ def attempt(spec: dict[str, Any], phase: dict[str, Any]) -> dict[str, Any]:
             sys.stderr.flush()
             os._exit(code)
         children.append(child)
-    os.close(tell)
+    os.close(writer)
     tracer = None
     if kill := phase.get("kill"):
-        os.read(ear, 1)  # somebody trains
+        os.read(reader, 1)  # a rank has done its first step
         time.sleep(kill[1])
         for rank, child in enumerate(children):
             if kill[0] in (rank, -1):
                 os.kill(child, signal.SIGKILL)
     elif "trace" in phase:
-        tracer = attach(ear)
-    asked = time.monotonic()
-    codes = [ended(child, asked + HUNG_SECONDS) for child in children]
-    seconds = time.monotonic() - asked
+        tracer = attach(reader)
+    start = time.monotonic()
+    codes = [ended(child, start + HUNG_SECONDS) for child in children]
+    seconds = time.monotonic() - start
     if tracer:
         tracer.wait(20)
-    os.close(ear)
+    os.close(reader)
     result: dict[str, Any] = {"codes": codes, "seconds": seconds}
     if "expect" in phase:
         result["same"] = content(Path(spec["directory"])) == content(Path(phase["expect"]))
@@ -208,7 +208,7 @@ def content(directory: Path) -> dict[str, bytes]:
 
 
 def ended(child: int, deadline: float) -> int:
-    """The exit code of a child; one that hangs is killed with SIGABRT, and its code is -6."""
+    """Wait for a child; returns its exit code.  After the deadline it is killed with SIGABRT, exit code -6."""
     while True:
         done, found = os.waitpid(child, os.WNOHANG)
         if done:
@@ -219,16 +219,16 @@ def ended(child: int, deadline: float) -> int:
         time.sleep(0.005)
 
 
-def attach(ear: int) -> subprocess.Popen[str] | None:
-    """strace the thread that stopped itself, then let it go on."""
-    heard = b""
-    while not heard.endswith(b"\n"):
-        piece = os.read(ear, 1000)
-        if not piece:  # it has ended without coming there
+def attach(reader: int) -> subprocess.Popen[str] | None:
+    """Attach strace to the thread that stopped itself, then continue it.  None: it ended before."""
+    message = b""
+    while not message.endswith(b"\n"):
+        piece = os.read(reader, 1000)
+        if not piece:
             return None
-        heard += piece.lstrip(b"u")
-    process, thread, inject = json.loads(heard)
-    while status(process, thread, "State") not in ("T", "t"):  # a signal to go on must not come before the stop
+        message += piece.lstrip(b"u")
+    process, thread, inject = json.loads(message)
+    while status(process, thread, "State") not in ("T", "t"):  # SIGCONT must not be sent before SIGSTOP took effect
         time.sleep(0.002)
     call = inject.split(":")[0]
     tracer = subprocess.Popen(
@@ -242,7 +242,7 @@ def attach(ear: int) -> subprocess.Popen[str] | None:
 
 
 def status(process: int, thread: int, field: str) -> str:
-    """A field of a thread's status, its first word."""
+    """The first word of a field in the status of a thread."""
     lines = Path(f"/proc/{process}/task/{thread}/status").read_text().splitlines()
     return next(line for line in lines if line.startswith(field)).split()[1]
 
@@ -251,7 +251,7 @@ def main() -> None:
     spec = json.loads(Path(sys.argv[1]).read_text())
     for name, stages in spec["configurations"].items():
         CONFIGURATIONS[name] = tuple(tuple(stage) for stage in stages)
-    untouched = False  # once the fault is beyond the last call, the phases that follow would show nothing new
+    untouched = False  # whether the fault was after the last call; then the remaining phases are not needed
     for phase in spec["phases"]:
         result = attempt(spec, phase)
         print(json.dumps(result), flush=True)

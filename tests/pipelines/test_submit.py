@@ -174,7 +174,7 @@ def test_waiting_logs_every_change_and_the_end(world: World) -> None:
 
 
 LOG = "".join(f"line {n}\n" for n in range(60)) + (
-    "components.train ended with 75; again in 30 s (attempt 2 of 6)\nerror: vgg: damaged\n"
+    "components.train failed with exit code 75; retrying in 30 s (attempt 2 of 6)\nerror: vgg: damaged\n"
     "components.train: exit code 78\n"
     "F1125 10:00:00.000000      41 main.go:30] failed to execute component: exit status 78\n"
 )

@@ -1,6 +1,6 @@
-"""Checkpoints: what is damaged, foreign or hostile is refused by name, and never costs a good one.
+"""Checkpoints: damaged, foreign and hostile ones are refused by name, and good ones are kept.
 
-VGG_CORRUPTIONS=20000 makes the first test long: as many flipped bytes instead of 500.
+VGG_CORRUPTIONS: number of corrupted bytes in the first test, 500 by default.
 """
 
 import ast
@@ -35,7 +35,7 @@ ALONE = Group(0, 1, 0, 1, torch.device("cpu"))
 SEED = 20140904
 TINY = ((1,), (1,), (1, 1), (1, 1), (1, 1))
 NETWORK = {"configuration": "A", "batch_norm": True, "classifier_width": 3, "num_classes": 3, "input_size": 32}
-ABOUT: dict[str, Any] = {
+METADATA: dict[str, Any] = {
     "run": {
         "train": TRAIN,
         "data": {"digest": "d" * 32 + ".dir", "classes_sha256": "c" * 64},
@@ -52,7 +52,7 @@ ABOUT: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network of one channel: its checkpoint is a few kilobytes, so a random byte is as often JSON as tensor."""
+    """Networks of one channel: a checkpoint has a few kilobytes, so that random bytes hit JSON and tensors equally."""
     monkeypatch.setitem(CONFIGURATIONS, "A", TINY)
     monkeypatch.setitem(CONFIGURATIONS, "B", ((1, 1), (1, 1), (1, 1), (1, 1), (1, 1)))
 
@@ -68,40 +68,43 @@ def tensors(network: dict[str, Any] = NETWORK, seed: int = 0) -> tuple[Tensors, 
     return weights, {name: torch.rand(p.shape, generator=generator) for name, p in model.named_parameters()}
 
 
-def saved(directory: Path, step: int, about: dict[str, Any] = ABOUT) -> Path:
-    """A good checkpoint of a step."""
+def saved(directory: Path, step: int, metadata: dict[str, Any] = METADATA) -> Path:
+    """Save a good checkpoint of a step."""
     state = vars(State(step=step, best_step=1, schedule={"best_error": 0.5, "epochs_without": 0, "drops": 0}))
-    return checkpoint.save(directory, step, *tensors(about["network"], step), state, about)
+    return checkpoint.save(directory, step, *tensors(metadata["network"], step), state, metadata)
 
 
 def finished(directory: Path) -> Path:
     saved(directory, 1)
     saved(directory, 2)
-    checkpoint.finish(directory, 2, 1, ABOUT, shapes_of)
+    checkpoint.finish(directory, 2, 1, METADATA, shapes_of)
     return directory
 
 
-def fit(directory: Path, schema: str = checkpoint.STEP_SCHEMA, names: list[str] | None = None, **body: Any) -> None:
-    """Write a manifest that fits whatever lies there now; body: what it shall say otherwise (None: not at all)."""
-    about = json.loads((directory / manifest.NAME).read_bytes())
-    names = names or [entry["path"] for entry in about["files"]]
+def rewrite_manifest(
+    directory: Path, schema: str = checkpoint.STEP_SCHEMA, names: list[str] | None = None, **body: Any
+) -> None:
+    """Rewrite the manifest to match the current files.  body: changed entries (None: removed)."""
+    metadata = json.loads((directory / manifest.NAME).read_bytes())
+    names = names or [entry["path"] for entry in metadata["files"]]
     entries = [manifest.file_entry(directory, name, schema == checkpoint.SCHEMA) for name in names]
-    about = {k: v for k, v in {**about, **body}.items() if k not in ("schema", "files", "sha256") and v is not None}
-    about.pop("dvc_digest", None)
-    (directory / manifest.NAME).write_bytes(manifest.text(manifest.compose(schema, about, entries)))
+    metadata = {**metadata, **body}
+    metadata = {k: v for k, v in metadata.items() if k not in ("schema", "files", "sha256") and v is not None}
+    metadata.pop("dvc_digest", None)
+    (directory / manifest.NAME).write_bytes(manifest.text(manifest.compose(schema, metadata, entries)))
 
 
-def fit_both(step: Path, **body: Any) -> None:
-    """The same of a step in a finished directory, and of the directory."""
-    fit(step, **body)
-    fit(step.parent, checkpoint.SCHEMA)
+def rewrite_manifests(step: Path, **body: Any) -> None:
+    """Rewrite the manifests of a step in a finished directory and of the directory."""
+    rewrite_manifest(step, **body)
+    rewrite_manifest(step.parent, checkpoint.SCHEMA)
 
 
-# --- one byte, anywhere
+# --- one corrupted byte
 
 
 def test_a_corrupted_byte_is_never_accepted(tmp_path: Path) -> None:
-    """Any byte of any file of an unfinished and of a finished training, changed to any other value."""
+    """Random bytes of the files of an unfinished and a finished training, changed to random values."""
     saved(tmp_path / "unfinished", 2)
     finished(tmp_path / "finished")
     opened: dict[str, Callable[[], object]] = {
@@ -112,7 +115,7 @@ def test_a_corrupted_byte_is_never_accepted(tmp_path: Path) -> None:
     assert {kind: len(found) for kind, found in files.items()} == {"unfinished": 4, "finished": 9}
     accepted, touched = [], set()
     for number in range(int(os.environ.get("VGG_CORRUPTIONS", "500"))):
-        draw = random.Random(f"{SEED} {number}")  # of its own: one case is replayed without those before it
+        draw = random.Random(f"{SEED} {number}")  # one generator per case, so that a case can be repeated alone
         kind = draw.choice(sorted(opened))
         path = draw.choice(files[kind])
         touched.add(path)
@@ -132,7 +135,7 @@ def test_a_corrupted_byte_is_never_accepted(tmp_path: Path) -> None:
         intact_again()
 
 
-# --- damaged, foreign, and what is left to go on from
+# --- damaged and foreign checkpoints, and the fallback
 
 
 def cut(share: float) -> Callable[[Path], None]:
@@ -142,54 +145,54 @@ def cut(share: float) -> Callable[[Path], None]:
     return damage
 
 
-def fallen_back(first: Path, refusal: str, caplog: pytest.LogCaptureFixture) -> tuple[Step, list[str]]:
-    """A run goes on from its first checkpoint: that one, and what was said: the refusal of the newest, and this."""
-    found = find_run(first.parent, ABOUT, False, ALONE)
+def fall_back(first: Path, refusal: str, caplog: pytest.LogCaptureFixture) -> tuple[Step, list[str]]:
+    """Check that a run falls back to its first checkpoint; returns it and the log: refusal and fallback."""
+    found = find_run(first.parent, METADATA, False, ALONE)
     assert isinstance(found, Continue)
     found = found.step
     assert found.path == first
-    said = [record.getMessage() for record in caplog.records]
-    assert said[0].startswith(refusal)
-    assert said[1] == f"falling back to {first}"
-    return found, said
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages[0].startswith(refusal)
+    assert messages[1] == f"falling back to {first}"
+    return found, messages
 
 
 @pytest.mark.parametrize("name", [*FILES, manifest.NAME])
 @pytest.mark.parametrize(
     "damage", [cut(0), cut(0.001), cut(0.5), cut(0.999), Path.unlink, lambda p: p.write_bytes(b"\0" * 8)]
 )
-def test_a_damaged_newest_is_named_and_the_one_before_it_used(
+def test_a_damaged_newest_is_reported_and_the_previous_one_used(
     name: str, damage: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = saved(tmp_path / "model", 1), saved(tmp_path / "model", 2)
     damage(second / name)
-    found, said = fallen_back(first, f"checkpoint refused: {second / name}: ", caplog)
+    found, messages = fall_back(first, f"checkpoint refused: {second / name}: ", caplog)
     assert checkpoint.steps(tmp_path / "model.refused") == [2]  # not overwritten, not deleted
-    assert find_run(tmp_path / "model", ABOUT, False, ALONE) == Continue(found)  # and the next start has nothing to say
-    assert len(caplog.records) == len(said)
+    assert find_run(tmp_path / "model", METADATA, False, ALONE) == Continue(found)  # the next start logs nothing
+    assert len(caplog.records) == len(messages)
 
     damage(first / name)
     with pytest.raises(Refused, match="none of its 1 checkpoints verifies"):
-        find_run(tmp_path / "model", ABOUT, False, ALONE)
+        find_run(tmp_path / "model", METADATA, False, ALONE)
 
 
 def pipe(step: Path) -> None:
     (step / "state.json").unlink()
-    os.mkfifo(step / "state.json")  # opening it would wait for ever
+    os.mkfifo(step / "state.json")  # opening it would block
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        (lambda step: (step / "optimizer.pt").touch(), r"step-00000002: 'optimizer\.pt' is no file of a checkpoint"),
-        (lambda step: (step / "sub").mkdir(), "step-00000002: 'sub' is no file"),
-        (pipe, r"step-00000002: 'state\.json' is no file"),
-        (lambda step: step.rename(step.with_name(step_name(7))), "step-00000007: holds step 2"),
+        (lambda step: (step / "optimizer.pt").touch(), r"step-00000002: 'optimizer\.pt' is not a checkpoint file"),
+        (lambda step: (step / "sub").mkdir(), "step-00000002: 'sub' is not a checkpoint file"),
+        (pipe, r"step-00000002: 'state\.json' is not a checkpoint file"),
+        (lambda step: step.rename(step.with_name(step_name(7))), "step-00000007: contains step 2"),
         (lambda step: (shutil.rmtree(step), step.touch()), r"step-00000002/manifest\.json: missing"),
     ],
 )
-def test_a_folder_that_is_not_as_it_was_written(
-    change: Callable[[Path], object], said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_changed_folders_are_refused(
+    change: Callable[[Path], object], message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = saved(tmp_path, 1)
     change(saved(tmp_path, 2))
@@ -197,16 +200,16 @@ def test_a_folder_that_is_not_as_it_was_written(
     assert found is not None
     assert found.path == first
     assert any(record.getMessage().startswith("checkpoint refused") for record in caplog.records)
-    assert any(re.search(said, record.getMessage()) for record in caplog.records)
+    assert any(re.search(message, record.getMessage()) for record in caplog.records)
 
 
-def test_names_that_are_no_steps(tmp_path: Path) -> None:
+def test_names_that_are_not_steps(tmp_path: Path) -> None:
     for name in ("step-0000000²", "step-00000003.tmp", "step-1", "step-abcdefgh"):
         (tmp_path / name).mkdir()
     assert newest(tmp_path, shapes_of) is None
 
 
-def test_no_checkpoints_is_not_the_same_as_no_good_ones(tmp_path: Path) -> None:
+def test_no_checkpoints_and_no_good_ones_differ(tmp_path: Path) -> None:
     assert newest(tmp_path, shapes_of) is None
     (tmp_path / "step-00000003").mkdir()
     with pytest.raises(Refused, match="none of its 1 checkpoints verifies"):
@@ -216,7 +219,7 @@ def test_no_checkpoints_is_not_the_same_as_no_good_ones(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
-    """On a real file system of 1 MiB, in a mount namespace of its own where that is allowed."""
+    """On a real file system of 1 MiB, in a separate mount namespace where that is allowed."""
     saved(tmp_path / "model", 1)
     script = f"""
 from pathlib import Path
@@ -237,22 +240,22 @@ print(checkpoint.newest(Path("disk/model"), shapes_of).step)
     command = ["unshare", "-rm", "bash", "-c", mounted, sys.executable, script]
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60)
     if "unshare" in done.stderr or "mount:" in done.stderr:
-        pytest.skip(f"no mount namespaces here: {done.stderr.strip()}")
+        pytest.skip(f"no mount namespaces: {done.stderr.strip()}")
     assert done.stdout.startswith("74 "), done.stderr
     assert "bytes free" in done.stdout
     assert done.stdout.splitlines()[-1] == "1"
 
 
 def other(**changes: Any) -> dict[str, Any]:
-    """ABOUT with other values; 'run.data.digest' is written run__data__digest."""
-    about = copy.deepcopy(ABOUT)
+    """METADATA with other values; the key for run.data.digest is run__data__digest."""
+    metadata = copy.deepcopy(METADATA)
     for where, value in changes.items():
         *path, last = where.split("__")
-        place = about
+        section = metadata
         for name in path:
-            place = place[name]
-        place[last] = value
-    return about
+            section = section[name]
+        section[last] = value
+    return metadata
 
 
 FOREIGN = {
@@ -273,29 +276,29 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_a_newest_of_another_run_is_named_and_the_one_before_it_used(
+def test_a_newest_of_another_run_is_reported_and_the_previous_one_used(
     kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    about, said = FOREIGN[kind]
-    first, second = saved(tmp_path / "model", 1), saved(tmp_path / "model", 2, about)
-    kept = {path.name: path.read_bytes() for path in second.iterdir()}
-    fallen_back(first, f"checkpoint refused: {second} is of another run: {said}", caplog)
-    aside = tmp_path / "model.refused" / second.name
-    assert {path.name: path.read_bytes() for path in aside.iterdir()} == kept  # nobody's work is thrown away
+    metadata, message = FOREIGN[kind]
+    first, second = saved(tmp_path / "model", 1), saved(tmp_path / "model", 2, metadata)
+    expected = {path.name: path.read_bytes() for path in second.iterdir()}
+    fall_back(first, f"checkpoint refused: {second} belongs to another run: {message}", caplog)
+    moved = tmp_path / "model.refused" / second.name
+    assert {path.name: path.read_bytes() for path in moved.iterdir()} == expected
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_only_checkpoints_of_another_run_are_refused_with_what_differs(kind: str, tmp_path: Path) -> None:
-    about, said = FOREIGN[kind]
+def test_if_all_checkpoints_are_of_another_run_the_differences_are_reported(kind: str, tmp_path: Path) -> None:
+    metadata, message = FOREIGN[kind]
     for step in (1, 2):
-        saved(tmp_path / "model", step, about)
+        saved(tmp_path / "model", step, metadata)
     (saved(tmp_path / "model", 3) / "state.json").write_text("{}")
     with pytest.raises(Refused) as refused:
-        find_run(tmp_path / "model", ABOUT, False, ALONE)
+        find_run(tmp_path / "model", METADATA, False, ALONE)
     assert refused.value.exit_code == 78
     lines = str(refused.value).splitlines()
-    assert lines[0] == f"{tmp_path / 'model'}: holds an unfinished run (step 2) that differs:"
-    assert lines[1].startswith(f"  {said.split('; ')[0]}")
+    assert lines[0] == f"{tmp_path / 'model'}: contains an unfinished run (step 2) that differs:"
+    assert lines[1].startswith(f"  {message.split('; ')[0]}")
     assert lines[-1].startswith("To continue it, restore these")
     assert checkpoint.steps(tmp_path / "model") == [1, 2, 3]
 
@@ -303,7 +306,7 @@ def test_only_checkpoints_of_another_run_are_refused_with_what_differs(kind: str
 def test_accepted_code_is_continued_from_the_newest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     saved(tmp_path, 1)
     second = saved(tmp_path, 2, FOREIGN["code"][0])
-    found = find_run(tmp_path, ABOUT, True, ALONE)
+    found = find_run(tmp_path, METADATA, True, ALONE)
     assert isinstance(found, Continue)
     found = found.step
     assert found.path == second
@@ -311,7 +314,7 @@ def test_accepted_code_is_continued_from_the_newest(tmp_path: Path, caplog: pyte
     assert messages == ["continuing with changed code: vgg/training/loop.py: 2 there, 1 here"]
 
 
-# --- the sha256 fits, the content does not
+# --- correct sha256, wrong content
 
 
 def rewritten(name: str, content: Callable[[Tensors], Tensors]) -> Callable[[Path], None]:
@@ -333,10 +336,10 @@ def with_state(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None
 
 
 def resized(step: Path) -> None:
-    about = json.loads((step / manifest.NAME).read_bytes())
-    about["files"][0]["size"] = str(about["files"][0]["size"])
-    body = {name: value for name, value in about.items() if name not in ("schema", "files", "sha256")}
-    (step / manifest.NAME).write_bytes(manifest.text(manifest.compose(about["schema"], body, about["files"])))
+    metadata = json.loads((step / manifest.NAME).read_bytes())
+    metadata["files"][0]["size"] = str(metadata["files"][0]["size"])
+    body = {name: value for name, value in metadata.items() if name not in ("schema", "files", "sha256")}
+    (step / manifest.NAME).write_bytes(manifest.text(manifest.compose(metadata["schema"], body, metadata["files"])))
 
 
 WEIGHTS, MOMENTUM, STATE = FILES
@@ -345,45 +348,54 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty weights": (lambda step: (step / WEIGHTS).write_bytes(b""), WEIGHTS),
     "garbage weights": (lambda step: (step / WEIGHTS).write_bytes(random.Random(1).randbytes(999)), WEIGHTS),
     "weights with a tail": (lambda step: (step / WEIGHTS).write_bytes(save(tensors()[0]) + b"tail"), WEIGHTS),
-    "momentum for weights": (rewritten(WEIGHTS, lambda _: tensors()[1]), WEIGHTS),
+    "momentum instead of weights": (rewritten(WEIGHTS, lambda _: tensors()[1]), WEIGHTS),
     "no weights": (rewritten(WEIGHTS, lambda _: {}), WEIGHTS),
-    "a weight less": (rewritten(WEIGHTS, lambda t: {k: v for k, v in t.items() if k != FIRST}), WEIGHTS),
-    "a weight more": (rewritten(WEIGHTS, lambda t: {**t, "extra": torch.zeros(1)}), WEIGHTS),
+    "a missing weight": (rewritten(WEIGHTS, lambda t: {k: v for k, v in t.items() if k != FIRST}), WEIGHTS),
+    "an additional weight": (rewritten(WEIGHTS, lambda t: {**t, "extra": torch.zeros(1)}), WEIGHTS),
     "another shape": (rewritten(WEIGHTS, lambda t: {**t, FIRST: t[FIRST].flatten()}), WEIGHTS),
     "another type": (rewritten(WEIGHTS, lambda t: {**t, FIRST: t[FIRST].half()}), WEIGHTS),
-    "a type torch has not here": (rewritten(WEIGHTS, lambda t: {**t, FIRST: t[FIRST].to(torch.complex64)}), WEIGHTS),
+    "a complex type": (rewritten(WEIGHTS, lambda t: {**t, FIRST: t[FIRST].to(torch.complex64)}), WEIGHTS),
     "garbage momentum": (lambda step: (step / MOMENTUM).write_bytes(b"{}" * 50), MOMENTUM),
-    "weights for momentum": (rewritten(MOMENTUM, lambda _: tensors()[0]), MOMENTUM),
+    "weights instead of momentum": (rewritten(MOMENTUM, lambda _: tensors()[0]), MOMENTUM),
     "half a momentum": (rewritten(MOMENTUM, lambda t: {FIRST: t[FIRST]}), MOMENTUM),
-    "state of no JSON": (lambda step: (step / STATE).write_bytes(b"\xff\xfe{"), STATE),
-    "state without end": (lambda step: (step / STATE).write_text("[" * 100_000), STATE),
+    "state that is not JSON": (lambda step: (step / STATE).write_bytes(b"\xff\xfe{"), STATE),
+    "state nested too deeply": (lambda step: (step / STATE).write_text("[" * 100_000), STATE),
     "state that is a list": (with_state(lambda state: [state]), STATE),
     "state of another step": (with_state(lambda state: {**state, "step": 1}), STATE),
     "state that is not finite": (with_state(lambda state: {**state, "best_error": float("nan")}), STATE),
-    "network of no configuration": (lambda step: fit(step, network={**NETWORK, "configuration": "F"}), "manifest.json"),
-    "network of no number": (lambda step: fit(step, network={**NETWORK, "input_size": "32"}), "manifest.json"),
-    "network of nothing": (lambda step: fit(step, network={}), "manifest.json"),
-    "manifest without a network": (lambda step: fit(step, network=None), "manifest.json"),
-    "manifest without a run": (lambda step: fit(step, run=None), "manifest.json"),
-    "manifest of a step in words": (lambda step: fit(step, step="two"), "manifest.json"),
-    "manifest of a size in words": (resized, "manifest.json"),
-    "manifest of fewer files": (lambda step: fit(step, names=[WEIGHTS, MOMENTUM]), "manifest.json"),
-    "manifest that climbs": (lambda step: fit(step, names=[*FILES, f"../{step_name(1)}/{STATE}"]), "manifest.json"),
+    "network of an unknown configuration": (
+        lambda step: rewrite_manifest(step, network={**NETWORK, "configuration": "F"}),
+        "manifest.json",
+    ),
+    "network with a text for a number": (
+        lambda step: rewrite_manifest(step, network={**NETWORK, "input_size": "32"}),
+        "manifest.json",
+    ),
+    "empty network": (lambda step: rewrite_manifest(step, network={}), "manifest.json"),
+    "manifest without a network": (lambda step: rewrite_manifest(step, network=None), "manifest.json"),
+    "manifest without a run": (lambda step: rewrite_manifest(step, run=None), "manifest.json"),
+    "manifest with a text for the step": (lambda step: rewrite_manifest(step, step="two"), "manifest.json"),
+    "manifest with a text for a size": (resized, "manifest.json"),
+    "manifest with fewer files": (lambda step: rewrite_manifest(step, names=[WEIGHTS, MOMENTUM]), "manifest.json"),
+    "manifest with a path outside the folder": (
+        lambda step: rewrite_manifest(step, names=[*FILES, f"../{step_name(1)}/{STATE}"]),
+        "manifest.json",
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_a_fitting_sha256_is_not_enough(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """In a finished training, and as the newest of an unfinished one: one message that names the file."""
+def test_a_correct_sha256_is_not_enough(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In a finished training and as the newest of an unfinished one: the message names the file."""
     change, name = WRONG[kind]
     step = finished(tmp_path / "model") / step_name(2)
     change(step)
-    fit_both(step, names=None) if name != manifest.NAME else fit(step.parent, checkpoint.SCHEMA)
+    rewrite_manifests(step, names=None) if name != manifest.NAME else rewrite_manifest(step.parent, checkpoint.SCHEMA)
     with pytest.raises(Refused) as refused:
         Trained.open(tmp_path / "model")
     assert str(refused.value).startswith(f"{step / name}: ")
     (tmp_path / "model" / manifest.NAME).unlink()
-    found = find_run(tmp_path / "model", ABOUT, False, ALONE)
+    found = find_run(tmp_path / "model", METADATA, False, ALONE)
     assert isinstance(found, Continue)
     assert found.step.step == 1
     assert str(step / name) in caplog.records[0].getMessage()
@@ -399,13 +411,13 @@ def test_a_fitting_sha256_is_not_enough(kind: str, tmp_path: Path, caplog: pytes
         lambda state: {**state, "window": {"a": 1}},
     ],
 )
-def test_a_state_that_training_cannot_take_is_passed_over(
+def test_an_invalid_state_is_skipped(
     change: Callable[[dict[str, Any]], Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = saved(tmp_path, 1), saved(tmp_path, 2)
     with_state(change)(second)
-    fit(second)
-    found = find_run(tmp_path, ABOUT, False, ALONE)
+    rewrite_manifest(second)
+    found = find_run(tmp_path, METADATA, False, ALONE)
     assert isinstance(found, Continue)
     found = found.step
     assert found.path == first
@@ -413,43 +425,43 @@ def test_a_state_that_training_cannot_take_is_passed_over(
 
     whole = finished(tmp_path / "whole")
     with_state(change)(whole / step_name(2))
-    fit_both(whole / step_name(2))
+    rewrite_manifests(whole / step_name(2))
     with pytest.raises(Refused, match="not the state of a training"):
-        find_run(whole, ABOUT, False, ALONE)
+        find_run(whole, METADATA, False, ALONE)
 
 
 @pytest.mark.parametrize("step", [1, 2])
-def test_a_damaged_checkpoint_is_not_declared_finished(step: int, tmp_path: Path) -> None:
-    """The best one was not read since it was saved; a manifest over what it is now would vouch for the damage."""
+def test_a_training_with_a_damaged_checkpoint_is_not_finished(step: int, tmp_path: Path) -> None:
+    """The best one was not read since it was saved; a new manifest would confirm the damage."""
     for number in (1, 2):
         saved(tmp_path, number)
     cut(0.5)(tmp_path / step_name(step) / WEIGHTS)
     with pytest.raises(Refused, match=f"{step_name(step)}/{WEIGHTS}"):
-        checkpoint.finish(tmp_path, 2, 1, ABOUT, shapes_of)
+        checkpoint.finish(tmp_path, 2, 1, METADATA, shapes_of)
     assert not (tmp_path / manifest.NAME).exists()
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "message"),
     [
         ({"last": "../../elsewhere"}, "last and best are"),
         ({"best": None}, "best: Field required"),
         ({"names": [f"{step_name(2)}/{STATE}"]}, "lists"),
-        ({"network": {**NETWORK, "num_classes": 4}}, "its network are not those of"),
-        ({"classes": []}, "its classes are not those of"),
+        ({"network": {**NETWORK, "num_classes": 4}}, "'network' differs from"),
+        ({"classes": []}, "'classes' differs from"),
     ],
 )
-def test_a_finished_manifest_of_something_else(body: dict[str, Any], said: str, tmp_path: Path) -> None:
-    fit(finished(tmp_path / "model"), checkpoint.SCHEMA, **body)
-    with pytest.raises(Refused, match=said) as refused:
+def test_a_wrong_finished_manifest_is_refused(body: dict[str, Any], message: str, tmp_path: Path) -> None:
+    rewrite_manifest(finished(tmp_path / "model"), checkpoint.SCHEMA, **body)
+    with pytest.raises(Refused, match=message) as refused:
         Trained.open(tmp_path / "model")
     assert str(refused.value).startswith(str(tmp_path / "model" / manifest.NAME))
 
 
-def test_what_is_right_is_opened(tmp_path: Path) -> None:
-    """The refusals above are of the change, not of the tiny checkpoint."""
+def test_valid_checkpoints_are_opened(tmp_path: Path) -> None:
+    """So the refusals above are caused by the changes, not by the tiny checkpoint."""
     trained = Trained.open(finished(tmp_path / "model"))
-    fit_both(trained.step.path)
+    rewrite_manifests(trained.step.path)
     again = Trained.open(tmp_path / "model")
     weights, momentum = tensors(seed=2)
     for name, tensor in again.network().state_dict().items():
@@ -457,16 +469,16 @@ def test_what_is_right_is_opened(tmp_path: Path) -> None:
     assert again.step.momentum().keys() == momentum.keys()
     (tmp_path / "model" / "README.md").write_text("as in data/initial")
     Trained.open(tmp_path / "model", "best")
-    rewritten(MOMENTUM, lambda _: {})(trained.step.path)  # plain SGD has none
-    fit_both(trained.step.path)
+    rewritten(MOMENTUM, lambda _: {})(trained.step.path)  # none with plain SGD
+    rewrite_manifests(trained.step.path)
     assert Trained.open(tmp_path / "model").step.momentum() == {}
 
 
-# --- files that run code when their own loader reads them
+# --- files that run code when they are loaded
 
 
-def test_the_payloads_are_live(tmp_path: Path) -> None:
-    """Read by the loader each was made for, every one creates its sentinel."""
+def test_the_payloads_work(tmp_path: Path) -> None:
+    """With the loader of its format, every payload creates its sentinel."""
     command = [sys.executable, "-W", "ignore", ROOT / "tests/fakes/payloads.py", tmp_path / "live"]
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
@@ -490,41 +502,41 @@ for directory in sorted(Path("finished").resolve().iterdir()):
     except Refused as refused:
         print(refused.exit_code, refused)
 with joined() as group:
-    program.run(lambda: find_run(Path("model").resolve(), {ABOUT}, False, group))
+    program.run(lambda: find_run(Path("model").resolve(), {METADATA}, False, group))
 """
-FORCED = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}  # torch.load unpickles whatever does not say weights_only=True
+FORCED = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}  # torch.load unpickles unless weights_only=True is given
 
 
-def put(content: bytes, place: str, name: str, step: Path) -> str:
-    """Put a payload into a checkpoint, with a manifest that fits.  Returns how the message about it must begin."""
-    path = step / (name if place.startswith("beside") else place)
+def put(content: bytes, target: str, name: str, step: Path) -> str:
+    """Put a payload into a checkpoint with a matching manifest.  Returns the start of the expected message."""
+    path = step / (name if target.startswith("additional") else target)
     path.write_bytes(content)
-    if place != manifest.NAME:
-        fit(step, names=[*FILES, name] if place == "beside, listed" else list(FILES))
-    if place == "beside":
-        return f"{step}: {name!r} is no file"
-    return f"{step / manifest.NAME if place == 'beside, listed' else path}: "
+    if target != manifest.NAME:
+        rewrite_manifest(step, names=[*FILES, name] if target == "additional, listed" else list(FILES))
+    if target == "additional":
+        return f"{step}: {name!r} is not a checkpoint file"
+    return f"{step / manifest.NAME if target == 'additional, listed' else path}: "
 
 
 def test_payloads_are_refused_and_never_run(tmp_path: Path) -> None:
-    """Every kind in place of every file and beside them, unfinished and finished, opened by all that opens any."""
+    """Every kind instead of every file and as an additional file, in unfinished and finished trainings."""
     good, complete = saved(tmp_path / "good", 1), saved(tmp_path / "complete", 2).parent
-    checkpoint.finish(complete, 2, 2, ABOUT, shapes_of)
+    checkpoint.finish(complete, 2, 2, METADATA, shapes_of)
     steps, directories, number = [], [], 0
     for kind, payload in PAYLOADS.items():
         content = payload.make(tmp_path / f"sentinel-{kind}")
-        for place in (*FILES, manifest.NAME, "beside", "beside, listed"):
+        for target in (*FILES, manifest.NAME, "additional", "additional, listed"):
             number += 1
             step = tmp_path / "model" / step_name(number)
             shutil.copytree(good, step)
             with_state(lambda state, number=number: {**state, "step": number})(step)
-            fit(step, step=number)
-            steps.append("checkpoint refused: " + put(content, place, payload.name, step))
+            rewrite_manifest(step, step=number)
+            steps.append("checkpoint refused: " + put(content, target, payload.name, step))
 
             directory = tmp_path / "finished" / f"{number:03}"
             shutil.copytree(complete, directory)
-            directories.append("78 " + put(content, place, payload.name, directory / step_name(2)))
-            fit(directory, checkpoint.SCHEMA)
+            directories.append("78 " + put(content, target, payload.name, directory / step_name(2)))
+            rewrite_manifest(directory, checkpoint.SCHEMA)
         directory = tmp_path / "finished" / f"{number:03} whole"
         shutil.copytree(complete, directory)
         (directory / manifest.NAME).write_bytes(content)
@@ -546,25 +558,25 @@ def test_payloads_are_refused_and_never_run(tmp_path: Path) -> None:
 
 
 def test_the_trainer_refuses_payloads(shards: ShardSet, params_file: Path, tmp_path: Path) -> None:
-    """The program itself: every kind in place of the weights, none runs, nothing is begun afresh."""
+    """The program with every kind instead of the weights: none runs, and training does not start."""
     good = saved(tmp_path / "good", 1)
     for number, payload in enumerate(PAYLOADS.values(), 1):
         step = tmp_path / "model" / step_name(number)
         shutil.copytree(good, step)
-        fit(step, step=number)
+        rewrite_manifest(step, step=number)
         put(payload.make(tmp_path / f"sentinel-{number}"), WEIGHTS, payload.name, step)
     before = {path: path.read_bytes() for path in (tmp_path / "model").rglob("*.*")}
     done = program("train", *flags("train", tmp_path, params_file), cwd=tmp_path, **FORCED)
     assert done.returncode == 78, done.stderr
     assert done.stderr.count(f"{WEIGHTS}: not a safetensors file") == len(PAYLOADS) - 1
-    assert done.stderr.count(f"{WEIGHTS}: 'classifier.0.bias' is absent") == 1  # the one in a good header
+    assert done.stderr.count(f"{WEIGHTS}: 'classifier.0.bias' is absent") == 1  # the one with a valid header
     assert f"none of its {len(PAYLOADS)} checkpoints verifies" in done.stderr
     assert "Traceback" not in done.stderr
     assert {path: path.read_bytes() for path in (tmp_path / "model").rglob("*.*")} == before
     assert not list(tmp_path.rglob("sentinel*"))
 
 
-# --- no source of ours reads what can run code
+# --- our sources do not use formats that can run code
 
 FORBIDDEN = {
     "pickle", "cPickle", "_pickle", "dill", "marshal", "shelve", "joblib", "cloudpickle", "pickletools", "runpy",
@@ -573,7 +585,7 @@ FORBIDDEN = {
 
 
 def dangers(text: str) -> Iterator[str]:
-    """What in a Python source could run code out of data, a line each."""
+    """Expressions of a Python source that could run code from data, one line each."""
     for node in ast.walk(ast.parse(text)):
         line = f"line {getattr(node, 'lineno', 0)}"
         if isinstance(node, ast.Import):
@@ -600,11 +612,11 @@ def dangers(text: str) -> Iterator[str]:
         if given.get("allow_pickle", "False") != "False" or (function.endswith("np.load") and len(node.args) > 2):
             yield f"{line}: {function} may unpickle"
         if given.get("shell", "False") != "False" or function in ("os.system", "os.popen"):
-            yield f"{line}: {function} asks a shell"
+            yield f"{line}: {function} runs a shell"
         if function in ("eval", "exec", "__import__") or function.endswith(".extractall"):
             yield f"{line}: {function}"
         if function == "YAML" and given.get("typ") != "'safe'":
-            yield f"{line}: YAML that may make objects"
+            yield f"{line}: YAML that may create objects"
 
 
 @pytest.mark.parametrize(
@@ -635,11 +647,11 @@ def dangers(text: str) -> Iterator[str]:
         "yaml = YAML(typ='unsafe')",
     ],
 )
-def test_each_danger_is_seen(text: str) -> None:
+def test_each_danger_is_detected(text: str) -> None:
     assert list(dangers(text))
 
 
-def test_no_source_of_ours_can_run_what_it_reads() -> None:
+def test_our_sources_cannot_run_data() -> None:
     harmless = "from vgg import checkpoint\nmodel.eval()\nnp.load(p, 'r')\nnp.load(p, allow_pickle=False)\n"
     assert not list(dangers(harmless + "torch.load(p, weights_only=True)"))
     packages = ("vgg", "components", "pipelines", "security")

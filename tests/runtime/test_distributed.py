@@ -1,4 +1,4 @@
-"""What a rank sees when another is gone, as the installed torch and gloo really say it."""
+"""Errors of the installed torch and gloo when another rank is gone."""
 
 import os
 import signal
@@ -20,15 +20,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def rank(number: int, port: int, ends: str, answers: Any) -> None:
+def rank(number: int, port: int, end: str, answers: Any) -> None:
     store = distributed.TCPStore("127.0.0.1", port, 2, number == 0, timedelta(seconds=20))
     distributed.init_process_group("gloo", store=store, rank=number, world_size=2, timeout=timedelta(seconds=3))
     distributed.all_reduce(torch.ones(1))
     if number == 1:
         time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGKILL if ends == "killed" else signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGKILL if end == "killed" else signal.SIGSTOP)
     try:
-        if ends == "own mistake":
+        if end == "own error":
             torch.ones(2) @ torch.ones(3)
         for _ in range(1000):
             distributed.all_reduce(torch.ones(1))
@@ -38,11 +38,11 @@ def rank(number: int, port: int, ends: str, answers: Any) -> None:
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize(("ends", "lost"), [("killed", True), ("stopped", True), ("own mistake", False)])
-def test_a_lost_rank_is_told_from_an_own_mistake(ends: str, lost: bool) -> None:
+@pytest.mark.parametrize(("end", "lost"), [("killed", True), ("stopped", True), ("own error", False)])
+def test_a_lost_rank_differs_from_an_own_error(end: str, lost: bool) -> None:
     context = torch.multiprocessing.get_context("fork")
     port, answers = free_port(), context.SimpleQueue()
-    children = [context.Process(target=rank, args=(number, port, ends, answers)) for number in (0, 1)]
+    children = [context.Process(target=rank, args=(number, port, end, answers)) for number in (0, 1)]
     for child in children:
         child.start()
     try:

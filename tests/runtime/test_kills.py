@@ -1,4 +1,4 @@
-"""Sharding killed at every call that changes something, in a folder and in a store: part of `make faults`."""
+"""Sharding killed at every call that changes files, in a folder and in an object store: part of `make faults`."""
 
 import os
 import shutil
@@ -16,13 +16,13 @@ from runtime.shardset import ShardSet
 from runtime.store.lease import LEASE
 from runtime.store.s3 import Prefix
 
-PARTS = 8  # of the moments, so that tests can run side by side
+PARTS = 8  # groups of moments, so that tests can run in parallel
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 
 
 def killed(command: list[str], kind: str, at: int, where: Path, **env: str) -> tuple[int, int]:
-    """Run it until moment `at` (0: to its end); returns its exit code and how many moments there were."""
+    """Run a command until moment `at` (0: to its end); returns its exit code and the number of moments."""
     counter = where / "counter"
     counter.unlink(missing_ok=True)
     seam = {"KILL_IN": kind, "KILL_AT": str(at), "KILL_COUNTER": str(counter)}
@@ -41,7 +41,7 @@ def every_moment(
     command: list[str], kind: str, part: int, where: Path, begin: Callable[[], None], check: Callable[[], None],
     finish: Callable[[], None], **env: str,
 ) -> None:  # fmt: skip
-    """begin() makes an empty place; check() looks at what a kill left; finish() runs again and compares."""
+    """begin() empties the target; check() checks it after a kill; finish() runs again and compares."""
     begin()
     code, moments = killed(command, kind, 0, where, **env)
     assert code == 0
@@ -49,7 +49,7 @@ def every_moment(
     for at in range(1 + part, moments + 1, PARTS):
         begin()
         code, reached = killed(command, kind, at, where, **env)
-        # which process is faster differs from run to run: now and then a run has a moment less
+        # the order of processes differs between runs, and sometimes a run has one moment less
         assert code == -signal.SIGKILL or reached < at
         check()
         finish()
@@ -59,21 +59,21 @@ def every_moment(
 def test_in_a_folder(part: int, images: Path, params_file: Path, shards: ShardSet, tmp_path: Path) -> None:
     expected = {path.name: path.read_bytes() for path in shards.directory.iterdir()}
     target = tmp_path / "target"
-    words = [str(target) if a == tmp_path / "shards" else str(a) for a in flags("shard", tmp_path, params_file)]
+    arguments = [str(target) if a == tmp_path / "shards" else str(a) for a in flags("shard", tmp_path, params_file)]
 
     def check() -> None:
         for path in target.glob("*"):
             if path.suffix in (".tar", ".idx") or path.name == "manifest.json":
-                assert path.read_bytes() == expected[path.name], f"{path.name} is visible and not whole"
+                assert path.read_bytes() == expected[path.name], f"{path.name} is visible but incomplete"
         if (target / "manifest.json").exists():
-            assert all((target / name).exists() for name in expected), "the manifest came before what it lists"
+            assert all((target / name).exists() for name in expected), "the manifest was written before its files"
 
     def finish() -> None:
-        done = program("shard", *words, cwd=tmp_path)
+        done = program("shard", *arguments, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert {path.name: path.read_bytes() for path in target.iterdir()} == expected
 
-    command = [sys.executable, "-m", "components.shard", *words]
+    command = [sys.executable, "-m", "components.shard", *arguments]
     every_moment(command, "files", part, tmp_path, lambda: shutil.rmtree(target, ignore_errors=True), check, finish)
 
 
@@ -83,7 +83,7 @@ def test_in_a_store(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     expected = {path.name: path.read_bytes() for path in shards.directory.iterdir()}
-    words = [address if a == tmp_path / "shards" else str(a) for a in flags("shard", tmp_path, params_file)]
+    arguments = [address if a == tmp_path / "shards" else str(a) for a in flags("shard", tmp_path, params_file)]
     use(monkeypatch, rclone_server)
     prefix = Prefix(address)
     env = rclone_server.env(VGG_CACHE=str(tmp_path / "cache"))
@@ -96,25 +96,25 @@ def test_in_a_store(
         names = set(prefix.names())
         for name in names:
             if name.endswith((".tar", ".idx", "manifest.json")):
-                assert prefix.get(name) == expected[name], f"{name} is visible and not whole"
+                assert prefix.get(name) == expected[name], f"{name} is visible but incomplete"
         if "manifest.json" in names:
-            assert expected.keys() <= names, "the manifest came before what it lists"
-        prefix.delete(LEASE)  # as if its expiry had passed, which test_lease.py waits for
+            assert expected.keys() <= names, "the manifest was written before its files"
+        prefix.delete(LEASE)  # instead of waiting for its expiry, which test_lease.py tests
 
     def finish() -> None:
-        done = program("shard", *words, cwd=tmp_path, **env)
+        done = program("shard", *arguments, cwd=tmp_path, **env)
         assert done.returncode == 0, done.stderr
         assert {name: prefix.get(name) for name in prefix.names()} == expected
 
     every_moment(
-        [sys.executable, "-m", "components.shard", *words], "requests", part, tmp_path, begin, check, finish, **env
+        [sys.executable, "-m", "components.shard", *arguments], "requests", part, tmp_path, begin, check, finish, **env
     )
 
 
-def test_the_seam_reaches_the_processes_that_pack(images: Path, params_file: Path, tmp_path: Path) -> None:
-    """If workers were not counted, their moments would be missing, and nothing would be killed inside them."""
-    words = [str(a) for a in flags("shard", tmp_path, params_file)]
-    _, moments = killed([sys.executable, "-m", "components.shard", *words], "files", 0, tmp_path)
+def test_moments_in_worker_processes_count(images: Path, params_file: Path, tmp_path: Path) -> None:
+    """Otherwise no process would be killed in a worker."""
+    arguments = [str(a) for a in flags("shard", tmp_path, params_file)]
+    _, moments = killed([sys.executable, "-m", "components.shard", *arguments], "files", 0, tmp_path)
     num_shards = len(list(tmp_path.glob("shards/*.tar")))
-    assert moments >= 2 * 9 * num_shards, "three files a shard: fsync, rename, fsync of the folder, each"
+    assert moments >= 2 * 9 * num_shards, "three files per shard, each with fsync, rename and fsync of the folder"
     assert os.path.exists(tmp_path / "shards/manifest.json")

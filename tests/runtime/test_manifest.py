@@ -1,4 +1,4 @@
-"""The finished-directory primitive: one flipped byte anywhere is found, and the file is named."""
+"""Finished directories: a corrupted byte is detected anywhere, and the file is named."""
 
 import random
 import subprocess
@@ -27,7 +27,7 @@ def verify(directory: Path) -> None:
         manifest.verify_file(directory, entry)
 
 
-def test_every_single_byte_counts(tmp_path: Path) -> None:
+def test_every_corrupted_byte_is_detected(tmp_path: Path) -> None:
     finished(tmp_path / "d")
     verify(tmp_path / "d")
     for path in sorted((tmp_path / "d").rglob("*")):
@@ -42,9 +42,9 @@ def test_every_single_byte_counts(tmp_path: Path) -> None:
     verify(tmp_path / "d")
 
 
-def test_missing_short_and_foreign(tmp_path: Path) -> None:
+def test_missing_short_and_other_schema(tmp_path: Path) -> None:
     finished(tmp_path / "d")
-    with pytest.raises(Refused, match="holds test/1, but other/1"):
+    with pytest.raises(Refused, match="contains test/1, expected other/1"):
         manifest.read(tmp_path / "d", "other/1")
     (tmp_path / "d" / "a.bin").write_bytes(b"short")
     with pytest.raises(Refused, match="5 bytes instead of 256"):
@@ -74,7 +74,7 @@ def test_the_digest_is_the_one_dvc_records(tmp_path: Path) -> None:
 
 
 def test_flipped_bytes_in_shards_are_refused_by_name(shards: ShardSet) -> None:
-    """500 random flips in tars, indexes and the manifest; each is named before anything is used."""
+    """500 random corruptions in tars, indexes and the manifest; the file is always named."""
     rng = random.Random(0)
     files = sorted(path for path in shards.directory.iterdir())
     for _ in range(500):
@@ -89,7 +89,7 @@ def test_flipped_bytes_in_shards_are_refused_by_name(shards: ShardSet) -> None:
 
 
 def test_a_damaged_image_is_refused_when_it_is_read(shards: ShardSet) -> None:
-    """Without a whole verification too: the checksum of the image itself."""
+    """Also without a complete verification, by the checksum of the image."""
     split = shards.split("val")
     row = split.rows[5]
     path = shards.directory / split.shards[row["shard"]]["path"]

@@ -1,4 +1,4 @@
-"""StopRequested to end: by SIGTERM, SIGHUP and Ctrl-C, at any moment, a program ends with 75, and never by a signal."""
+"""Stopping a program with SIGTERM, SIGHUP or Ctrl-C: it exits with 75 and is never killed by the signal."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from conftest import environment
 
 from runtime.stopping import STOP_SIGNALS
 
-# where a text is executed, as dataclasses do at import, CPython remembers a KeyboardInterrupt for ever
+# CPython remembers a KeyboardInterrupt raised in exec() of a string, which dataclasses use on import
 PROGRAM = """
 import os, signal, sys, time
 from components.program import run
@@ -22,16 +22,16 @@ run(main)
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 @pytest.mark.parametrize("kind", ["text", "code"])
-def test_a_program_that_is_asked_to_end_ends_with_75(kind: str, number: int, tmp_path: Path) -> None:
-    (tmp_path / "asked.py").write_text(PROGRAM)
+def test_a_stopped_program_exits_with_75(kind: str, number: int, tmp_path: Path) -> None:
+    (tmp_path / "stopped.py").write_text(PROGRAM)
     env = environment(PYTHONPATH=f"{environment()['PYTHONPATH']}:{tmp_path}")
-    command = [sys.executable, "-m", "asked", str(int(number)), kind]
+    command = [sys.executable, "-m", "stopped", str(int(number)), kind]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30)
     assert done.returncode == 75, done.stderr
-    assert done.stderr == "interrupted; run the same command again to go on\n"
+    assert done.stderr == "interrupted; run the same command again to continue\n"
 
 
-TWICE = """
+STOPPED_AGAIN = """
 import os, signal, sys, time
 from components import program
 def end_slowly(code, message):
@@ -43,9 +43,11 @@ program.run(lambda: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(20)))
 """
 
 
-def test_being_asked_twice_disturbs_no_end() -> None:
-    """A group and a parent both signal a step's program."""
-    done = subprocess.run([sys.executable, "-c", TWICE], env=environment(), capture_output=True, text=True, timeout=30)
+def test_a_second_signal_does_not_interrupt_the_end() -> None:
+    """Both the process group and the parent signal the program of a step."""
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED_AGAIN], env=environment(), capture_output=True, text=True, timeout=30
+    )
     assert done.returncode == 75, done.stderr
 
 

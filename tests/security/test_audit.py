@@ -1,4 +1,4 @@
-"""The audit of dependencies: pip-audit itself against a service of advisories on loopback."""
+"""The audit of dependencies: the real pip-audit with a local advisory service."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def advisory(name: str, identity: str, *aliases: str) -> dict[str, Any]:
 
 
 class Service(ThreadingHTTPServer):
-    """Speaks OSV's query API.  known: advisories by package; asked: how often for each; after: status from then on."""
+    """Has OSV's query API.  known: advisories by package.  asked: packages.  broken_after: requests, then only 503."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -82,7 +82,7 @@ def lock(tmp_path: Path) -> Path:
 
 
 def waivers(tmp_path: Path, **changes: Any) -> str:
-    entry = {"id": "CVE-1", "package": "pillow", "reason": "is never given a font", "until": "2099-01-01", **changes}
+    entry = {"id": "CVE-1", "package": "pillow", "reason": "fonts are not used", "until": "2099-01-01", **changes}
     path = tmp_path / "waivers.yaml"
     path.write_text("- " + "\n  ".join(f"{key}: {value}" for key, value in entry.items()) + "\n")
     return str(path)
@@ -103,7 +103,7 @@ def test_every_package_of_our_lock_is_looked_up(service: Service, capsys: pytest
     assert {f"{name} {version}" for name, version in packages} == set(service.asked[1:])
 
 
-def test_what_is_known_fails_it_and_a_waiver_lets_it_pass(
+def test_an_advisory_fails_unless_waived(
     service: Service, lock: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     audit.main(["--service", service.url, str(lock)])
@@ -120,7 +120,7 @@ def test_what_is_known_fails_it_and_a_waiver_lets_it_pass(
 
 
 @pytest.mark.parametrize(
-    "changes, told",
+    "changes, message",
     [
         ({"until": soon(-1)}, "expired on"),
         ({"until": soon(400)}, "more than a year away"),
@@ -129,33 +129,35 @@ def test_what_is_known_fails_it_and_a_waiver_lets_it_pass(
         ({"note": "x"}, "must have exactly id, package, reason, until"),
     ],
 )
-def test_a_waiver_has_a_reason_and_an_end(changes: dict[str, str], told: str, tmp_path: Path) -> None:
-    with pytest.raises(BadData, match=told):
+def test_a_waiver_has_a_reason_and_an_end(changes: dict[str, str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(BadData, match=message):
         audit.main(["--waivers", waivers(tmp_path, **changes)])
 
 
-def test_our_own_waivers_are_in_order() -> None:
+def test_our_waivers_are_valid() -> None:
     audit.read_waivers(ROOT / "security/waivers.yaml", datetime.date.today())
 
 
-def not_run(url: str, lock: Path, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def not_run(url: str, lock: Path, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     audit.main(["--service", url, str(lock)])
     out = capsys.readouterr().out
     assert out.startswith("pip-audit: not run (")
-    assert told in out
+    assert message in out
     assert "passed" not in out
     with pytest.raises(Unreachable, match="not run"):
         audit.main(["--service", url, "--must-run", str(lock)])
 
 
-def test_it_says_not_run_where_nobody_answers(service: Service, lock: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_not_run_if_the_service_is_unreachable(
+    service: Service, lock: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     service.broken_after = 0
     not_run(service.url, lock, "answered 503", capsys)
     service.broken_after = None
     not_run(service.url.replace(str(service.server_port), "1"), lock, "refused", capsys)
 
 
-def test_it_says_not_run_when_the_service_goes_away(
+def test_not_run_if_the_service_fails_during_the_audit(
     service: Service, lock: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     service.broken_after = 2
@@ -163,14 +165,14 @@ def test_it_says_not_run_when_the_service_goes_away(
     assert capsys.readouterr().out.startswith("pip-audit: not run (")
 
 
-def test_a_mirror_that_knows_no_advisories_is_not_believed(
+def test_a_mirror_without_advisories_is_not_trusted(
     service: Service, lock: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     service.known.clear()
     not_run(service.url, lock, "cannot be trusted", capsys)
 
 
-def test_a_package_that_was_not_looked_up_fails_it(
+def test_a_package_that_was_not_looked_up_is_a_failure(
     service: Service, lock: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = audit.look_up

@@ -1,4 +1,4 @@
-"""A secret is found in every form and in every wrapping, and nowhere in what we write."""
+"""A secret is found in every encoding and archive, and in none of our outputs."""
 
 from __future__ import annotations
 
@@ -102,12 +102,12 @@ def test_the_program_names_the_place_and_not_the_secret(
     monkeypatch.setenv("CANARY", "canary-0123456789")
     (tmp_path / "a.txt").write_text("nothing")
     canary.main(["--env", "CANARY", str(tmp_path)])
-    assert "CANARY: nowhere in" in capsys.readouterr().out
+    assert "CANARY: not found in" in capsys.readouterr().out
     (tmp_path / "b.txt").write_text("canary-0123456789")
     with pytest.raises(Refused, match=r"CANARY: .*b\.txt: as it is") as refused:
         canary.main(["--env", "CANARY", str(tmp_path)])
     assert "0123456789" not in str(refused.value)
-    with pytest.raises(BadData, match="is not there"):
+    with pytest.raises(BadData, match="does not exist"):
         canary.main(["--env", "CANARY", str(tmp_path / "c")])
     with pytest.raises(WrongParameters, match="--env OTHER: is not set"):
         canary.main(["--env", "OTHER", str(tmp_path)])
@@ -139,7 +139,7 @@ def test_the_compiled_pipeline_holds_no_secret(tmp_path: Path) -> None:
 def test_shards_logs_and_tracking_hold_no_secret(
     tmp_path: Path, params_file: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the canary as the store's true key, and once with a key that it does not take."""
+    """With the canary as the store's key, and once with a wrong key."""
     monkeypatch.setattr(s3servers, "KEY", CANARIES["AWS_ACCESS_KEY_ID"])
     monkeypatch.setattr(s3servers, "SECRET", CANARIES["AWS_SECRET_ACCESS_KEY"])
     with s3servers.running_rclone(tmp_path / "s3") as store:

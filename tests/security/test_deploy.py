@@ -1,4 +1,4 @@
-"""deploy/: rendered, held against the published schemas and our rules, and each rule broken once."""
+"""deploy/: rendered and checked against the published schemas and our rules; each rule is violated once."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_pipeline_may_do_this_and_nothing_else() -> None:
 
 
 def outcome(message: str, reason: str) -> str:
-    """What JobSet does when the nodes' Job has failed: the first rule that fits, else a restart that is counted."""
+    """JobSet's action when the nodes' Job has failed: that of the first matching rule, else a restart that counts."""
     for rule in named("TrainingRuntime", "vgg-train")["spec"]["template"]["spec"]["failurePolicy"]["rules"]:
         patterns = rule.get("onJobFailureMessagePatterns") or [""]
         if reason in rule["onJobFailureReasons"] and any(re.search(p, message) for p in patterns):
@@ -68,18 +68,18 @@ def outcome(message: str, reason: str) -> str:
 
 
 def failed_job(code: int | None, disrupted: bool) -> tuple[str, str]:
-    """(message, reason) of a Job whose pod failed, in Kubernetes' words."""
+    """(message, reason) of a Job whose pod failed, as Kubernetes writes them."""
     policy = named("TrainingRuntime", "vgg-train")["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]
     assert policy["backoffLimit"] == 0
     for number, rule in enumerate(policy["podFailurePolicy"]["rules"]):
         assert rule["action"] == "FailJob"
         if code in rule.get("onExitCodes", {}).get("values", []):
-            told = f"Container node for pod kubeflow/x failed with exit code {code}"
+            message = f"Container node for pod kubeflow/x failed with exit code {code}"
         elif disrupted and rule.get("onPodConditions"):
-            told = "Pod kubeflow/x has condition DisruptionTarget"
+            message = "Pod kubeflow/x has condition DisruptionTarget"
         else:
             continue
-        return f"{told} matching FailJob rule at index {number}", "PodFailurePolicy"
+        return f"{message} matching FailJob rule at index {number}", "PodFailurePolicy"
     return "Job has reached the specified backoff limit", "BackoffLimitExceeded"
 
 
@@ -103,7 +103,7 @@ def test_the_nodes_start_again_only_where_it_can_help(code: int, disrupted: bool
 
 
 def merged(place: Any, patch: Any) -> Any:
-    """A strategic merge as Trainer does it: lists of named things by name, of mounts by path, all others replaced."""
+    """A strategic merge, as in Trainer: lists of named items by name, mounts by path, all other lists replaced."""
     if isinstance(place, dict) and isinstance(patch, dict):
         return {**place, **{key: merged(place.get(key), value) for key, value in patch.items()}}
     if isinstance(place, list) and isinstance(patch, list) and patch and isinstance(patch[0], dict):
@@ -116,7 +116,7 @@ def merged(place: Any, patch: Any) -> Any:
 
 
 def test_the_pods_of_a_trainjob_keep_to_every_rule() -> None:
-    """What the training step asks for, put into the runtime as Trainer does it."""
+    """The runtime with the values of the training step, merged as by Trainer."""
     asked = argparse.Namespace(
         nodes=2, gpus=4, gpu_type="nvidia.com/gpu", cpu="8", memory="32Gi", image=f"r/vgg-train@sha256:{'0' * 64}",
         node_selector='{"pool": "a100"}', tolerations='[{"key": "spot", "operator": "Exists"}]', claim="other",
@@ -163,47 +163,47 @@ NODE_POD = f"{NODES}.spec.template.spec"
         ("Deployment", "mlflow", "spec.replicas", "one", "'one' is not of type 'integer'"),
         ("Role", "vgg-pipeline", "apiVersion", "rbac.authorization.k8s.io/v1beta1", "no published schema"),
         ("NetworkPolicy", "vgg-deny", "spec.podSelectors", {}, "podSelectors"),
-        ("TrainingRuntime", "vgg-train", "spec.mlPolicy.pytorch", {}, "spec.mlPolicy.pytorch: no such field"),
+        ("TrainingRuntime", "vgg-train", "spec.mlPolicy.pytorch", {}, "spec.mlPolicy.pytorch: not a field"),
         ("TrainingRuntime", "vgg-train", "spec.mlPolicy.numNodes", "two", "numNodes: Input should be a valid integer"),
         ("TrainingRuntime", "vgg-train", f"{NODES}.spec.podFailurePolicies", {}, "podFailurePolicies"),
-        ("TrainingRuntime", "vgg-train", f"{NODE_POD}.containers.0.volumemounts", [], "volumemounts: no such field"),
-        # what Trainer and JobSet refuse beyond them
+        ("TrainingRuntime", "vgg-train", f"{NODE_POD}.containers.0.volumemounts", [], "volumemounts: not a field"),
+        # rules of Trainer and JobSet
         ("TrainingRuntime", "vgg-train", f"{NODES}.metadata.labels", {}, "without the label of the trainer's step"),
         ("TrainingRuntime", "vgg-train", f"{NODE_POD}.containers.0.name", "trainer", "a container 'node'"),
-        ("TrainingRuntime", "vgg-train", f"{NODE_POD}.restartPolicy", "OnFailure", "asks for restartPolicy Never"),
-        ("TrainingRuntime", "vgg-train", "spec.template.spec.failurePolicy.rules.0.action", "Fail", "no action of Job"),
-        ("TrainingRuntime", "vgg-train", "spec.template.spec.failurePolicy.rules.1.name", "1st", "no name of a rule"),
+        ("TrainingRuntime", "vgg-train", f"{NODE_POD}.restartPolicy", "OnFailure", "requires restartPolicy Never"),
+        ("TrainingRuntime", "vgg-train", "spec.template.spec.failurePolicy.rules.0.action", "Fail", "not an action"),
+        ("TrainingRuntime", "vgg-train", "spec.template.spec.failurePolicy.rules.1.name", "1st", "not a valid rule"),
         (
             "TrainingRuntime", "vgg-train", "spec.template.spec.failurePolicy.rules.1.onJobFailureReasons", ["Evicted"],
-            "Evicted is no reason",
+            "Evicted is not a failure reason",
         ),
-        # ours for pods
+        # our rules for pods
         ("TrainingRuntime", "vgg-train", f"{NODE_POD}.automountServiceAccountToken", None, "must be false"),
         ("TrainingRuntime", "vgg-train", f"{NODE_POD}.containers.0.image", "vgg-train", "neither tag nor digest"),
-        ("TrainingRuntime", "vgg-train", f"{NODE_POD}.containers.0.image", "r:5000/vgg:latest", "another image"),
+        ("TrainingRuntime", "vgg-train", f"{NODE_POD}.containers.0.image", "r:5000/vgg:latest", "not a fixed image"),
         ("TrainingRuntime", "vgg-train", f"{NODE_POD}.securityContext.runAsUser", None, "must be a number"),
         ("Deployment", "mlflow", f"{POD}.containers.0.securityContext.readOnlyRootFilesystem", None, "must be true"),
-        ("Deployment", "mlflow", f"{POD}.containers.0.resources.limits.memory", None, "limits.memory: is absent"),
+        ("Deployment", "mlflow", f"{POD}.containers.0.resources.limits.memory", None, "limits.memory: is missing"),
         (
             "Deployment", "mlflow", f"{POD}.containers.0.env", [{"name": "MLFLOW_AUTH_ADMIN_PASSWORD", "value": "x"}],
-            "a literal; name a secret",
+            "a literal value; use a secret",
         ),
         # rights
         ("Role", "vgg-pipeline", "kind", "ClusterRole", "rights in the whole cluster"),
-        ("Role", "vgg-pipeline", "rules.0.verbs", ["*"], "* is too much"),
-        ("Role", "vgg-pipeline", "rules.0.resources", ["*"], "* is too much"),
-        ("Role", "vgg-pipeline", "rules.2.resources", ["pods", "secrets"], "secrets is too much"),
-        ("Role", "vgg-pipeline", "rules.2.resources", ["pods/exec"], "pods/exec is too much"),
-        ("RoleBinding", "vgg-pipeline", "roleRef.kind", "ClusterRole", "bind a Role of ours"),
+        ("Role", "vgg-pipeline", "rules.0.verbs", ["*"], "* is not allowed"),
+        ("Role", "vgg-pipeline", "rules.0.resources", ["*"], "* is not allowed"),
+        ("Role", "vgg-pipeline", "rules.2.resources", ["pods", "secrets"], "secrets is not allowed"),
+        ("Role", "vgg-pipeline", "rules.2.resources", ["pods/exec"], "pods/exec is not allowed"),
+        ("RoleBinding", "vgg-pipeline", "roleRef.kind", "ClusterRole", "bind one of our Roles"),
         # networks
         ("NetworkPolicy", "vgg-services", "spec.egress.4.to.0.ipBlock.except", None, "reaches 169.254.169.254"),
         ("NetworkPolicy", "vgg-services", "spec.egress.4.to.0.ipBlock.except", ["10.0.0.0/8"], "reaches 169.254"),
         ("NetworkPolicy", "vgg-services", "spec.egress.4.to.0.ipBlock", {"cidr": "::/0"}, "reaches fd00:ec2::254"),
-        ("NetworkPolicy", "vgg-services", "spec.egress.1.to", [], "is for the whole world"),
-        ("NetworkPolicy", "mlflow", "spec.ingress.0.from", None, "is for the whole world"),
-        ("NetworkPolicy", "vgg-services", "spec.policyTypes", ["Ingress"], "rules for Egress, which it does not name"),
+        ("NetworkPolicy", "vgg-services", "spec.egress.1.to", [], "allows all peers"),
+        ("NetworkPolicy", "mlflow", "spec.ingress.0.from", None, "allows all peers"),
+        ("NetworkPolicy", "vgg-services", "spec.policyTypes", ["Ingress"], "rules for Egress but does not list it"),
         # secrets
-        ("ConfigMap", "vgg-addresses", "kind", "Secret", "made by hand"),
+        ("ConfigMap", "vgg-addresses", "kind", "Secret", "create it with kubectl"),
         ("ConfigMap", "vgg-addresses", "data.auth", "admin_password = x", "data.auth: looks like a secret"),
     ],
 )  # fmt: skip
@@ -213,7 +213,7 @@ def test_a_broken_manifest_is_refused(kind: str, name: str, path: str, value: An
     assert message in "\n".join(faults(document))
 
 
-# --- as a user does it
+# --- the program
 
 
 def test_the_program_reads_what_kubectl_writes() -> None:
@@ -225,7 +225,7 @@ def test_the_program_reads_what_kubectl_writes() -> None:
     assert "15 objects" in done.stdout
 
 
-def test_the_program_names_what_is_wrong(tmp_path: Path) -> None:
+def test_the_program_reports_violations(tmp_path: Path) -> None:
     path = tmp_path / "rendered.yaml"
     path.write_text(render(ROOT / "deploy/base").replace("runAsNonRoot: true", "runAsNonRoot: false"))
     with pytest.raises(Refused, match=r"Deployment/mlflow: .*runAsNonRoot: must not be false"):
@@ -249,7 +249,7 @@ def shell(commands: str, cwd: Path) -> str:
     return done.stdout
 
 
-def test_the_kustomization_of_a_site_is_as_the_documentation_says(tmp_path: Path) -> None:
+def test_the_documented_kustomization_of_a_site(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "deploy", tmp_path / "deploy")
     [block] = [block for block in blocks() if "build/site/kustomization.yaml" in block]
     shell(block.partition("kubectl kustomize")[0], tmp_path)
@@ -263,7 +263,7 @@ def test_the_kustomization_of_a_site_is_as_the_documentation_says(tmp_path: Path
     assert claim["spec"]["storageClassName"] == "shared"
 
 
-def test_the_pod_that_copies_the_data_keeps_to_every_rule(tmp_path: Path) -> None:
+def test_the_pod_that_copies_the_data_passes_all_rules(tmp_path: Path) -> None:
     [block] = [block for block in blocks() if "name: vgg-copy" in block]
     document = block.partition("apply -f - ")[2].partition("\nEND\n")[0]
     [pod] = load(shell(f"cat {document}\nEND\n", tmp_path))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, environment
-from containers import CERTIFICATES, HARDENED, base, image_registry, podman, settle, socket
+from containers import CERTIFICATES, HARDENED, base, configure_podman, image_registry, podman, socket
 from s3servers import BUCKET, SECRET, Server, rclone_server  # noqa: F401  # a fixture
 from test_pipeline import make_repository
 from test_tracking_server import STEPS_PASSWORD, Pod, running
@@ -37,8 +37,8 @@ OUT = ROOT / "build/images"
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """References by target, built."""
-    settle(tmp_path_factory.mktemp("engine"))
+    """References of the built images, by target."""
+    configure_podman(tmp_path_factory.mktemp("engine"))
     command = [sys.executable, "-m", "pipelines.build", "--engine", "podman", "--base", base()]
     if CERTIFICATES.exists():
         command += ["--ca", str(CERTIFICATES)]
@@ -46,7 +46,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         command, cwd=ROOT, env={**os.environ, "AWS_SECRET_ACCESS_KEY": CANARY}, stdout=subprocess.PIPE, text=True,
         timeout=1800,
     )  # fmt: skip
-    assert done.returncode == 0, "the reason stands above"
+    assert done.returncode == 0, "see the output above"
     print(done.stdout)
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / "sizes.txt").write_text(done.stdout)
@@ -69,7 +69,7 @@ def test_the_programs_run_with_no_rights_and_no_network(target: str, images: dic
 
 @pytest.mark.parametrize("target", ["data", "train", "serve"])
 def test_an_image_is_what_its_lock_says_and_says_so(target: str, mounted: Path, images: dict[str, str]) -> None:
-    """SBOM against the lock; a numeric user; no entry point; nothing to install with; the canary nowhere."""
+    """SBOM equals the lock; numeric user; no entry point; no package manager; no canary."""
     name, tag = images[target].rsplit(":", 1)
     out = OUT / f"vgg-{target}.cdx.json"
     write_sbom(["--name", name, "--version", tag, "--lock", str(ROOT / lock(target)), str(mounted), str(out)])
@@ -91,7 +91,7 @@ def test_an_image_is_what_its_lock_says_and_says_so(target: str, mounted: Path, 
 def test_a_pushed_image_is_found_by_digest_and_a_tag_never_moves(
     images: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Against a real registry: pushed once, then there; what a submission passes on names its bytes."""
+    """With a real registry: each is pushed once; a submission passes on digests."""
     caplog.set_level("INFO", "vgg.build")
     with image_registry(tmp_path) as host:
         monkeypatch.setenv("CONTAINERS_REGISTRIES_CONF", str(tmp_path / "registries.conf"))
@@ -111,7 +111,7 @@ def test_a_pushed_image_is_found_by_digest_and_a_tag_never_moves(
 
 
 def kill_when_it_has_saved(store: Path, running: subprocess.Popen[bytes]) -> None:
-    """As soon as a checkpoint is in the store, the training container is gone."""
+    """Kill the training container once a checkpoint is in the store."""
     until = time.monotonic() + 600
     while not list(store.glob("vgg/checkpoints/*/step-*/manifest.json")):
         assert time.monotonic() < until and running.poll() is None, "no checkpoint"
@@ -124,11 +124,11 @@ def kill_when_it_has_saved(store: Path, running: subprocess.Popen[bytes]) -> Non
 def test_the_pipeline_in_containers_gives_the_metrics_of_dvc_repro(
     images: dict[str, str], rclone_server: Server, tmp_path: Path, empty_database: Path
 ) -> None:
-    """Its training is killed once; another run goes on from the store; a third finds everything done."""
+    """Training is killed once; a second run continues from the store; a third finds everything finished."""
     mlflow = Pod(tmp_path / "mlflow", empty_database)
-    mlflow.answer_here()
+    mlflow.allow_local_address()
     with running(mlflow), socket(tmp_path) as docker_host:
-        mlflow.make_user()
+        mlflow.create_user()
         env = {
             **os.environ,
             **rclone_server.env(VGG_STORE=f"s3://{BUCKET}/vgg"),

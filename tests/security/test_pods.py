@@ -1,4 +1,4 @@
-"""Pod Security "restricted", control by control: each violated once, and what it allows passes."""
+"""Pod Security "restricted": each control is violated once, and allowed values pass."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ GOOD = {
         ("ephemeralContainers", [{"name": "e", "image": "x:1"}], "ephemeralContainers.e.securityContext.allow"),
     ],
 )
-def test_each_control_of_pod_security_restricted_is_seen(path: str, value: Any, field: str) -> None:
+def test_each_control_of_pod_security_restricted(path: str, value: Any, field: str) -> None:
     assert restricted(GOOD) == []
     pod = copy.deepcopy(GOOD)
     change(pod, path, value)
@@ -74,14 +74,14 @@ def test_what_restricted_allows_passes() -> None:
     change(pod, "securityContext.seLinuxOptions", {"type": "container_t", "level": "s0"})
     change(pod, "containers.0.livenessProbe", {"httpGet": {"port": 1}})
     assert restricted(pod) == []
-    change(pod, "securityContext", {})  # each container for itself will do as well
+    change(pod, "securityContext", {})  # setting it for each container is enough
     change(pod, "containers.0.securityContext.runAsNonRoot", True)
     change(pod, "containers.0.securityContext.seccompProfile", {"type": "Localhost", "localhostProfile": "p.json"})
     assert restricted(pod) == []
     assert len(ours(pod)) == 5  # token, user, root file system, two limits
 
 
-def test_an_image_is_named_for_good() -> None:
+def test_an_image_reference_is_fixed() -> None:
     assert image_fault("r:5000/vgg-train:train-0123") == ""
     assert image_fault(f"r:5000/vgg-train@sha256:{'0' * 64}") == ""
     for bad in ("", "vgg", "r:5000/vgg", "vgg:latest", "vgg@sha256:0"):

@@ -1,4 +1,4 @@
-"""The bill of materials of a small root file system: what is in it, valid, the same again, held against a lock."""
+"""The SBOM of a small root file system: complete, valid, reproducible, compared with a lock file."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def written(root: Path, out: Path, *more: str) -> dict[str, str]:
-    """Versions by package URL."""
+    """Write an SBOM; returns versions by package URL."""
     sbom.main(["--name", "vgg-data", "--version", "shard-0123", *more, str(root), str(out)])
     fault = JsonStrictValidator(SchemaVersion.V1_6).validate_str(out.read_text())
     assert fault is None, fault
@@ -68,7 +68,7 @@ def written(root: Path, out: Path, *more: str) -> dict[str, str]:
     return {component["purl"]: component["version"] for component in bill["components"]}
 
 
-def test_all_that_is_installed_is_listed_and_nothing_else(
+def test_exactly_the_installed_packages_are_listed(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert written(root, tmp_path / "a.json") == {
@@ -87,16 +87,16 @@ def test_all_that_is_installed_is_listed_and_nothing_else(
     assert serials[0] != serials[1]
 
 
-def test_an_image_without_dpkg_keeps_its_records_elsewhere(root: Path, tmp_path: Path) -> None:
+def test_an_image_without_dpkg(root: Path, tmp_path: Path) -> None:
     (root / "var/lib/dpkg/status").unlink()
     (root / "var/lib/dpkg/status.d").mkdir()
     (root / "var/lib/dpkg/status.d/libc6").write_text("Package: libc6\nVersion: 2.36\nArchitecture: amd64\n")
     assert "pkg:deb/debian/libc6@2.36?arch=amd64&distro=debian-12" in written(root, tmp_path / "a.json")
 
 
-def test_what_is_installed_is_what_is_locked(root: Path, tmp_path: Path) -> None:
+def test_installed_packages_are_compared_with_the_lock(root: Path, tmp_path: Path) -> None:
     lock = tmp_path / "data.lock"
-    lock.write_text(f"numpy==2.5.1 {HASH}\nruamel-yaml==0.19.1 {HASH}\n")  # six is the base image's own
+    lock.write_text(f"numpy==2.5.1 {HASH}\nruamel-yaml==0.19.1 {HASH}\n")  # six belongs to the base image
     written(root, tmp_path / "a.json", "--lock", str(lock))
     lock.write_text(f"numpy==2.5.2 {HASH}\nrich==15.0.0 {HASH}\nruamel-yaml==0.19.1 {HASH}\n")
     with pytest.raises(Refused) as refused:
@@ -109,6 +109,6 @@ def test_what_is_installed_is_what_is_locked(root: Path, tmp_path: Path) -> None
     assert not (tmp_path / "c.json").exists()
 
 
-def test_a_folder_that_is_no_root_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_root_file_system_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadData, match="is it a root file system"):
         sbom.main(["--name", "x", "--version", "y", str(tmp_path), str(tmp_path / "a.json")])

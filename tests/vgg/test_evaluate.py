@@ -1,4 +1,4 @@
-"""Stage 3: every image once, the same numbers however they are batched, and refused where a number would lie."""
+"""Evaluation: every image once, results independent of batches and ranks, refusals, and the program."""
 
 import io
 import json
@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import EVALUATE, NUM_VAL, executor_input, flags, program, train_params
+from conftest import ALONE, EVALUATE, NUM_VAL, executor_input, flags, program, train_params
 from mlflow import MlflowClient
 from PIL import Image
-from test_train import ALONE, run
+from trainings import run
 
 from runtime.errors import Refused
 from runtime.shardset import ShardSet
@@ -43,8 +43,8 @@ def test_modes_counts_and_batching(shards: ShardSet, trained: Trained) -> None:
     np.testing.assert_allclose(alone.predictions["modes"]["loss"], found.predictions["modes"]["loss"], atol=1e-4)
 
 
-def test_posteriors_are_written_out(shards: ShardSet, trained: Trained) -> None:
-    """One image by hand: resize at every scale, mirror, mean over positions, softmax, mean."""
+def test_posteriors_equal_an_explicit_computation(shards: ShardSet, trained: Trained) -> None:
+    """Of one image: resize to every scale, mirror, mean over positions, softmax, mean."""
     params, split = parameters(), shards.split("val")
     model, pixels = trained.network(), trained.manifest["pixels"]
     mean, std = (torch.tensor(pixels[k])[:, None, None] for k in ("mean", "std"))
@@ -69,7 +69,7 @@ def test_posteriors_are_written_out(shards: ShardSet, trained: Trained) -> None:
     torch.testing.assert_close(found[3], (expected[0] + expected[1]) / 2, atol=5e-3, rtol=0)
 
 
-def test_resize_is_pillows_within_a_grey_level(images: Path) -> None:
+def test_resize_equals_pillow_within_one_grey_level(images: Path) -> None:
     picture = Image.open(images / "train" / "cat" / "0003.jpg").convert("RGB")
     for size in ((32, 48), (200, 150), (67, 101)):
         ours = resize(torch.from_numpy(np.array(picture))[None], *size)[0].numpy().astype(int)
@@ -77,7 +77,7 @@ def test_resize_is_pillows_within_a_grey_level(images: Path) -> None:
         assert np.abs(ours - theirs).max() <= 1
 
 
-def test_every_image_is_in_one_batch_with_others_of_its_size(shards: ShardSet) -> None:
+def test_every_image_is_in_one_batch_of_images_of_its_size(shards: ShardSet) -> None:
     split, seen = shards.split("val"), []
     for numbers in batches_of_one_size(split, parameters()):
         sizes = {(int(split.rows[n]["width"]), int(split.rows[n]["height"])) for n in numbers}
@@ -92,17 +92,17 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.long
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.faults)])
-def test_several_ranks_give_the_bytes_of_one_and_one_of_them_writes(
+def test_several_ranks_write_the_same_files_as_one(
     ranks: int, shards: ShardSet, trained: Trained, params_file: Path, tmp_path: Path
 ) -> None:
-    words = flags("evaluate", tmp_path, params_file)
-    for mine, command in (("alone", ["evaluate"]), ("together", ["launch", ranks, "components.evaluate"])):
-        done = program(str(command[0]), *command[1:], *words, cwd=tmp_path)
+    arguments = flags("evaluate", tmp_path, params_file)
+    for folder, command in (("alone", ["evaluate"]), ("together", ["launch", ranks, "components.evaluate"])):
+        done = program(str(command[0]), *command[1:], *arguments, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert done.stderr.count("← headline") == 1
-        (tmp_path / mine).mkdir()
-        for made in ("predictions", "m"):
-            (tmp_path / made).rename(tmp_path / mine / made)
+        (tmp_path / folder).mkdir()
+        for output in ("predictions", "m"):
+            (tmp_path / output).rename(tmp_path / folder / output)
     assert len(files(tmp_path / "alone")) == 9
     assert files(tmp_path / "together") == files(tmp_path / "alone")
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
@@ -118,7 +118,7 @@ def test_other_classes_are_refused(shards: ShardSet, trained: Trained) -> None:
         evaluate(parameters(), trained, shards, ALONE, lambda *_: None)
 
 
-def test_an_unfinished_training_and_damage_are_refused_with_78(
+def test_unfinished_and_damaged_trainings_are_refused_with_78(
     shards: ShardSet, trained: Trained, params_file: Path, tmp_path: Path
 ) -> None:
     weights = next((tmp_path / "model").glob("step-*/weights.safetensors"))
@@ -134,7 +134,7 @@ def test_an_unfinished_training_and_damage_are_refused_with_78(
     assert not (tmp_path / "m").exists()
 
 
-def test_the_program_writes_what_people_read(
+def test_the_program_writes_metrics_predictions_and_pictures(
     shards: ShardSet, trained: Trained, params_file: Path, tmp_path: Path
 ) -> None:
     done = program(

@@ -1,7 +1,7 @@
-"""Golden numbers: what is not part of a stage's identity, runtime/ and components/, changes no result.
+"""Golden numbers: results do not change, in particular not by changes outside the identity of a stage.
 
-A small training in fp32, one thread, gives known weights; sharding gives known images; evaluation known errors.  After
-a change of the science that is meant, `python tests/vgg/test_golden.py` records golden.json again.
+Sharding must give recorded images, a small training in fp32 with one thread recorded weights, and evaluation recorded
+errors.  After an intended change of results, `python tests/vgg/test_golden.py` records golden.json again.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from vgg.training.loop import train
 from vgg.training.run import Task
 
 GOLDEN = Path(__file__).with_name("golden.json")
-# 8 steps with momentum, decay, warm-up, dropout, colours, scales, micro-batches; no batch norm, which makes of every
-# rounding a thousand times as much
+# 8 steps with momentum, decay, warm-up, dropout, colour shift, scales and micro-batches; without batch norm, which
+# amplifies rounding a thousand times
 PARAMS = {
     "learning_rate": 0.02, "weight_decay": 0.01, "micro_batch_size": 4,
     "schedule": {"rule": "steps", "warmup_epochs": 0.5, "drop_factor": 4, "drop_epochs": [1]},
 }  # fmt: skip
-# of a tensor's numbers, relative to its norm.  Another instruction set makes 4e-7, the least of the changes below 3e-4.
+# of the values of a tensor, relative to its norm.  Another instruction set: 4e-7; the smallest of CHANGES: 3e-4.
 TOLERANCE = 1e-5
 
-CHANGES = {  # of an operator or a constant, and what it is made of
+CHANGES = {  # changes of an operator or a constant: name and code
     "momentum": "import vgg.training.run as m; f = torch.optim.SGD; m.torch.optim.SGD = "
     "lambda p, lr, momentum, **o: f(p, lr, 0.98 * momentum, **o)",
     "decay": "import vgg.training.run as m; f = torch.optim.SGD; m.torch.optim.SGD = "
@@ -74,7 +74,7 @@ class Silent:
 
 
 def measured(folder: Path) -> dict[str, Any]:
-    """Shard, train, evaluate; every tensor as its norm and its projections on four random vectors of norm 1."""
+    """Shard, train, evaluate.  Tensors are given by their norm and their projections on four random unit vectors."""
     torch.set_num_threads(1)
     CONFIGURATIONS["A"] = NARROW["A"]
     for split, count in (("train", NUM_TRAIN), ("val", NUM_VAL)):
@@ -105,8 +105,8 @@ def measured(folder: Path) -> dict[str, Any]:
     }
 
 
-def apart(found: dict[str, Any], golden: dict[str, Any]) -> float:
-    """The largest difference of a tensor's numbers, relative to its norm."""
+def difference(found: dict[str, Any], golden: dict[str, Any]) -> float:
+    """The largest difference of the values of a tensor, relative to its norm."""
     assert found["tensors"].keys() == golden["tensors"].keys()
     return max(
         max(abs(a - b) for a, b in zip(found["tensors"][name], golden["tensors"][name], strict=True))
@@ -116,7 +116,7 @@ def apart(found: dict[str, Any], golden: dict[str, Any]) -> float:
 
 
 def run_alone(tmp_path: Path, change: str = "", **env: str) -> dict[str, Any]:
-    """Measured in a process of its own.  change: Python that runs before."""
+    """measured() in a separate process.  change: Python code that runs before it."""
     script = (
         "import json, sys, torch; from pathlib import Path; import test_golden\n"
         f"{change}\nprint(json.dumps(test_golden.measured(Path(sys.argv[1]))))"
@@ -136,8 +136,8 @@ def test_shards_training_and_evaluation_give_the_golden_numbers(tmp_path: Path) 
     assert found["mean"] == golden["mean"]
     assert found["samples"] == golden["samples"]
     if found["cpu"] == golden["cpu"] and found["weights_sha256"] != golden["weights_sha256"]:
-        print(f"other bits on the same instruction set ({found['cpu']}): of another CPU, or of a change")
-    assert apart(found, golden) < TOLERANCE
+        print(f"other bits on the same instruction set ({found['cpu']}): another CPU, or a change")
+    assert difference(found, golden) < TOLERANCE
     assert found["predictions"] == pytest.approx(golden["predictions"], rel=1e-3)
 
 
@@ -148,13 +148,13 @@ def test_another_instruction_set_is_within_the_tolerance(isa: str, tmp_path: Pat
     found = run_alone(tmp_path, ATEN_CPU_CAPABILITY=isa, ONEDNN_MAX_CPU_ISA=onednn)
     golden = json.loads(GOLDEN.read_text())
     assert found["weights_sha256"] != golden["weights_sha256"]
-    assert apart(found, golden) < TOLERANCE / 5
+    assert difference(found, golden) < TOLERANCE / 5
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_operator_is_far_outside_of_it(change: str, tmp_path: Path) -> None:
-    assert apart(run_alone(tmp_path, CHANGES[change]), json.loads(GOLDEN.read_text())) > 5 * TOLERANCE
+def test_a_changed_operator_is_far_outside_the_tolerance(change: str, tmp_path: Path) -> None:
+    assert difference(run_alone(tmp_path, CHANGES[change]), json.loads(GOLDEN.read_text())) > 5 * TOLERANCE
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The networks of Table 1, torchvision's twins, the dense form, the schedule and the counts."""
+"""The networks of Table 1, compatibility with torchvision, the dense form, schedules, counts and dropout."""
 
 import math
 import shutil
@@ -51,7 +51,7 @@ def test_parameter_counts_are_the_papers(configuration: str) -> None:
 
 
 @pytest.mark.parametrize(("configuration", "batch_norm", "name"), TWINS)
-def test_state_dicts_go_both_ways_to_torchvision(configuration: str, batch_norm: bool, name: str) -> None:
+def test_state_dicts_match_torchvision(configuration: str, batch_norm: bool, name: str) -> None:
     with torch.device("meta"):
         theirs = getattr(torchvision.models, name)(num_classes=1000)
         ours = VGG(Architecture(configuration, batch_norm, 4096, 1000, 224))
@@ -62,7 +62,7 @@ def test_state_dicts_go_both_ways_to_torchvision(configuration: str, batch_norm:
 
 @pytest.mark.parametrize(("configuration", "batch_norm"), [("D", False), ("A", True)])
 def test_logits_equal_torchvisions(configuration: str, batch_norm: bool) -> None:
-    """At 224 pixels with real weights, a narrow classifier for speed; loaded in both directions."""
+    """At 224 pixels, with a narrow classifier for speed; state_dicts are loaded in both directions."""
     torch.manual_seed(0)
     name = {"D": "vgg16", "A": "vgg11"}[configuration] + ("_bn" if batch_norm else "")
     theirs = getattr(torchvision.models, name)(num_classes=10)
@@ -86,13 +86,13 @@ def test_logits_equal_torchvisions(configuration: str, batch_norm: bool) -> None
         torch.testing.assert_close(theirs.eval()(images), ours.eval()(images), atol=1e-5, rtol=1e-5)
 
 
-def test_another_input_size_is_an_error_and_not_a_squeeze() -> None:
+def test_another_input_size_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"expected \(n, 3, 64, 64\), got \(1, 3, 96, 96\)"):
         VGG(architecture())(torch.zeros(1, 3, 96, 96))
 
 
 @pytest.mark.parametrize("init", ["glorot", "kaiming", "normal"])
-def test_inits_have_their_deviations_and_repeat(init: str) -> None:
+def test_inits_have_their_deviations_and_are_reproducible(init: str) -> None:
     models = [blank(architecture("D", width=512)) for _ in range(2)]
     for model in models:
         initialise(model, init, seed=5)
@@ -119,7 +119,7 @@ def test_batch_norm_starts_as_identity() -> None:
 
 
 @pytest.mark.parametrize("configuration", ["B", "C", "D", "E"])
-def test_the_transplant_from_net_a(configuration: str) -> None:
+def test_transplant_from_net_a(configuration: str) -> None:
     shallow, deep = VGG(architecture("A")), VGG(architecture(configuration))
     before = {k: v.clone() for k, v in deep.state_dict().items()}
     copied = transplant(deep, shallow)
@@ -144,8 +144,8 @@ def test_dense_equals_the_classifier_at_the_training_size(configuration: str) ->
         torch.testing.assert_close(found[:, :, 0, 0], model(images), atol=1e-5, rtol=1e-5)
 
 
-def test_dense_positions_are_the_classifier_on_shifted_maps() -> None:
-    """On a larger image every position is fc6 to fc8 on a window of the last map."""
+def test_dense_positions_equal_the_classifier_on_windows() -> None:
+    """On a larger image every position equals fc6 to fc8 on a window of the last map."""
     torch.manual_seed(2)
     model = blank(architecture("A")).eval()
     initialise(model, "kaiming", 2)
@@ -166,7 +166,7 @@ def test_dense_positions_are_the_classifier_on_shifted_maps() -> None:
             dense.score_map(torch.zeros(1, 3, 63, 64))
 
 
-def test_the_papers_plateau_ends_at_a_rate_of_1e_5() -> None:
+def test_the_plateau_rule_of_the_paper_ends_at_1e_5() -> None:
     rule = Plateau(rule="plateau", warmup_epochs=0, drop_factor=10, patience=2, min_improvement=0.001, max_drops=3)
     schedule, rates = Schedule(rule, 0.01, steps_per_epoch=10), []
     for error in [0.9, 0.5, 0.5, 0.4995, 0.3, 0.31, 0.32, 0.33, 0.34, 0.35, 0.36]:
@@ -187,7 +187,7 @@ def test_fixed_steps_and_warm_up() -> None:
     assert not schedule.finished
 
 
-def test_ranks_equal_a_sorted_list_ties_included() -> None:
+def test_ranks_of_labels_equal_those_of_a_sorted_list() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.randint(0, 6, (200, 12), generator=generator).float()  # many ties
     labels = torch.randint(0, 12, (200,), generator=generator)
@@ -199,7 +199,7 @@ def test_ranks_equal_a_sorted_list_ties_included() -> None:
         ranks_of_labels(scores, labels[:, None])
 
 
-def test_counts_do_not_depend_on_how_images_are_shared_out() -> None:
+def test_counts_do_not_depend_on_the_number_of_ranks() -> None:
     scores, labels = torch.randn(101, 10), torch.randint(0, 10, (101,))
     whole = Counts.zeros(torch.device("cpu"))
     whole.add(scores, labels)
@@ -214,7 +214,7 @@ def test_counts_do_not_depend_on_how_images_are_shared_out() -> None:
 
 
 def splitmix64(x: int) -> int:
-    """As its authors have it, on unsigned numbers."""
+    """The published function, on unsigned integers."""
     mask = 2**64 - 1
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & mask
     x = (x ^ x >> 27) * 0x94D049BB133111EB & mask
@@ -234,7 +234,7 @@ COLUMNS = 65
 
 @pytest.fixture
 def kept() -> torch.Tensor:
-    """Outputs of a layer that dropout leaves: a function of key, layer and column."""
+    """Which outputs of a layer dropout keeps: a function of key, layer and column."""
     mask, least, layer = 2**64 - 1, round(0.3 * 2**24), 6 * 2**32
     rows = [
         [splitmix64(key + (layer + n) * 0x9E3779B97F4A7C15 & mask) >> 40 >= least for n in range(1, COLUMNS + 1)]
@@ -244,21 +244,21 @@ def kept() -> torch.Tensor:
     return torch.tensor(rows)
 
 
-def test_dropout_by_hand(kept: torch.Tensor) -> None:
+def test_dropout_keeps_the_expected_outputs(kept: torch.Tensor) -> None:
     dropout = Dropout(0.3, 6).train()
     assert torch.equal(dropout(torch.ones(kept.shape), KEYS) > 0, kept)
 
 
-@pytest.mark.faults  # a compiler's 20 seconds
+@pytest.mark.faults  # compiling takes 20 seconds
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")
-def test_compiled_dropout_takes_the_same_outputs(kept: torch.Tensor) -> None:
-    """As on a GPU; a compiler that reckons with exact integers would refuse it, or take others."""
+def test_compiled_dropout_keeps_the_same_outputs(kept: torch.Tensor) -> None:
+    """As on a GPU; a compiler that does not wrap integers would fail or keep others."""
     dropout = torch.compile(Dropout(0.3, 6).train(), dynamic=False)
     assert torch.equal(dropout(torch.ones(kept.shape), KEYS) > 0, kept)
 
 
-def test_every_region_that_is_compiled_has_code_of_ours() -> None:
-    """Modules whose forward is torch.nn's own are passed over by the compiler of torch 2.11, without a word."""
+def test_compiled_modules_define_forward() -> None:
+    """torch 2.11 silently does not compile modules whose forward is that of a torch.nn class."""
     model = blank(Architecture("A", False, 16, 3, 32))
     for region in (model.features, model.classifier, Prepare([0.0] * 3, [1.0] * 3)):
         assert type(region).forward.__module__.startswith("vgg."), region

@@ -1,4 +1,4 @@
-"""Who reaches whom, by the network policies of deploy/, added up as Kubernetes does it."""
+"""Connections that the network policies of deploy/ allow, combined as in Kubernetes."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ MLFLOW = {"app": "mlflow"}
 
 def selects(selector: Json, labels: dict[str, str]) -> bool:
     def holds(rule: Json) -> bool:
-        there, value = rule["key"] in labels, labels.get(rule["key"])
-        return {"Exists": there, "DoesNotExist": not there, "In": value in rule.get("values", [])}[rule["operator"]]
+        exists, value = rule["key"] in labels, labels.get(rule["key"])
+        return {"Exists": exists, "DoesNotExist": not exists, "In": value in rule.get("values", [])}[rule["operator"]]
 
     wanted = selector.get("matchLabels", {})
     return wanted.items() <= labels.items() and all(map(holds, selector.get("matchExpressions", [])))
 
 
-def meets(peer: Json, other: dict[str, str] | str, namespace: str) -> bool:
-    """Whether a peer of a rule is a pod, given by labels and namespace, or an address."""
+def matches(peer: Json, other: dict[str, str] | str, namespace: str) -> bool:
+    """Whether a peer of a rule matches a pod, given by labels and namespace, or an address."""
     if isinstance(other, str):
         block = peer.get("ipBlock", {"cidr": "0.0.0.0/32"})
-        address, but = ipaddress.ip_address(other), map(ipaddress.ip_network, block.get("except", []))
-        return address in ipaddress.ip_network(block["cidr"]) and not any(address in network for network in but)
+        address, excluded = ipaddress.ip_address(other), map(ipaddress.ip_network, block.get("except", []))
+        return address in ipaddress.ip_network(block["cidr"]) and not any(address in network for network in excluded)
     if "ipBlock" in peer:
         return False
     if "namespaceSelector" in peer:
-        fits = selects(peer["namespaceSelector"], {"kubernetes.io/metadata.name": namespace})
+        in_namespace = selects(peer["namespaceSelector"], {"kubernetes.io/metadata.name": namespace})
     else:
-        fits = namespace == "kubeflow"  # the policy's own
-    return fits and selects(peer.get("podSelector", {}), other)
+        in_namespace = namespace == "kubeflow"  # that of the policy
+    return in_namespace and selects(peer.get("podSelector", {}), other)
 
 
-def passes(direction: str, pod: dict[str, str], other: dict[str, str] | str, port: int, namespace: str) -> bool:
-    """Whether the policies let a pod of the runs' namespace speak with another, as Kubernetes adds them up."""
+def allowed(direction: str, pod: dict[str, str], other: dict[str, str] | str, port: int, namespace: str) -> bool:
+    """Whether the policies allow a connection of a pod in the namespace of the runs: if any of them does."""
     policies = [d["spec"] for d in rendered("base") if d["kind"] == "NetworkPolicy"]
     mine = [p for p in policies if direction in p["policyTypes"] and selects(p["podSelector"], pod)]
     rules = [rule for policy in mine for rule in policy.get(direction.lower(), [])]
     peers = {"Egress": "to", "Ingress": "from"}[direction]
     return not mine or any(
         port in [p["port"] for p in rule.get("ports", [{"port": port}])]
-        and any(meets(peer, other, namespace) for peer in rule[peers])
+        and any(matches(peer, other, namespace) for peer in rule[peers])
         for rule in rules
     )
 
 
 @pytest.mark.parametrize(
-    "pod, other, namespace, port, reached",
+    "pod, other, namespace, port, expected",
     [
         (STEP, {"k8s-app": "kube-dns"}, "kube-system", 53, True),
         (NODE, {"k8s-app": "kube-dns"}, "kube-system", 53, True),
@@ -64,7 +64,7 @@ def passes(direction: str, pod: dict[str, str], other: dict[str, str] | str, por
         (STEP, MLFLOW, "kubeflow", 22, False),
         (STEP, {"app": "seaweedfs"}, "kubeflow", 8333, True),
         (NODE, {"app": "minio"}, "kubeflow", 9000, True),
-        (STEP, {"app": "seaweedfs"}, "kubeflow", 8111, False),  # its administration
+        (STEP, {"app": "seaweedfs"}, "kubeflow", 8111, False),  # the admin port
         (STEP, {"app": "seaweedfs"}, "elsewhere", 8333, False),
         (STEP, {"app": "ml-pipeline"}, "kubeflow", 8887, True),
         (STEP, {"component": "metadata-grpc-server"}, "kubeflow", 8080, True),
@@ -88,14 +88,14 @@ def passes(direction: str, pod: dict[str, str], other: dict[str, str] | str, por
         (MLFLOW, STEP, "kubeflow", 443, False),
     ],
 )
-def test_pods_reach_what_they_need_and_nothing_else(
-    pod: dict[str, str], other: dict[str, str] | str, namespace: str, port: int, reached: bool
+def test_pods_open_required_connections_only(
+    pod: dict[str, str], other: dict[str, str] | str, namespace: str, port: int, expected: bool
 ) -> None:
-    assert passes("Egress", pod, other, port, namespace) is reached
+    assert allowed("Egress", pod, other, port, namespace) is expected
 
 
 @pytest.mark.parametrize(
-    "pod, other, port, let_in",
+    "pod, other, port, expected",
     [
         (MLFLOW, STEP, 5000, True),
         (MLFLOW, NODE, 5000, True),
@@ -107,7 +107,7 @@ def test_pods_reach_what_they_need_and_nothing_else(
         (STEP, OUTSIDE, 8080, False),
     ],
 )
-def test_pods_are_reached_by_those_who_need_them(
-    pod: dict[str, str], other: dict[str, str] | str, port: int, let_in: bool
+def test_pods_accept_required_connections_only(
+    pod: dict[str, str], other: dict[str, str] | str, port: int, expected: bool
 ) -> None:
-    assert passes("Ingress", pod, other, port, "kubeflow") is let_in
+    assert allowed("Ingress", pod, other, port, "kubeflow") is expected

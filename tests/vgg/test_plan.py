@@ -1,4 +1,4 @@
-"""The plan of a training: the paper's arithmetic, what torch really keeps, and what a real run really does."""
+"""The plan of a training, compared with the paper, with tensors saved by torch, and with a real run."""
 
 import json
 from contextlib import nullcontext
@@ -57,7 +57,7 @@ def test_parameters_and_multiply_adds_of_table_2(configuration: str, parameters:
 def test_the_plan_of_the_papers_run() -> None:
     params = load(str(ROOT / "recipes/imagenet-d-256.yaml"), "train", TrainParams)
     text = "\n".join(plan.lines(params, IMAGENET, ranks=8, images_per_second=4500))
-    for said in (
+    for expected in (
         "1,281,167 images, 1,000 classes",
         "256 images a step = 32 a rank × 8; at once 32",
         "5,004.6 an epoch · 74 epochs = 370,338 steps",  # the paper: 370K iterations, 74 epochs
@@ -68,13 +68,13 @@ def test_the_plan_of_the_papers_run() -> None:
         "138,357,544 parameters; first weights: shallower from --initial",
         "30.94 GFLOP an image forward",
         "92.82 GFLOP in training",
-        "8.80 EFLOP in all",
+        "8.80 EFLOP in total",
         "weights 553.43 MB · momentum 553.43 MB · gradients 553.43 MB · bf16 copies 276.72 MB",
         "5.9 h at 4,500 images/s",
     ):
-        assert said in text, text
+        assert expected in text, text
     assert max(map(len, text.splitlines())) <= 120
-    # measured with torchvision's vgg16, bf16: 42.8 MB an image, 12.2 MB of it indices of poolings; in fp32 73.4 MB
+    # measured with torchvision's vgg16: 42.8 MB per image in bf16, 12.2 MB of it for pooling indices; 73.4 MB in fp32
     assert plan.saved_bytes(network("D"), 2) / 1e6 == pytest.approx(42.8, abs=0.1)
     assert plan.saved_bytes(network("D"), 4) / 1e6 == pytest.approx(73.4, abs=0.3)
 
@@ -92,12 +92,12 @@ def test_every_recipe_has_a_plan(path: Path, ranks: int) -> None:
     assert max(map(len, found)) <= 120
 
 
-def kept_for_backward(net: VGG, num_images: int, dtype: torch.dtype) -> int:
-    """Bytes of all memory that a forward pass holds on to for the backward pass, each storage once."""
-    kept: dict[int, torch.UntypedStorage] = {}
+def saved_for_backward(net: VGG, num_images: int, dtype: torch.dtype) -> int:
+    """Bytes that a forward pass saves for the backward pass; each storage counts once."""
+    storages: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
         return tensor
 
     size = net.architecture.input_size
@@ -108,7 +108,7 @@ def kept_for_backward(net: VGG, num_images: int, dtype: torch.dtype) -> int:
             scores = net(images, keys)
         loss = functional.cross_entropy(scores.float(), labels)
     loss.backward()  # type: ignore[no-untyped-call]
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(storage.nbytes() for storage in storages.values())
 
 
 @pytest.fixture
@@ -122,19 +122,19 @@ def eighth(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("configuration", list(CONFIGURATIONS))
-def test_memory_of_activations_is_what_torch_keeps(
+def test_memory_of_activations_equals_what_torch_saves(
     configuration: str, batch_norm: bool, precision: str, eighth: None
 ) -> None:
-    """To the byte.  Of two images and of four: what does not grow with them, weights and their copies, drops out."""
+    """Exactly.  The difference between two and four images excludes weights and their copies."""
     net = VGG(Architecture(configuration, batch_norm, 48, 10, 64), 0.5)
     initialise(net, "kaiming", 1)
     net = net.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    two, four = (kept_for_backward(net, n, dtype) for n in (2, 4))
+    two, four = (saved_for_backward(net, n, dtype) for n in (2, 4))
     measured, item = (four - two) / 2, 2 if precision == "bf16" else 4
-    expected = plan.saved_bytes(net, item) + 8  # the label, which is counted with the crops
+    expected = plan.saved_bytes(net, item) + 8  # the label, which the plan does not count
     if configuration == "A-LRN" and precision == "bf16":
-        expected += 2 * (8 + 4) * 64**2  # autocast has LRN's mean over squares in fp32 on a CPU, in bf16 on a GPU
+        expected += 2 * (8 + 4) * 64**2  # under autocast LRN's mean of squares is fp32 on a CPU and bf16 on a GPU
     assert measured == expected
 
 
@@ -154,7 +154,7 @@ def test_memory_of_a_rank() -> None:
     assert plain["activations"] == 10 * plan.saved_bytes(net, 4)
 
 
-def test_auto_takes_no_more_images_at_once_than_training_does() -> None:
+def test_the_micro_batch_of_auto_is_that_of_training() -> None:
     auto = {"batch_size": 4096, "micro_batch_size": "auto"}
     assert plan.micro_batch(train_params(**auto, input_size=224, train_scale=256), 2) == 512
     assert plan.micro_batch(train_params(**auto, input_size=224, train_scale=256), 16) == 256
@@ -163,7 +163,7 @@ def test_auto_takes_no_more_images_at_once_than_training_does() -> None:
 
 @pytest.mark.parametrize("num_images", [1_281_167, 1501, 50_000])
 @pytest.mark.parametrize("batch_size", [256, 32, 7])
-def test_drops_are_where_the_schedule_has_them(num_images: int, batch_size: int) -> None:
+def test_drop_steps_match_the_schedule(num_images: int, batch_size: int) -> None:
     rule = Steps(rule="steps", warmup_epochs=0, drop_factor=10, drop_epochs=[1, 2.5, 3])
     schedule = Schedule(rule, 1.0, num_images / batch_size)
     found = plan.drop_steps(rule, num_images / batch_size)
@@ -171,7 +171,7 @@ def test_drops_are_where_the_schedule_has_them(num_images: int, batch_size: int)
 
 
 @pytest.mark.parametrize(("patience", "max_drops"), [(5, 3), (1, 0), (2, 1)])
-def test_the_earliest_end_is_that_of_the_plateau_rule(patience: int, max_drops: int) -> None:
+def test_the_earliest_end_matches_the_plateau_rule(patience: int, max_drops: int) -> None:
     rule = {
         "rule": "plateau", "warmup_epochs": 0, "drop_factor": 10, "min_improvement": 0.001, "patience": patience,
         "max_drops": max_drops,
@@ -185,7 +185,7 @@ def test_the_earliest_end_is_that_of_the_plateau_rule(patience: int, max_drops: 
     assert "too few epochs" in "\n".join(plan.lines(train_params(schedule=rule, epochs=epochs), IMAGENET))
 
 
-def test_a_real_run_has_the_steps_and_the_bytes_of_its_plan(narrow: None, shards: ShardSet, tmp_path: Path) -> None:
+def test_steps_and_bytes_of_a_run_match_its_plan(narrow: None, shards: ShardSet, tmp_path: Path) -> None:
     params = train_params(configuration="D", batch_norm=True, checkpoint_steps=3)
     run(shards, tmp_path / "model", configuration="D", batch_norm=True, checkpoint_steps=3)
     data = plan.data("{}", shards.manifest)
@@ -199,75 +199,73 @@ def test_a_real_run_has_the_steps_and_the_bytes_of_its_plan(narrow: None, shards
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, where a dry run must leave nothing."""
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory, in which the plan must create nothing."""
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     return tmp_path / "empty"
 
 
-def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+def output(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     main([*map(str, arguments)])
     return capsys.readouterr().out
 
 
-def test_a_plan_needs_and_makes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_needs_no_data_and_creates_no_files(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
     imagenet = ROOT / "recipes/imagenet-d-256.yaml"
-    assert "1,281,167 images, 1,000 classes (ILSVRC2012)" in said(capsys, "--params", imagenet)
-    assert "128 a rank × 2" in said(capsys, "--params", imagenet, "--ranks", 2)
-    assert "26.3 h at 1,000 images/s" in said(capsys, "--params", imagenet, "--images-per-second", 1000)
-    assert "(as said)" in said(capsys, "--params", imagenet, "--num-images", 1000, "--num-classes", 10)
-    found = said(capsys, "--params", imagenet, "--num-images", 256)
-    assert "256 images, 1,000 classes (ILSVRC2012 and as said)" in found
+    assert "1,281,167 images, 1,000 classes (ILSVRC2012)" in output(capsys, "--params", imagenet)
+    assert "128 a rank × 2" in output(capsys, "--params", imagenet, "--ranks", 2)
+    assert "26.3 h at 1,000 images/s" in output(capsys, "--params", imagenet, "--images-per-second", 1000)
+    assert "(as given)" in output(capsys, "--params", imagenet, "--num-images", 1000, "--num-classes", 10)
+    found = output(capsys, "--params", imagenet, "--num-images", 256)
+    assert "256 images, 1,000 classes (ILSVRC2012 and as given)" in found
     assert "74 epochs = 74 steps" in found
-    assert "1,501 images, 10 classes (digits)" in said(capsys, "--params", ROOT / "params.yaml")
-    assert list(here.iterdir()) == []
+    assert "1,501 images, 10 classes (digits)" in output(capsys, "--params", ROOT / "params.yaml")
+    assert list(empty.iterdir()) == []
 
 
-def test_counts_that_nothing_tells_are_asked_for(
-    here: Path, shards: ShardSet, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = here.parent / "params.yaml"
+def test_unknown_counts_are_required(empty: Path, shards: ShardSet, capsys: pytest.CaptureFixture[str]) -> None:
+    path = empty.parent / "params.yaml"
     path.write_text(json.dumps({"shard": SHARD, "train": TRAIN, "evaluate": EVALUATE, "register": REGISTER}))
     for params, unknown in (
-        (path, "shard.source 'folder' does not say"),
+        (path, "shard.source 'folder' does not determine"),
         (json.dumps(TRAIN), "'train' alone does not"),
     ):
-        for more in ([], ["--num-images", 5], ["--shards", here / "none"]):
+        for more in ([], ["--num-images", 5], ["--shards", empty / "none"]):
             with pytest.raises(WrongParameters, match=f"{unknown}.*{NEEDS_COUNTS}"):
-                said(capsys, "--params", params, *more)
-        assert "500 images, 3 classes" in said(capsys, "--params", params, "--num-images", 500, "--num-classes", 3)
-        assert "30 images, 3 classes (its shards)" in said(capsys, "--params", params, "--shards", shards.directory)
+                output(capsys, "--params", params, *more)
+        assert "500 images, 3 classes" in output(capsys, "--params", params, "--num-images", 500, "--num-classes", 3)
+        assert "30 images, 3 classes (its shards)" in output(capsys, "--params", params, "--shards", shards.directory)
         with pytest.raises(WrongParameters, match="8 is below the number of ranks, 9"):
-            said(capsys, "--params", params, "--shards", shards.directory, "--ranks", 9)
+            output(capsys, "--params", params, "--shards", shards.directory, "--ranks", 9)
 
 
 def errors(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """What the parser says before it exits with 64."""
+    """The message of the parser before it exits with 64."""
     with pytest.raises(SystemExit) as caught:
         main([*map(str, arguments)])
     assert caught.value.code == 64
     return capsys.readouterr().err
 
 
-def test_what_is_required(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_required_flags(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
     required = [action.dest for action in train_parser()._actions if action.required]
     assert required == ["params", "shards", "initial", "checkpoint", "curves", "metrics"]
     assert "required: --params" in errors(capsys)
     for wrong in (["--ranks", "0"], ["--ranks", "many"], ["--num-images", "-3"], ["--images-per-second", "nan"]):
         assert wrong[0] in errors(capsys, "--params", ROOT / "params.yaml", *wrong)
-    assert list(here.iterdir()) == []
+    assert list(empty.iterdir()) == []
 
 
-def test_the_plan_is_a_program_that_reports_wrong_parameters_like_any_other(here: Path) -> None:
-    done = program("train.plan", "--params", ROOT / "params.yaml", cwd=here)
+def test_the_program_reports_wrong_parameters(empty: Path) -> None:
+    done = program("train.plan", "--params", ROOT / "params.yaml", cwd=empty)
     assert (done.returncode, done.stdout.split()[:3]) == (0, ["data", "1,501", "images,"])
-    wrong = here.parent / "wrong.yaml"
+    wrong = empty.parent / "wrong.yaml"
     wrong.write_text((ROOT / "params.yaml").read_text().replace("batch_size: 32", "batch_size: 0"))
-    done = program("train.plan", "--params", wrong, cwd=here)
+    done = program("train.plan", "--params", wrong, cwd=empty)
     assert done.returncode == 64
     assert "train.batch_size: should be greater than or equal to 1, not 0" in done.stderr
-    assert list(here.iterdir()) == []
+    assert list(empty.iterdir()) == []
 
 
 def test_training_does_not_depend_on_its_plan() -> None:

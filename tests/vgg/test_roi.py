@@ -1,4 +1,4 @@
-"""A crop decoded alone is Pillow's decode, crop, resize, within two grey levels: any size, scale and kind of JPEG."""
+"""Region-of-interest decoding equals Pillow's decode, crop, resize within two grey levels, for all kinds of JPEG."""
 
 import io
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from vgg.data.images import Pixels
 from vgg.data.stream import Cut
 from vgg.data.windows import Window, centre_window, crop_window
 
-PHOTOGRAPHS = [  # real ones, 640 x 427, that come with scikit-learn
+PHOTOGRAPHS = [  # 640 x 427, from scikit-learn
     (Path(sklearn.datasets.__file__).parent / "images" / name).read_bytes() for name in ("china.jpg", "flower.jpg")
 ]
 KINDS: dict[str, dict[str, Any]] = {
@@ -49,21 +49,21 @@ def encoded(image: Image.Image, **options: Any) -> bytes:
 
 @pytest.fixture(params=["nvimgcodec", "pillow", "device cpu", "device cuda"])
 def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cut:
-    """What decodes on this machine, what stands in where it has no wheel, and what decodes where the network is."""
-    assert roi.nvimgcodec is not None, "the lock has it: without it these tests prove nothing"
+    """The CPU decoder, its replacement without nvImageCodec, and DeviceDecoder on a CPU and a GPU."""
+    assert roi.nvimgcodec is not None, "nvImageCodec is in the lock file and required for these tests"
     if request.param == "pillow":
         monkeypatch.setattr(roi, "nvimgcodec", None)
     if not request.param.startswith("device"):
         return roi.crops
     device = torch.device(request.param.split()[1])
     if device.type == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no GPU here: its decoders are not tested on this machine")
+        pytest.skip("no GPU: its decoders are not tested")
     on_device = roi.DeviceDecoder(device)
 
     def crops(images: Sequence[bytes], windows: Sequence[Window], into: Pixels) -> dict[int, str]:
-        there = torch.from_numpy(into).to(device)
-        bad = on_device.crops(images, windows, there)
-        into[:] = there.cpu().numpy()
+        output = torch.from_numpy(into).to(device)
+        bad = on_device.crops(images, windows, output)
+        into[:] = output.cpu().numpy()
         return bad
 
     return crops
@@ -104,7 +104,7 @@ OBLONG = [  # shares of an image: left, top, width, height
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sides", [(501, 333), (97, 401), (1203, 799), (33, 32), (3, 300)])
 def test_windows_of_any_ratio_become_squares(cut: Cut, sides: tuple[int, int], kind: str, size: int) -> None:
-    """Shrunk along one side and enlarged along the other, too."""
+    """Also shrunk along one side and enlarged along the other."""
     width, height = sides
     data = encoded(photograph(sides), **KINDS[kind])
     found = []
@@ -114,7 +114,7 @@ def test_windows_of_any_ratio_become_squares(cut: Cut, sides: tuple[int, int], k
         found.append(differences(cut, data, window, size).ravel())
     together = np.concatenate(found)
     assert together.max() <= 2
-    assert together.mean() < 0.2  # of few pixels, rounded twice, on steep slopes
+    assert together.mean() < 0.2  # some windows have few pixels and steep slopes; rounding occurs twice
 
 
 def test_grey_images_are_three_equal_channels(cut: Cut) -> None:
@@ -123,7 +123,7 @@ def test_grey_images_are_three_equal_channels(cut: Cut) -> None:
 
 
 def test_exif_orientation_is_not_applied(cut: Cut) -> None:
-    """The index has width and height as stored; a decoder that turned the image would cut elsewhere."""
+    """The index has width and height as stored; a decoder that rotates the image would cut another window."""
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encoded(photograph((300, 200)), exif=exif)
@@ -133,14 +133,14 @@ def test_exif_orientation_is_not_applied(cut: Cut) -> None:
 def test_an_image_smaller_than_its_window_is_refused_not_padded(cut: Cut) -> None:
     data = encoded(photograph((100, 80)))
     into = np.full((1, 224, 224, 3), 77, np.uint8)
-    assert cut([data], [Window(10, 1, 80, 80)], into) == {0: "has 100 x 80 pixels, its crop reaches to 90 x 81"}
+    assert cut([data], [Window(10, 1, 80, 80)], into) == {0: "has 100 x 80 pixels, but its crop ends at 90 x 81"}
     assert (into == 77).all()
     for window, end in ((Window(0, 1, 100, 80), "100 x 81"), (Window(61, 0, 40, 80), "101 x 80")):
-        assert cut([data], [window], into) == {0: f"has 100 x 80 pixels, its crop reaches to {end}"}
+        assert cut([data], [window], into) == {0: f"has 100 x 80 pixels, but its crop ends at {end}"}
     assert differences(cut, data, Window(0, 0, 100, 80)).max() <= 2
 
 
-def test_bad_images_are_told_by_position_and_the_others_are_right(cut: Cut) -> None:
+def test_bad_images_are_reported_by_position_and_the_others_decoded(cut: Cut) -> None:
     whole = PHOTOGRAPHS[0]
     images = [whole, b"", whole[: len(whole) // 3], b"no image at all", whole]
     windows = [crop_window(640, 427, 256, 224, 0.5, 0.99)] * 5
@@ -150,7 +150,7 @@ def test_bad_images_are_told_by_position_and_the_others_are_right(cut: Cut) -> N
         assert np.abs(into[number].astype(int) - reference(whole, windows[0], 224)).max() <= 2
 
 
-def test_more_images_than_a_call_takes_keep_their_order(cut: Cut) -> None:
+def test_several_decoder_calls_keep_the_order(cut: Cut) -> None:
     images = [encoded(photograph((60 + i, 50), seed=i)) for i in range(2 * roi.BATCH + 3)]
     windows = [centre_window(60 + i, 50, 40, 32) for i in range(len(images))]
     into = np.zeros((len(images), 32, 32, 3), np.uint8)

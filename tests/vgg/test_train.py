@@ -1,4 +1,4 @@
-"""Stage 2: resumed is undisturbed, refused is refused, and the gradient is that of the whole batch."""
+"""Training: resuming, refusals, numerics of an update, micro-batches, warnings."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ from vgg.training.warmup import fit, warm_up
 
 @pytest.mark.parametrize("decoder", ["cpu", "device"])
 def test_resume_ends_with_the_same_bytes(decoder: str, narrow: None, shards: ShardSet, tmp_path: Path) -> None:
-    """Stopped at every kind of moment: before a save, after one, across an epoch; weights, momentum, history, all."""
+    """Stopped before a save, after one and across an epoch: all files equal those of an uninterrupted run."""
     straight = run(shards, tmp_path / "straight", decoder=decoder).points
     resumed = []
     for stop_at in (1, 3, 1, 2):
@@ -49,9 +49,9 @@ def test_resume_ends_with_the_same_bytes(decoder: str, narrow: None, shards: Sha
     assert again == []  # a finished run is not trained again
 
 
-@pytest.mark.faults  # of ranks under the launcher, test_launch.py shows it in the quick suite
-def test_killed_for_real_and_run_again(shards: ShardSet, params_file: Path, tmp_path: Path) -> None:
-    """kill -9 of the program at three moments; the end is bit for bit the undisturbed run."""
+@pytest.mark.faults  # the quick suite covers it with ranks under the launcher, in test_launch.py
+def test_killed_and_run_again(shards: ShardSet, params_file: Path, tmp_path: Path) -> None:
+    """kill -9 of the program at three moments: the result equals the uninterrupted run bit for bit."""
     run(shards, tmp_path / "straight")
     arguments = list(map(str, flags("train", tmp_path, params_file)))
     command = [sys.executable, "-m", "components.train", *arguments]
@@ -101,7 +101,7 @@ def test_sigterm_saves_and_exits_with_75(shards: ShardSet, params_file: Path, tm
     assert checkpoint.newest(tmp_path / "model", shapes_of) is not None
 
 
-def test_a_damaged_newest_checkpoint_is_named_and_passed_over(
+def test_a_damaged_newest_checkpoint_is_reported_and_skipped(
     narrow: None, shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run(shards, tmp_path / "straight")
@@ -128,7 +128,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_passed_over(
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"learning_rate": 0.02}, r"train\.learning_rate: 0\.01 there, 0\.02 here"),
         ({"configuration": "B"}, r"network\.configuration: A there, B here"),
@@ -137,14 +137,14 @@ def test_a_damaged_newest_checkpoint_is_named_and_passed_over(
     ],
 )
 def test_an_unfinished_run_with_other_inputs_is_refused(
-    narrow: None, changes: dict, said: str, shards: ShardSet, tmp_path: Path
+    narrow: None, changes: dict, message: str, shards: ShardSet, tmp_path: Path
 ) -> None:
     with pytest.raises(Preempted):
         run(shards, tmp_path / "model", 3)
-    kept = files(tmp_path / "model")
-    with pytest.raises(Refused, match=said):
+    before = files(tmp_path / "model")
+    with pytest.raises(Refused, match=message):
         run(shards, tmp_path / "model", **changes)
-    assert files(tmp_path / "model") == kept
+    assert files(tmp_path / "model") == before
 
 
 def test_changed_code_can_be_accepted(
@@ -157,7 +157,7 @@ def test_changed_code_can_be_accepted(
     assert Trained.open(tmp_path / "model").manifest["run"]["code"] == {"vgg/training/loop.py": "2"}
 
 
-def test_a_finished_run_with_other_parameters_moves_aside(narrow: None, shards: ShardSet, tmp_path: Path) -> None:
+def test_a_finished_run_with_other_parameters_is_moved(narrow: None, shards: ShardSet, tmp_path: Path) -> None:
     run(shards, tmp_path / "model")
     first = files(tmp_path / "model")
     run(shards, tmp_path / "model", learning_rate=0.02)
@@ -165,13 +165,11 @@ def test_a_finished_run_with_other_parameters_moves_aside(narrow: None, shards: 
     assert Trained.open(tmp_path / "model").manifest["run"]["train"]["learning_rate"] == 0.02
 
 
-@pytest.mark.faults  # the quick suite shows it in test_survival.py, without torchrun
+@pytest.mark.faults  # the quick suite covers it in test_survival.py, without torchrun
 @pytest.mark.parametrize("world_size", [2, 3, 5, 6, 7])
-def test_ranks_together_make_the_step_of_one(
-    world_size: int, shards: ShardSet, params_file: Path, tmp_path: Path
-) -> None:
-    """torchrun on gloo, a batch that three ranks cannot share evenly: the same network to float tolerance, and every
-    validation image counted once."""
+def test_several_ranks_train_like_one(world_size: int, shards: ShardSet, params_file: Path, tmp_path: Path) -> None:
+    """torchrun with gloo, also where the batch is not divisible by the number of ranks: the same network within float
+    tolerance, and every validation image counts once."""
     run(shards, tmp_path / "alone")
     launch = [sys.executable, "-m", "components.launch", str(world_size)]
     command = [*launch, "components.train", *map(str, flags("train", tmp_path, params_file))]
@@ -179,16 +177,16 @@ def test_ranks_together_make_the_step_of_one(
     assert done.returncode == 0, done.stderr
     ours, alone = Trained.open(tmp_path / "model").step, Trained.open(tmp_path / "alone").step
     for name, tensor in ours.weights().items():
-        # of a single step every number is compared (shares add up); within eight, rounding may send one number over a
-        # ReLU's or a pooling's edge: with seven ranks it does at the fourth, and 2e-6 become 7e-3
-        apart = (tensor - alone.weights()[name]).norm() / alone.weights()[name].norm()
-        assert apart < 2e-2, name
+        # other tests compare single steps closely.  Within eight steps rounding may move a value across the edge of a
+        # ReLU or pooling: with seven ranks it does so at the fourth step, and 2e-6 become 7e-3
+        difference = (tensor - alone.weights()[name]).norm() / alone.weights()[name].norm()
+        assert difference < 2e-2, name
     for row, expected in zip(ours.state["history"], alone.state["history"], strict=True):
         assert row == pytest.approx(expected, rel=1e-2)
 
 
-def test_one_update_equals_sgd_written_out(narrow: None, shards: ShardSet) -> None:
-    """Two steps by hand: gradient plus decay, momentum, rate; no autocast, no dropout."""
+def test_an_update_equals_the_formula_of_sgd(narrow: None, shards: ShardSet) -> None:
+    """Two steps with an explicit formula: gradient plus decay, momentum, rate; no autocast, no dropout."""
     params = train_params(dropout=0.0, weight_decay=0.01)
     split = shards.split("train")
     ours = started(shards, dropout=0.0, weight_decay=0.01)
@@ -219,8 +217,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(narrow: None, shards:
             assert torch.isfinite(tensor).all()
 
 
-def test_a_diverged_validation_is_no_success(narrow: None, shards: ShardSet, tmp_path: Path) -> None:
-    """The update that ends an epoch blows up: its validation must not pass for 0 % error."""
+def test_a_diverged_validation_is_refused(narrow: None, shards: ShardSet, tmp_path: Path) -> None:
+    """If the last update of an epoch diverges, its validation must not count as 0 % error."""
     with pytest.raises(Refused, match="not finite"):
         run(shards, tmp_path / "model", learning_rate=30.0, batch_size=30, epochs=3)
     for step in checkpoint.steps(tmp_path / "model"):
@@ -230,7 +228,7 @@ def test_a_diverged_validation_is_no_success(narrow: None, shards: ShardSet, tmp
 def test_an_interrupted_replacement_of_a_checkpoint_loses_nothing(
     narrow: None, shards: ShardSet, tmp_path: Path
 ) -> None:
-    """Between the two renames of a replacement the old checkpoint stands under another name."""
+    """Between the two renames of a replacement the old checkpoint has another name."""
     run(shards, tmp_path / "straight")
     with pytest.raises(Preempted):
         run(shards, tmp_path / "model", 3)
@@ -240,8 +238,8 @@ def test_an_interrupted_replacement_of_a_checkpoint_loses_nothing(
     assert files(tmp_path / "model") == files(tmp_path / "straight")
 
 
-def test_progress_after_a_fallback_is_kept(narrow: None, shards: ShardSet, tmp_path: Path) -> None:
-    """Damaged checkpoints with higher numbers must not crowd out the good ones that follow."""
+def test_checkpoints_after_a_fallback_are_kept(narrow: None, shards: ShardSet, tmp_path: Path) -> None:
+    """Damaged checkpoints with higher numbers must not displace the good ones that follow."""
     for stop_at in (3, 5):
         with pytest.raises(Preempted):
             run(shards, tmp_path / "model", stop_at, checkpoint_steps=100, epochs=4)
@@ -255,10 +253,10 @@ def test_progress_after_a_fallback_is_kept(narrow: None, shards: ShardSet, tmp_p
     assert newest.step == steps[0] + 1
 
 
-def test_a_damaged_image_in_a_worker_process_is_one_message(
+def test_a_damaged_image_in_a_worker_process_is_reported(
     narrow: None, shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tar's sha256 is made to fit, so only the image's own checksum can find it."""
+    """The sha256 of the tar is updated, so that only the checksum of the image can detect the damage."""
     path = shards.directory / "val-00000.tar"
     data = bytearray(path.read_bytes())
     data[int(shards.split("val").rows[0]["offset"]) + 60] ^= 1
@@ -267,12 +265,12 @@ def test_a_damaged_image_in_a_worker_process_is_one_message(
     body = {k: v for k, v in shards.manifest.items() if k not in ("schema", "files", "sha256", "dvc_digest")}
     manifest.write(shards.directory, SCHEMA, body, entries)
     monkeypatch.setenv("VGG_WORKERS", "2")
-    said = f"^{path}: {shards.split('val').key(0)}: the image does not match its checksum"
-    with pytest.raises(Refused, match=said):
+    message = f"^{path}: {shards.split('val').key(0)}: the image does not match its checksum"
+    with pytest.raises(Refused, match=message):
         run(shards, tmp_path / "model")
 
 
-def test_the_launcher_passes_exit_codes_on(shards: ShardSet, params_file: Path, tmp_path: Path) -> None:
+def test_the_launcher_returns_the_exit_code_of_a_rank(shards: ShardSet, params_file: Path, tmp_path: Path) -> None:
     (shards.directory / "val.index.npy").write_bytes(b"")
     command = [sys.executable, "-m", "components.launch", "2", "components.train"]
     done = subprocess.run(
@@ -296,7 +294,7 @@ def test_no_update_is_made_with_a_gradient_that_is_not_finite(narrow: None, shar
     assert all(torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True))
 
 
-def test_a_stuck_loss_is_said_in_the_first_epoch(
+def test_a_stuck_loss_is_reported_after_the_first_epoch(
     narrow: None, shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run(shards, tmp_path / "model", init="normal", configuration="D", epochs=1, learning_rate=1e-6)
@@ -305,7 +303,7 @@ def test_a_stuck_loss_is_said_in_the_first_epoch(
     )
 
 
-def test_first_weights_from_another_net(narrow: None, shards: ShardSet, tmp_path: Path) -> None:
+def test_initial_weights_from_another_network(narrow: None, shards: ShardSet, tmp_path: Path) -> None:
     run(shards, tmp_path / "a", epochs=1)
     run(
         shards,
@@ -325,9 +323,9 @@ def test_first_weights_from_another_net(narrow: None, shards: ShardSet, tmp_path
         run(shards, tmp_path / "d", configuration="B", init="checkpoint", initial=tmp_path / "a")
 
 
-def test_ends_of_epochs() -> None:
+def test_ends_epoch() -> None:
     ends = [step for step in range(12) if ends_epoch(step, 8, 30)]
-    assert ends == [4, 8]  # 32 and 64 images: the steps that take the 30th and the 60th
+    assert ends == [4, 8]  # after 32 and 64 images: the steps that use the 30th and the 60th
     assert [step for step in range(5) if ends_epoch(step, 30, 30)] == [1, 2, 3, 4]
     assert State(step=3, best_error=0.25) == State(**json.loads(json.dumps(vars(State(step=3, best_error=0.25)))))
 
@@ -337,7 +335,7 @@ def test_ends_of_epochs() -> None:
 def test_shares_and_micro_batches_add_up_to_the_whole_batch(
     world_size: int, micro_batch_size: int | str, narrow: None, shards: ShardSet
 ) -> None:
-    """Worlds that share a batch of 8 unevenly; dropout too is the same image's everywhere."""
+    """Also for numbers of ranks that do not divide the batch of 8; dropout of an image is the same on every rank."""
     split = shards.split("train")
 
     def gradients(world_size: int, **changes: object) -> list[torch.Tensor]:
@@ -374,10 +372,8 @@ def test_a_micro_batch_is_halved_until_it_fits(narrow: None, shards: ShardSet, m
         fit(fixed)
 
 
-def test_sigterm_while_the_network_is_compiled_ends_that_at_once(
-    narrow: None, shards: ShardSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A compiler may dress the interruption up as an error of its own."""
+def test_sigterm_interrupts_the_compiler(narrow: None, shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler may replace the exception by one of its own."""
     ours = started(shards)
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 
@@ -390,10 +386,10 @@ def test_sigterm_while_the_network_is_compiled_ends_that_at_once(
 
     monkeypatch.setattr(VGG, "forward", compiled)
     try:
-        stop, began = StopSignal(), time.monotonic()
+        stop, start = StopSignal(), time.monotonic()
         warm_up(ours, stop)
         assert stop()
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - start < 10
         assert ours.state.step == 0
     finally:
         for number, handler in handlers.items():
@@ -404,8 +400,8 @@ def test_sigterm_while_the_network_is_compiled_ends_that_at_once(
         warm_up(ours, Never())
 
 
-def test_a_micro_batch_found_is_kept(narrow: None, shards: ShardSet, tmp_path: Path) -> None:
-    """A restart computes in the same parts, whatever else would fit now."""
+def test_a_restart_uses_the_micro_batch_size_of_the_checkpoint(narrow: None, shards: ShardSet, tmp_path: Path) -> None:
+    """Even if a larger one would fit now."""
     with pytest.raises(Preempted):
         run(shards, tmp_path / "model", 3, micro_batch_size="auto")
     newest = checkpoint.newest(tmp_path / "model", shapes_of)
@@ -415,7 +411,7 @@ def test_a_micro_batch_found_is_kept(narrow: None, shards: ShardSet, tmp_path: P
     assert ours.micro_batch_size == 3
 
 
-def test_a_batch_that_is_not_finite_is_kept_and_computed_again(narrow: None, shards: ShardSet, tmp_path: Path) -> None:
+def test_a_batch_that_is_not_finite_is_saved_and_replayed(narrow: None, shards: ShardSet, tmp_path: Path) -> None:
     with pytest.raises(Refused) as caught:
         run(shards, tmp_path / "model", learning_rate=100.0, epochs=30, checkpoint_steps=500)
     (folder,) = (tmp_path / "model.trouble").iterdir()
@@ -429,7 +425,7 @@ def test_a_batch_that_is_not_finite_is_kept_and_computed_again(narrow: None, sha
         [sys.executable, "-m", "vgg.training.trouble", str(folder)],
         cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    # that process knows the full width alone; narrow networks are refused by their shapes
+    # the subprocess has the networks of full width, so the shapes of the narrow one are refused
     assert done.returncode == 78, done.stderr
     assert "the norm of the gradient is not" in replay(folder)
     with pytest.raises(Refused, match="damaged"):
@@ -437,21 +433,21 @@ def test_a_batch_that_is_not_finite_is_kept_and_computed_again(narrow: None, sha
         replay(folder)
 
 
-def test_a_stuck_loss_is_said_before_the_first_epoch_ends(
+def test_a_stuck_loss_is_reported_after_half_an_epoch(
     narrow: None, shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("loop", "reporting"):
         monkeypatch.setattr(f"vgg.training.{module}.LOG_STEPS", 2)
     with pytest.raises(Preempted):
         run(shards, tmp_path / "model", 4, init="normal", configuration="D", learning_rate=1e-6, batch_size=6)
-    said = [r.getMessage() for r in caplog.records if "is stuck at ln(classes) = 1.0986" in r.getMessage()]
-    assert len(said) == 1
-    assert "after half an epoch (step 4)" in said[0]
-    assert "init 'normal' and learning rate 1e-06" in said[0]
+    messages = [r.getMessage() for r in caplog.records if "is stuck at ln(classes) = 1.0986" in r.getMessage()]
+    assert len(messages) == 1
+    assert "after half an epoch (step 4)" in messages[0]
+    assert "init 'normal' and learning rate 1e-06" in messages[0]
 
 
-def test_the_host_waits_for_the_device_at_log_lines_only(narrow: None, shards: ShardSet) -> None:
-    """Every way to read a tensor on the host goes through aten::_local_scalar_dense or item; an update has none."""
+def test_an_update_does_not_wait_for_the_device(narrow: None, shards: ShardSet) -> None:
+    """Reading a tensor on the host always calls aten::_local_scalar_dense or item; an update does not."""
     split, params = shards.split("train"), train_params()
     ours = started(shards)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -464,7 +460,7 @@ def test_the_host_waits_for_the_device_at_log_lines_only(narrow: None, shards: S
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [
         ({}, []),
         ({"schedule": {**TRAIN["schedule"], "warmup_epochs": 2}}, ["schedule.warmup_epochs: 2 is not below epochs, 2"]),
@@ -478,9 +474,9 @@ def test_the_host_waits_for_the_device_at_log_lines_only(narrow: None, shards: S
         ),
     ],
 )
-def test_a_parameter_without_effect_is_reported(changes: dict, said: list[str]) -> None:
+def test_a_parameter_without_effect_is_reported(changes: dict, expected: list[str]) -> None:
     found = list(without_effect(train_params(**changes), "cpu", 1, 30))
-    assert len(found) == len(said)
-    assert all(line.startswith(expected) for line, expected in zip(found, said, strict=True))
+    assert len(found) == len(expected)
+    assert all(line.startswith(start) for line, start in zip(found, expected, strict=True))
     on_gpus = list(without_effect(train_params(**changes), "cuda", 2, 30))
     assert not any(line.startswith(("decoder", "deterministic", "gradient")) for line in on_gpus)

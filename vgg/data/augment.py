@@ -1,4 +1,4 @@
-"""On the device: uint8 crops to the network's input.  Flip, RGB shift, mean subtraction, in one step that fuses."""
+"""From uint8 crops to the input of the network, on the device: flip, RGB shift, mean subtraction."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import torch
 from torch import nn
 
 # Principal components of RGB over the ImageNet training set, 0-255 (Krizhevsky 2012 §4.1; values of fb.resnet.torch).
-# A row per channel R, G, B; a column per component.
+# Rows: channels R, G, B.  Columns: components.
 EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 EIGENVALUES = (55.46, 4.794, 1.148)
 
 
 class Prepare(nn.Module):
-    """uint8 (n, h, w, 3) RGB crops to (n, 3, h, w) of a dtype, channels last in memory; computed in float32.
+    """uint8 (n, h, w, 3) RGB crops to (n, 3, h, w) in `dtype`, channels last in memory; computed in float32.
 
-    mean, std: of R, G, B, 0-255.  The paper subtracts the mean and does not divide: std is then 1 (§2.1).
-    colour_shift: deviation of alpha.
+    mean, std: of R, G, B, 0-255.  The paper subtracts the mean without dividing, which is std = 1 (§2.1).
+    colour_shift: standard deviation of alpha.
     """
 
     mean: torch.Tensor
@@ -35,8 +35,8 @@ class Prepare(nn.Module):
     def forward(
         self, images: torch.Tensor, flip: torch.Tensor | None = None, colour: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """flip: bool (n,), mirror these.  colour: float32 (n, 3), standard normal; the shift of an image is
-        eigenvectors @ (alpha * eigenvalues), alpha = colour_shift * colour, the same for each of its pixels."""
+        """flip: bool (n,), images to mirror.  colour: float32 (n, 3), standard normal; every pixel of an image is
+        shifted by eigenvectors @ (alpha * eigenvalues), with alpha = colour_shift * colour."""
         pixels = images.permute(0, 3, 1, 2).float()
         if flip is not None:
             pixels = torch.where(flip[:, None, None, None], pixels.flip(-1), pixels)

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to pixels: uint8 RGB, height x width x 3, throughout."""
+"""Decoding image files to pixels: uint8 RGB, height x width x 3."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from runtime.shardset import Split
 
 Pixels = NDArray[np.uint8]
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit; ours is a parameter, and holds before decoding
+Image.MAX_IMAGE_PIXELS = None  # Pillow's limit; max_pixels is checked before decoding instead
 
-# EXIF blocks of some ILSVRC files are damaged; orientation is not applied (Caffe-era loaders did not), so they are moot
+# EXIF blocks of some ILSVRC files are damaged; they are not used (orientation is not applied, as in Caffe)
 warnings.filterwarnings("ignore", module=r"PIL\.(Tiff|Jpeg)ImagePlugin")
 
 
 class BadImage(ValueError):
-    """An image that cannot be used; the text is the reason."""
+    """An image that cannot be used; the message is the reason."""
 
 
 def open_checked(data: bytes, max_pixels: int) -> Image.Image:
-    """Open an image by its header, without decoding.  Raises BadImage if it is none, or larger than max_pixels."""
+    """Open an image by its header, without decoding.  Raises BadImage if it is not an image or too large."""
     if not data:
         raise BadImage("empty file")
     try:
@@ -37,7 +37,7 @@ def open_checked(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def too_large(width: int, height: int, max_pixels: int) -> None:
-    """Raises BadImage for an image of more than max_pixels, by what its header says."""
+    """Raises BadImage if an image, by its header, has more than max_pixels pixels."""
     if width * height > max_pixels:
         raise BadImage(f"{width} x {height} is more than {max_pixels:,} pixels")
 

@@ -1,9 +1,9 @@
-"""Region-of-interest decode: the pixels of a crop window, without decoding what lies below and beside it.
+"""Region-of-interest decoding: decodes only the crop window of a JPEG.
 
-nvImageCodec's CPU backend (libjpeg-turbo) decodes just the window, with the same upsampling as Pillow: its pixels are
-those of a full decode.  Where it has no wheel, Pillow decodes the whole image.  The resize is torch's antialiased
-bilinear; either way a crop is within two grey levels of Pillow's decode, crop, resize (tests/vgg/test_roi.py).
-DeviceDecoder does the same with the decoders of a GPU (train.decoder: device).
+nvImageCodec's CPU backend (libjpeg-turbo) decodes the window with the same upsampling as Pillow, so the pixels equal
+those of a full decode.  Where nvImageCodec has no wheel, Pillow decodes the whole image.  Crops are resized with
+torch's antialiased bilinear interpolation; in both cases they are within two grey levels of Pillow's decode, crop,
+resize (tests/vgg/test_roi.py).  DeviceDecoder does the same with the decoders of a GPU (train.decoder: device).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from vgg.data.windows import Window
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """When imported, nvImageCodec complains past Python's stderr of GPU libraries that its CPU backend needs not."""
-    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    """Suppress file descriptor 2: on import nvImageCodec prints warnings about GPU libraries, also for CPU use."""
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(null, 2)
         yield
     finally:
         os.dup2(saved, 2)
         os.close(saved)
-        os.close(nowhere)
+        os.close(null)
 
 
 try:
@@ -44,12 +44,15 @@ except ImportError:
     nvimgcodec = None
 
 CPU = -99999  # NVIMGCODEC_DEVICE_CPU_ONLY
-FANCY = ":fancy_upsampling=1"  # Pillow's pixels; the Python default is another's
-BATCH = 32  # images a decoder call: enough to hide its overhead, few enough to stay small
+FANCY = ":fancy_upsampling=1"  # as Pillow does; not the default of the Python API
+BATCH = 32  # images per decoder call: hides the overhead, and limits memory
 
 
 def decoder_name(device: torch.device | None = None) -> str:
-    """What decodes crops here, or on a device; pixels may differ by two grey levels between any two of them."""
+    """Name and version of the decoder of crops, on this host or on a device.
+
+    Pixels of two decoders may differ by two grey levels.
+    """
     where = f" on {device.type}" if device else ""
     return f"nvimgcodec {nvimgcodec.__version__}{where}" if nvimgcodec else "pillow"
 
@@ -57,8 +60,8 @@ def decoder_name(device: torch.device | None = None) -> str:
 def crops(images: Sequence[bytes], windows: Sequence[Window], into: Pixels) -> dict[int, str]:
     """Decode a window of every JPEG and resize it.
 
-    into: (n, size, size, 3) uint8 RGB, written.
-    Returns the reasons, by position, of those that could not be decoded or are smaller than their window; their pixels
+    into: output, uint8 RGB (n, size, size, 3).
+    Returns the reason, by position, for every image that cannot be decoded or is smaller than its window; its pixels
     are not written.
     """
     bad: dict[int, str] = {}
@@ -84,21 +87,21 @@ def _readable(streams: list[Any]) -> list[Any]:
 
 
 def _in_order(streams: list[Any], decoded: Iterable[Any]) -> Iterator[Any]:
-    """nvImageCodec's image of every stream, or the reason why it has none."""
+    """The decoded image of every stream, or the reason why it failed."""
     images = iter(decoded)
     for stream in streams:
         yield stream if isinstance(stream, str) else next(images) or "cannot be decoded"
 
 
 def _open(data: bytes, window: Window) -> Any:
-    """nvImageCodec's stream of just the window, or the reason why there is none."""
+    """nvImageCodec's stream of the window, or the reason why it failed."""
     try:
         stream = nvimgcodec.CodeStream(data)
         width, height = stream.width, stream.height
     except RuntimeError:
         return "not an image"
     if window.bottom > height or window.right > width:  # the decoder would pad it with black
-        return f"has {width} x {height} pixels, its crop reaches to {window.right} x {window.bottom}"
+        return f"has {width} x {height} pixels, but its crop ends at {window.right} x {window.bottom}"
     region = nvimgcodec.Region(window.top, window.left, window.bottom, window.right)
     return stream.get_sub_code_stream(region=region)
 
@@ -110,40 +113,42 @@ def _cut_with_pillow(data: bytes, window: Window) -> Pixels | str:
     except BadImage as reason:
         return str(reason)
     if window.bottom > image.height or window.right > image.width:
-        return f"has {image.width} x {image.height} pixels, its crop reaches to {window.right} x {window.bottom}"
-    return np.array(image.crop(window.box))  # a copy: torch takes no read-only memory
+        return f"has {image.width} x {image.height} pixels, but its crop ends at {window.right} x {window.bottom}"
+    return np.array(image.crop(window.box))  # a copy, because torch requires writable memory
 
 
-UNCHECKED = 1 << 62  # pixels: what is in a shard was within its limit when it was packed
+UNCHECKED = 1 << 62  # pixels; the size was checked when the shard was packed
 
 
 def _resize(pixels: Pixels, into: Pixels) -> None:
-    """Resize pixels into a square array, bilinear, antialiased along a side that shrinks."""
+    """Resize pixels into a square array: bilinear, antialiased along sides that shrink."""
     size = into.shape[0]
     source, target = (torch.from_numpy(a).permute(2, 0, 1)[None] for a in (pixels, into))
-    # what interpolate() calls, but into the batch itself: its own output and the copy take four times as long
+    # interpolate() calls this, too; with out= it is four times as fast, because no copy is made
     torch.ops.aten._upsample_bilinear2d_aa.out(source, [size, size], False, out=target)
 
 
 @functools.cache
 def _decoder(_process: int) -> Any:
-    """A process's decoder: one that came with a fork has lost its threads."""
+    """The decoder of a process; after a fork a new one is needed, because threads are not inherited."""
     return nvimgcodec.Decoder(
         device_id=CPU,
-        max_num_cpu_threads=1,  # a process per core is what the loader has already
+        max_num_cpu_threads=1,  # the loader already has one process per core
         backends=[nvimgcodec.Backend(nvimgcodec.BackendKind.CPU_ONLY)],
         options=FANCY,
     )
 
 
 def _parameters() -> Any:
-    # EXIF orientation is on by default: it would turn the image under the window
+    # applied by default; it would rotate the image under the window
     return nvimgcodec.DecodeParams(apply_exif_orientation=False)
 
 
 class DeviceDecoder:
-    """Crops decoded where the network is: on a GPU by its JPEG engines or kernels, whichever nvImageCodec has for an
-    image (on a CPU by the decoder of crops(), for tests)."""
+    """Decodes crops on the device of the network.
+
+    On a GPU, nvImageCodec uses the JPEG engines or kernels; on a CPU, for tests, the decoder of crops().
+    """
 
     def __init__(self, device: torch.device) -> None:
         """Raises WrongParameters if nvImageCodec is not installed."""
@@ -157,7 +162,7 @@ class DeviceDecoder:
             self._decoder = _decoder(os.getpid())
 
     def crops(self, images: Sequence[bytes], windows: Sequence[Window], into: torch.Tensor) -> dict[int, str]:
-        """As the function crops(); into: (n, size, size, 3) uint8 RGB on the device, written in its current stream."""
+        """As crops() above.  into: uint8 RGB (n, size, size, 3) on the device, written in its current stream."""
         bad: dict[int, str] = {}
         on_gpu = self.device.type == "cuda"
         options = {"cuda_stream": torch.cuda.current_stream(self.device).cuda_stream} if on_gpu else {}
@@ -167,12 +172,12 @@ class DeviceDecoder:
             if isinstance(found, str):
                 bad[number] = found
                 continue
-            if on_gpu:  # cuda(): an image that none of the GPU's decoders takes was decoded on the CPU
+            if on_gpu:  # cuda(): images that the GPU's decoders do not support are decoded on the CPU
                 pixels = from_dlpack(found.cuda(synchronize=False, device_id=self._index, **options))
             else:
                 pixels = torch.from_numpy(np.asarray(found))
             planes = pixels.permute(2, 0, 1)[None].float()
-            # rows first, then columns, whole grey levels in between: as Pillow does
+            # first horizontally, then vertically, with rounding in between, as Pillow does
             for size in ((planes.shape[2], into.shape[2]), into.shape[1:3]):
                 planes = functional.interpolate(planes, size, mode="bilinear", antialias=True).round_()
             into[number] = planes[0].permute(1, 2, 0)

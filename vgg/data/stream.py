@@ -1,9 +1,9 @@
-"""From an index to batches: which images a step trains on, and their crops.
+"""From the index to batches: the images of every step, and their crops.
 
 The order of an epoch is a pure function of (seed, epoch); scale, crop, flip, colour shift and dropout of an image are a
-pure function of (seed, epoch, image).  Batches run on across the border of an epoch, so every batch is full and no
-image is dropped.  A position in training is therefore one integer, the step, and any number of ranks and workers,
-before and after any restart, sees the same global batches.
+pure function of (seed, epoch, image).  Batches continue across the end of an epoch, so every batch is full and no
+image is dropped.  The position in a training is therefore one integer, the step, and the global batches do not depend
+on the number of ranks, workers and restarts.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from vgg.data import roi
 from vgg.data.windows import Window, area_window, centre_window, crop_window
 from vgg.params.train import TrainParams
 
-# (JPEGs, windows, images to write into) -> reasons by position: roi.crops, or that of a roi.DeviceDecoder
+# (JPEGs, windows, output) -> reasons of failures by position: roi.crops or roi.DeviceDecoder.crops
 Cut = Callable[[Sequence[bytes], Sequence[Window], Any], dict[int, str]]
-Windows = Callable[[int, int, int], Window]  # of (width, height, position in the batch)
-ATTEMPTS = 10  # at a random area that fits, as torchvision's RandomResizedCrop makes
+Windows = Callable[[int, int, int], Window]  # (width, height, position in the batch) -> window
+ATTEMPTS = 10  # to draw an area that fits, as in torchvision's RandomResizedCrop
 
 
 @dataclass(frozen=True)
 class Order:
-    """The endless order of a training set.  shards: shard of every image, as in the index."""
+    """The order of training images over all epochs.  shards: shard number of every image, from the index."""
 
     shards: np.ndarray
     seed: int
 
     def epoch(self, epoch: int) -> np.ndarray:
-        """All image numbers, shuffled: shards first, then the images inside every block of BLOCK_SHARDS shards."""
+        """All image numbers of an epoch, shuffled: first the shards, then the images of every BLOCK_SHARDS shards."""
         shards = self.of_shards(epoch)
         rank_of_shard = np.empty(len(shards), np.int64)
         rank_of_shard[shards] = np.arange(len(shards))
@@ -47,24 +47,24 @@ class Order:
         return np.lexsort((draws.bits("order/images", self.seed, epoch, np.arange(len(self.shards))), block))
 
     def of_shards(self, epoch: int) -> np.ndarray:
-        """All shard numbers, shuffled: the order in which an epoch comes to them, block by block."""
+        """All shard numbers in the order in which an epoch reads them, block by block."""
         return draws.permutation("order/shards", int(self.shards.max()) + 1, self.seed, epoch)
 
     def batches(self, batch_size: int, first_step: int, num_steps: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(image numbers, their epochs) of every global batch from first_step on."""
-        size, held, order = len(self.shards), -1, np.empty(0, np.int64)
+        """(image numbers, their epochs) of the global batches of steps first_step to num_steps - 1."""
+        size, current, order = len(self.shards), -1, np.empty(0, np.int64)
         for step in range(first_step, num_steps):
             position = np.arange(step * batch_size, (step + 1) * batch_size)
             numbers, epochs = np.empty(batch_size, np.int64), position // size
             for epoch in np.unique(epochs):
-                if epoch != held:
-                    held, order = epoch, self.epoch(int(epoch))
+                if epoch != current:
+                    current, order = epoch, self.epoch(int(epoch))
                 numbers[epochs == epoch] = order[position[epochs == epoch] % size]
             yield numbers, epochs
 
 
 def random_windows(params: TrainParams, size: int, numbers: np.ndarray, epochs: np.ndarray) -> Windows:
-    """The random windows of images `numbers` in `epochs`, both int (n,).  size: side of a crop, pixels."""
+    """Random windows for images `numbers` in `epochs`, both int (n,).  size: side of a crop, pixels."""
     counters = params.seed, epochs, numbers
     x, y = draws.uniform("crop/x", *counters), draws.uniform("crop/y", *counters)
     if params.crop == "area":
@@ -78,7 +78,7 @@ def random_windows(params: TrainParams, size: int, numbers: np.ndarray, epochs: 
 
 @dataclass(frozen=True)
 class TrainingCrops:
-    """Makes the random crops of (image numbers, their epochs): a runtime.loader.Make."""
+    """Makes random crops from (image numbers, their epochs): a runtime.loader.Make."""
 
     split: Split
     params: TrainParams
@@ -98,7 +98,7 @@ class TrainingCrops:
 
 @dataclass(frozen=True)
 class CentreCrops:
-    """Makes the central crops, at one scale, of image numbers: a runtime.loader.Make."""
+    """Makes central crops, at one scale, from image numbers: a runtime.loader.Make."""
 
     split: Split
     scale: int
@@ -112,7 +112,7 @@ class CentreCrops:
 
 
 def windows_of(split: Split, numbers: np.ndarray, window: Windows) -> list[Window]:
-    """The windows of images, by their sizes in the index.  window: of (width, height, position)."""
+    """The windows of images, with the image sizes of the index."""
     rows = split.rows[numbers]
     sides = zip(rows["width"].tolist(), rows["height"].tolist(), strict=True)
     return [window(width, height, position) for position, (width, height) in enumerate(sides)]
@@ -121,7 +121,7 @@ def windows_of(split: Split, numbers: np.ndarray, window: Windows) -> list[Windo
 def rows_of(split: Split, numbers: np.ndarray, bad: dict[int, str]) -> NDArray[np.void]:
     """Rows of batches.ROW with labels and numbers.  bad: reasons, by position, of images that could not be decoded.
 
-    Raises Refused, naming shard and key, for an image that is not what the index says.
+    Raises Refused, naming shard and key, for such an image.
     """
     for position, reason in bad.items():
         raise Refused(f"{split.address}/{split.where(int(numbers[position]))}: {reason}. Shard again.")
@@ -131,7 +131,7 @@ def rows_of(split: Split, numbers: np.ndarray, bad: dict[int, str]) -> NDArray[n
 
 
 def training_batches(loader: Loader, split: Split, params: TrainParams, steps: range) -> Iterator[Crops]:
-    """The loader's share of the global batches of some steps: every world_size-th image, beginning with its rank."""
+    """The loader's share of the global batches of some steps: every world_size-th image from its rank on."""
     order = Order(np.asarray(split.rows["shard"]), params.seed)
 
     with fetching(split, order, params.batch_size, steps.start, steps.stop) as requested:
@@ -148,7 +148,7 @@ def training_batches(loader: Loader, split: Split, params: TrainParams, steps: r
 
 
 def validation_batches(loader: Loader, split: Split, scale: int, size: int, batch_size: int) -> Iterator[Crops]:
-    """The loader's share of a split, each image exactly once over all ranks, as central crops."""
+    """Central crops of the loader's share of a split; over all ranks each image occurs exactly once."""
     mine = np.arange(loader.rank, len(split), loader.world_size)
 
     def wanted(delivered: int) -> Iterator[np.ndarray]:

@@ -1,7 +1,7 @@
-"""Which part of an image a crop is: the paper's training crop, taken straight from the source.
+"""Crop windows: the part of the source image that becomes a crop.
 
-The paper rescales an image isotropically to short side S and cuts a random 224x224 crop (§3.1).  The same pixels come
-from cutting a window of side 224 * short / S out of the source and resizing only that: the window is whole source
+The paper rescales an image isotropically to short side S and cuts a random 224x224 crop (§3.1).  Cutting a window of
+side 224 * short / S from the source and resizing only the window gives the same crop, up to rounding to whole source
 pixels.  Later practice draws area and aspect ratio of the window instead, and resizes it to a square.
 """
 
@@ -33,14 +33,14 @@ class Window(NamedTuple):
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """As Pillow has it: left, top, right, bottom."""
+        """(left, top, right, bottom), as in Pillow."""
         return self.left, self.top, self.right, self.bottom
 
 
 def crop_window(width: int, height: int, scale: int, size: int, x: float, y: float) -> Window:
     """The source window of a size x size crop from the image rescaled to short side `scale`.
 
-    x, y: position of the crop in [0, 1): 0 is the left or top edge; 0.5 the centre.
+    x, y: position of the crop in [0, 1): 0 is the left or top edge, 0.5 the centre.
     """
     short = min(width, height)
     side = max(1, min(short, round(size * short / scale)))
@@ -54,11 +54,11 @@ def centre_window(width: int, height: int, scale: int, size: int) -> Window:
 
 
 def area_window(width: int, height: int, areas: Sequence[float], ratios: Sequence[float], x: float, y: float) -> Window:
-    """A window of random area and aspect ratio, as torchvision's RandomResizedCrop draws it by default.
+    """A window of random area and aspect ratio, as in torchvision's RandomResizedCrop with its defaults.
 
-    areas, ratios: in [0, 1), one of each an attempt (there, 10): where in AREAS, and where in RATIOS on a logarithmic
-    scale.  The first attempt that fits into the image counts; if none does, the largest central window of an allowed
-    ratio.  x, y: as in crop_window.
+    areas, ratios: in [0, 1), one of each per attempt (torchvision makes 10): position in AREAS, and position in RATIOS
+    on a logarithmic scale.  Returns the first window that fits into the image; if none does, the largest central window
+    with a ratio in RATIOS.  x, y: as in crop_window.
     """
     for area, ratio in zip(areas, ratios, strict=True):
         pixels = width * height * (AREAS[0] + area * (AREAS[1] - AREAS[0]))

@@ -1,7 +1,7 @@
-"""Evaluation (§3.2, §4): centre crops, the dense net at every scale Q, and the average of all scales.
+"""Evaluation (§3.2, §4): centre crops, the dense network at every scale Q, and the average over scales.
 
-Each image is decoded once and resized at every scale, mirrored if asked, and its posteriors are averaged over mirror
-images and then over scales.  Images of one size are evaluated together: padding to a common size would change scores.
+Each image is decoded once and resized to every scale.  Its posteriors are averaged over the mirror image, if
+parameters say so, and then over scales.  Batches contain images of one size, because padding would change scores.
 """
 
 from __future__ import annotations
@@ -34,8 +34,12 @@ TOP = 5
 
 @dataclass
 class Evaluation:
-    """metrics: per mode, and the headline mode's on top.  predictions: a row per image, in the order of the index:
-    number, label, and per mode the five best classes, their probabilities, and the loss (nats)."""
+    """The result of an evaluation.
+
+    metrics: of every mode under "modes"; those of the headline mode also at the top level.
+    predictions: rows of row_type, one per image, in the order of the index.
+    modes: names of the modes; the last one is the headline.
+    """
 
     metrics: dict[str, Any]
     predictions: np.ndarray
@@ -49,51 +53,55 @@ def evaluate(
     group: Group,
     report: Callable[[int, int], None],
 ) -> Evaluation:
-    """Every validation image exactly once, in every mode.
+    """Evaluate every validation image exactly once, in every mode.
 
-    The ranks take whole batches in turn: what an image is computed with is the same for any number of them, and so are
-    its scores, to the last bit.  report: called with (images done, images in all) of this rank.
-    Raises Refused if the checkpoint knows other classes than the shards, a test scale is below the network's input, or
-    a score is not finite.
+    The ranks take whole batches in turn, so batches and scores are identical, bit for bit, for any number of ranks.
+    report: called with (images done, total images) of this rank.
+    Raises Refused if the checkpoint was trained on other classes, a test scale is below the network's input size, or a
+    score is not finite.
     """
     if trained.manifest["run"]["data"]["classes_sha256"] != shards.classes_sha256:
         raise Refused(
-            f"{trained.directory} was trained on other classes than {shards.address} holds: "
-            "a number of this pair would mean nothing. Train on these shards, or evaluate on the others."
+            f"{trained.directory} was trained on other classes than those of {shards.address}. "
+            "Train on these shards, or evaluate on the others."
         )
     input_size = trained.manifest["network"]["input_size"]
     if too_small := [q for q in params.test_scales if q < input_size]:
-        raise Refused(f"evaluate.test_scales: {too_small} are below the network's input of {input_size} pixels")
+        raise Refused(f"evaluate.test_scales: {too_small} are below the network's input size of {input_size} pixels")
     split = shards.split("val")
     max_pixels = shards.manifest["parameters"]["max_pixels"]
     views = Views(params, trained.network(), trained.manifest["pixels"], group.device)
     predictions = []
-    mine = list(batches_of_one_size(split, params))[group.rank :: group.world_size]
-    done, share = 0, sum(map(len, mine))
-    for numbers in mine:
+    batches = list(batches_of_one_size(split, params))[group.rank :: group.world_size]
+    done, share = 0, sum(map(len, batches))
+    for numbers in batches:
         images = [torch.from_numpy(np.array(image_of(split, int(n), max_pixels))) for n in numbers]
         posteriors = views.posteriors(torch.stack(images).to(group.device))
         labels = torch.from_numpy(split.rows["label"][numbers].astype(np.int64)).to(group.device)
         predictions.append(_rows(numbers, labels, posteriors, split))
         done += len(numbers)
         report(done, share)
-    mine_in_one = np.concatenate([np.zeros(0, row_type(len(views.modes))), *predictions])
-    everything = np.concatenate(group.gather(mine_in_one))
-    everything = everything[np.argsort(everything["number"])]
-    if not np.array_equal(everything["number"], np.arange(len(split))):
-        raise AssertionError(f"evaluated {len(everything)} images of {len(split)}")
-    return Evaluation(_metrics(views.modes, everything), everything, views.modes)
+    own_rows = np.concatenate([np.zeros(0, row_type(len(views.modes))), *predictions])
+    rows = np.concatenate(group.gather(own_rows))
+    rows = rows[np.argsort(rows["number"])]
+    if not np.array_equal(rows["number"], np.arange(len(split))):
+        raise AssertionError(f"evaluated {len(rows)} images of {len(split)}")
+    return Evaluation(_metrics(views.modes, rows), rows, views.modes)
 
 
 def row_type(num_modes: int) -> np.dtype[Any]:
+    """Type of a prediction: number, label; per mode the TOP best classes, their probabilities, rank and loss.
+
+    rank: of the label; 0 is a top-1 hit.  loss: nats.  Unused entries of classes are -1.
+    """
     mode = np.dtype([("classes", "<i4", (TOP,)), ("probabilities", "<f4", (TOP,)), ("rank", "<i4"), ("loss", "<f4")])
     return np.dtype([("number", "<u4"), ("label", "<u4"), ("modes", mode, (num_modes,))])
 
 
 class Views:
-    """A network seen in every mode: centre crop, dense at each scale, dense over all scales (the headline, last).
+    """The network in every mode: centre crop, dense at each scale, and, last, the headline: dense over all scales.
 
-    pixels: "mean" and "std" of R, G, B that the network was trained with, 0-255.
+    pixels: "mean" and "std" of R, G, B, 0-255, that were used in training.
     """
 
     def __init__(
@@ -114,7 +122,7 @@ class Views:
 
     @torch.inference_mode()
     def posteriors(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Class probabilities of images of one size, uint8 (n, h, w, 3): float32 (n, classes) for every mode."""
+        """Class probabilities, float32 (n, classes), for every mode.  images: of one size, uint8 (n, h, w, 3)."""
         height, width = images.shape[1:3]
         window = centre_window(width, height, self.centre_scale, self.input_size)
         central = images[:, window.top : window.bottom, window.left : window.right]
@@ -128,7 +136,7 @@ class Views:
         return found
 
     def _averaged(self, images: torch.Tensor, net: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """Posteriors of a view, averaged with those of its mirror image if the parameters say so."""
+        """Posteriors of images, averaged with those of the mirror images if params.flip is set."""
         prepared = self.prepare(images)
         posteriors = net(prepared)
         return (posteriors + net(prepared.flip(-1))) / 2 if self.params.flip else posteriors
@@ -141,11 +149,11 @@ def short_side(height: int, width: int, scale: int) -> tuple[int, int]:
 
 
 def resize(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Antialiased bilinear, uint8 (n, h, w, 3) to uint8 (n, height, width, 3)."""
+    """Resize uint8 (n, h, w, 3) to uint8 (n, height, width, 3), antialiased bilinear."""
     if images.shape[1:3] == (height, width):
         return images
     planes = images.permute(0, 3, 1, 2)
-    if planes.device.type == "cuda":  # no uint8 kernel there
+    if planes.device.type == "cuda":  # CUDA has no uint8 kernel
         planes = planes.float()
     planes = functional.interpolate(planes, (height, width), mode="bilinear", antialias=True, align_corners=False)
     if planes.is_floating_point():
@@ -154,7 +162,7 @@ def resize(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def batches_of_one_size(split: Split, params: EvaluateParams) -> Iterator[np.ndarray]:
-    """All images, each once, in batches of equal width and height within the pixel budget."""
+    """Image numbers in batches of equal width and height, within params.batch_pixels; every image once."""
     sizes = np.stack([split.rows["height"], split.rows["width"]], -1).astype(np.int64)
     for height, width in np.unique(sizes, axis=0):
         same = np.flatnonzero((sizes == (height, width)).all(1))
@@ -170,9 +178,9 @@ def _rows(numbers: np.ndarray, labels: torch.Tensor, posteriors: list[torch.Tens
     for mode, probabilities in enumerate(posteriors):
         if not torch.isfinite(probabilities).all():
             raise Refused(
-                f"{split.where(int(numbers[0]))} and its batch: a score is not finite. The weights are unusable."
+                f"{split.where(int(numbers[0]))} or its batch: a score is not finite. The weights cannot be used."
             )
-        # a stable sort, so that equal probabilities are ordered by class as ranks_of_labels orders them
+        # stable, so that equal probabilities are ordered by class, as in ranks_of_labels
         best = torch.sort(probabilities, dim=1, descending=True, stable=True)
         count = min(TOP, probabilities.shape[1])
         rows["modes"]["classes"][:, mode] = -1

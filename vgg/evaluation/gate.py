@@ -1,4 +1,4 @@
-"""The gate before registration: absolute limits, completeness, and no step back behind the champion."""
+"""The gate before registration: completeness, absolute limits, and no regression from the champion."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from vgg.params.register import Gate
 def failures(
     gate: Gate, challenger: dict[str, Any], expected_images: int, champion: dict[str, Any] | None
 ) -> list[str]:
-    """Why a model must not be registered; an empty list lets it through.
+    """The reasons not to register a model; empty if it passes.
 
-    challenger, champion: top1_error and top5_error (fractions), num_images, and data_digest of what they were measured
-    on.  expected_images: of the validation split, by its manifest.
+    challenger, champion: top1_error and top5_error (fractions), num_images, and data_digest of the evaluation data.
+    expected_images: number of validation images, from the manifest of the shards.
     """
     reasons = []
     if challenger["num_images"] != expected_images:
@@ -27,8 +27,8 @@ def failures(
         return reasons
     if champion["data_digest"] != challenger["data_digest"]:
         reasons.append(
-            f"the champion was measured on other images ({champion['data_digest']}, these are "
-            f"{challenger['data_digest']}), so the two cannot be compared; another data set needs another model_name"
+            f"the champion was evaluated on other images ({champion['data_digest']} instead of "
+            f"{challenger['data_digest']}), so the two cannot be compared; use another model_name for another data set"
         )
     elif challenger["top1_error"] - champion["top1_error"] > gate.max_regression:
         reasons.append(

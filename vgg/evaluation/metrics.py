@@ -1,4 +1,4 @@
-"""Exact counts: every image once, on any number of ranks.  Integers, never averages of averages."""
+"""Exact metrics on any number of ranks, from sums over images instead of averages of averages."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch.nn import functional
 
 
 def ranks_of_labels(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """How many classes stand before the right one, int64 (n,): 0 is a top-1 hit, below 5 a top-5 hit.
+    """The number of classes ranked before the label, int64 (n,): 0 is a top-1 hit, below 5 a top-5 hit.
 
-    scores: float (n, classes), finite.  labels: int64 (n,).  Equal scores are ordered by class index, so the result
-    does not depend on a sort.  Raises ValueError on other shapes (a silent broadcast would lie).
+    scores: float (n, classes), finite.  labels: int64 (n,).  Equal scores are ordered by class index, so the result is
+    unique.  Raises ValueError for other shapes, which would otherwise broadcast silently.
     """
     if scores.ndim != 2 or labels.shape != (len(scores),):
         raise ValueError(
@@ -27,7 +27,7 @@ def ranks_of_labels(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 class Counts:
     """Sums over images.  total: float64 (4,): images, top-1 hits, top-5 hits, sum of the loss.
 
-    Counts are whole numbers far below 2^53, so float64 holds them exactly; one tensor needs one all-reduce and one
+    Counts are integers far below 2^53 and therefore exact in float64.  A single tensor needs one all-reduce and one
     transfer from the device.
     """
 
@@ -38,7 +38,7 @@ class Counts:
         return cls(torch.zeros(4, dtype=torch.float64, device=device))
 
     def add(self, scores: torch.Tensor, labels: torch.Tensor) -> None:
-        """scores: float (n, classes), not softmaxed.  No synchronisation with the device."""
+        """Add images, without waiting for the device.  scores: float (n, classes), before the softmax."""
         scores = scores.float()
         ranks = ranks_of_labels(scores, labels)
         loss = functional.cross_entropy(scores, labels, reduction="sum")

@@ -1,5 +1,8 @@
-"""The network over whole images (§3.2): fc6 becomes a convolution as large as the map it was trained on, fc7 and fc8
-become 1x1 convolutions, and the class scores are averaged over all positions."""
+"""Dense evaluation (§3.2): the network applied to whole images.
+
+fc6 becomes a convolution of the size of its training input, fc7 and fc8 become 1x1 convolutions, and the class scores
+are averaged over all positions.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,10 @@ from vgg.network.model import STRIDE, VGG
 
 
 class DenseVGG(nn.Module):
-    """The fully convolutional twin of a network; shares its weights.
+    """The fully convolutional form of a network, with shared weights.
 
-    ceil_pooling: round pooled maps up, as Caffe did; the same where sides are multiples of 32.
-    per_position: take the softmax at every position, then average.
+    ceil_pooling: round the size of pooled maps up, as Caffe did; no difference if sides are multiples of 32.
+    per_position: softmax at every position, then average.
     """
 
     def __init__(self, model: VGG, ceil_pooling: bool = False, per_position: bool = False) -> None:
@@ -27,9 +30,9 @@ class DenseVGG(nn.Module):
         self.fully_connected = [m for m in model.classifier if isinstance(m, nn.Linear)]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Class probabilities of whole images, float32 (n, classes).  images: as score_map takes them.
+        """Class probabilities of whole images, float32 (n, classes).  images: see score_map.
 
-        The paper averages the score map over space, then takes the softmax (§3.2); per_position: the other way round.
+        The paper averages the score map over positions before the softmax (§3.2); per_position: after it.
         """
         maps = self.score_map(images).float()
         if self.per_position:
@@ -39,7 +42,7 @@ class DenseVGG(nn.Module):
     def score_map(self, images: torch.Tensor) -> torch.Tensor:
         """Class scores at every position: float (n, 3, H, W), H and W >= input_size, to (n, classes, h, w).
 
-        With pooling rounded down h is H // 32 - input_size // 32 + 1.  Raises ValueError if the image is too small.
+        Unless ceil_pooling is set, h is H // 32 - input_size // 32 + 1.  Raises ValueError if the image is too small.
         """
         maps: torch.Tensor = self.features(images)
         if min(maps.shape[2:]) < self.side:

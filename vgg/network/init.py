@@ -1,4 +1,4 @@
-"""First weights: drawn, or the layers of a shallower net (§3.1)."""
+"""Initial weights: random, or layers of a shallower net (§3.1)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ Init = Literal["glorot", "kaiming", "normal"]
 
 
 def initialise(model: VGG, init: Init, seed: int) -> None:
-    """First weights; biases are 0.
+    """Initialise the weights; biases are 0.
 
-    glorot: uniform (Glorot & Bengio 2010, the paper's own later advice).  kaiming: normal, deviation sqrt(2 / inputs)
-    (He et al. 2015), for inputs of deviation about 1 (train.standardise).  normal: N(0, 0.01); the paper writes a
-    variance of 10^-2, which as a deviation of 0.1 does not train.
+    glorot: uniform (Glorot & Bengio 2010; recommended later by the paper's authors).  kaiming: normal with standard
+    deviation sqrt(2 / inputs) (He et al. 2015), for inputs with a standard deviation of about 1 (train.standardise).
+    normal: N(0, 0.01), standard deviation 0.01; the paper gives a variance of 10^-2, and a deviation of 0.1 does not
+    train.
     """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
@@ -36,11 +37,11 @@ def initialise(model: VGG, init: Init, seed: int) -> None:
 
 
 def transplant(model: VGG, shallower: VGG) -> list[str]:
-    """Copy the first convolution of the first four widths and the classifier from a shallower net (§3.1).
+    """Copy four convolutions and the classifier from a shallower net (§3.1).
 
-    "The first four convolutional layers" of net A cannot be meant literally, because A's second has other inputs than
-    D's; the reading whose shapes fit is: the first convolution of stages 1, 2 and 3 and the one after it in stage 3.
-    Returns the names of the layers that were copied.  Raises Refused where a shape differs.
+    "The first four convolutional layers" of net A cannot be copied literally, because A's second convolution has a
+    different number of inputs than D's.  The shapes match for: the first convolution of stages 1, 2 and 3 and the
+    second of stage 3.  Returns the names of the copied layers.  Raises Refused if a shape differs.
     """
     pairs = [(f"classifier.{i}", f"classifier.{i}") for i in (0, 3, 6)]
     pairs += list(zip(_first_four(shallower), _first_four(model), strict=True))
@@ -51,7 +52,7 @@ def transplant(model: VGG, shallower: VGG) -> list[str]:
             if theirs[f"{source}.{kind}"].shape != ours[f"{target}.{kind}"].shape:
                 raise Refused(
                     f"init 'shallower': {source}.{kind} is {tuple(theirs[f'{source}.{kind}'].shape)} in the shallower "
-                    f"net, {target}.{kind} needs {tuple(ours[f'{target}.{kind}'].shape)}. The two nets must agree in "
+                    f"net, {target}.{kind} needs {tuple(ours[f'{target}.{kind}'].shape)}. Both nets need the same "
                     "input_size, classifier_width and classes."
                 )
             ours[f"{target}.{kind}"] = theirs[f"{source}.{kind}"]

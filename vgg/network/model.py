@@ -1,4 +1,4 @@
-"""The networks of Table 1 (arXiv 1409.1556), with state_dicts that torchvision's VGG reads and writes."""
+"""The networks of Table 1 (arXiv 1409.1556), with state_dicts compatible with torchvision's VGG."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from vgg import draws
 
-# Five stages, each ended by a 2x2 max-pooling.  A number is a 3x3 convolution with that many outputs, (n, 1) a 1x1.
+# Five stages, each followed by 2x2 max-pooling.  A number: outputs of a 3x3 convolution; (n, 1): of a 1x1 convolution.
 Convolution = int | tuple[int, int]
 CONFIGURATIONS: dict[str, tuple[tuple[Convolution, ...], ...]] = {
     "A": ((64,), (128,), (256, 256), (512, 512), (512, 512)),
@@ -20,12 +20,12 @@ CONFIGURATIONS: dict[str, tuple[tuple[Convolution, ...], ...]] = {
     "D": ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)),
     "E": ((64, 64), (128, 128), (256, 256, 256, 256), (512, 512, 512, 512), (512, 512, 512, 512)),
 }
-STRIDE = 32  # five poolings: input pixels per position of the last map
+STRIDE = 32  # input pixels per position of the last map, after five poolings
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """All that fixes the shapes of a network.  input_size: pixels, a multiple of 32; classifier_width: of fc6, fc7."""
+    """Determines the shapes of a network.  input_size: pixels, a multiple of 32; classifier_width: of fc6 and fc7."""
 
     configuration: str
     batch_norm: bool
@@ -38,10 +38,10 @@ class Architecture:
 
 
 class Dropout(nn.Module):
-    """Zero each output of a layer with probability p, in training; scale the others by 1 / (1 - p).
+    """In training, zero each output of a layer with probability p and scale the others by 1 / (1 - p).
 
-    What an image loses is a function of its key alone, not of a generator's state nor of who computes it beside which
-    others: the same for every world size, micro-batch and restart.
+    The dropped outputs of an image depend only on its key and the layer, not on the state of a generator or on the
+    other images of the batch: they are the same for every world size, micro-batch and restart.
     """
 
     def __init__(self, p: float, layer: int) -> None:
@@ -49,19 +49,19 @@ class Dropout(nn.Module):
         self.p, self.layer = p, layer
 
     def forward(self, outputs: torch.Tensor, keys: torch.Tensor | None) -> torch.Tensor:
-        """outputs: float (n, width).  keys: int64 (n,), needed in training."""
+        """outputs: float (n, width).  keys: int64 (n,), required in training.  Raises ValueError without keys."""
         if not self.training or not self.p:
             return outputs
         if keys is None:
-            raise ValueError("dropout: training needs the keys of the batch (Crops.dropout)")
+            raise ValueError("dropout: keys of the batch (Crops.dropout) are required in training")
         columns = torch.arange(1, outputs.shape[1] + 1, device=outputs.device)
         bits = draws.counter_bits(keys[:, None], self.layer, columns)
-        kept = (bits >> 40) & (2**24 - 1) >= round(self.p * 2**24)
-        return torch.where(kept, outputs * (1 / (1 - self.p)), 0)
+        keep = (bits >> 40) & (2**24 - 1) >= round(self.p * 2**24)
+        return torch.where(keep, outputs * (1 / (1 - self.p)), 0)
 
 
 class Features(nn.Sequential):
-    """The convolutions.  With a forward of its own: the compiler of torch 2.11 passes over code that is torch.nn's."""
+    """The convolutions.  forward is defined here because torch 2.11 does not compile that of torch.nn.Sequential."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         for module in self:
@@ -70,7 +70,7 @@ class Features(nn.Sequential):
 
 
 class Classifier(nn.Sequential):
-    """fc6, fc7, fc8; hands the keys of a batch to its dropout layers."""
+    """fc6, fc7, fc8; passes the keys of a batch to the dropout layers."""
 
     def forward(self, outputs: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
         for module in self:
@@ -79,12 +79,12 @@ class Classifier(nn.Sequential):
 
 
 class VGG(nn.Module):
-    """float (n, 3, input_size, input_size), mean subtracted, to class scores (n, num_classes), not softmaxed.
+    """float (n, 3, input_size, input_size), mean subtracted, to class scores (n, num_classes), before the softmax.
 
-    dropout: its probability.  In training it needs the keys of the images, int64 (n,).
+    dropout: its probability.  In training it requires the keys of the images, int64 (n,).
 
-    torchvision pools the last map to 7x7 whatever the input; here another input size is an error, because averaging
-    before fc6 is not what the paper does with larger images.  vgg.network.dense does that.
+    torchvision pools the last map to 7x7 for any input size.  Here other input sizes raise ValueError, because the
+    paper does not average before fc6; for larger images see vgg.network.dense.
     """
 
     def __init__(self, architecture: Architecture, dropout: float = 0.5) -> None:
@@ -123,7 +123,7 @@ def _features(architecture: Architecture) -> Features:
                 layers.append(nn.BatchNorm2d(outputs))
             layers.append(nn.ReLU(inplace=True))
             if architecture.configuration == "A-LRN" and channels == 3:
-                # constants of Krizhevsky 2012, with alpha divided by the window's size, which torch does as Caffe did
+                # constants of Krizhevsky 2012; torch, like Caffe, divides alpha by the window size
                 layers.append(nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0))
             channels = outputs
         layers.append(nn.MaxPool2d(2, 2))
@@ -131,9 +131,9 @@ def _features(architecture: Architecture) -> Features:
 
 
 def blank(architecture: Architecture, dropout: float = 0.5) -> VGG:
-    """A network without values, for initialise or load_state_dict: torch's own random init takes seconds."""
+    """A network with uninitialised values, for initialise or load_state_dict; torch's random init takes seconds."""
     with torch.device("meta"):
         model = VGG(architecture, dropout)
-    # what to_empty() does, but that asks sympy for the shapes, which takes a second to load
+    # like to_empty(), which imports sympy and takes a second for it
     filled: VGG = model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))  # type: ignore[no-untyped-call]
     return filled

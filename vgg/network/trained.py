@@ -1,4 +1,4 @@
-"""The network of a finished training."""
+"""The result of a finished training."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from runtime import checkpoint, manifest
 from runtime.checkpoint import Expected, Step
 from vgg.network.model import VGG, Architecture, blank
 
-DTYPES = {torch.float32: "F32", torch.int64: "I64"}  # those of a VGG, as safetensors writes them
+DTYPES = {torch.float32: "F32", torch.int64: "I64"}  # types of a VGG, as named in safetensors
 
 
 def shapes_of(network: dict[str, Any]) -> Expected:
-    """Names, types and shapes of the tensors of a network.  network: the fields of an Architecture.
+    """Names, types and shapes of the tensors of a network: a runtime.checkpoint.ShapesOf.
 
-    Raises ValueError for what is not a VGG.
+    network: the fields of an Architecture.  Raises ValueError if they do not describe a VGG.
     """
     try:
         with torch.device("meta"):
@@ -31,31 +31,31 @@ def shapes_of(network: dict[str, Any]) -> Expected:
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training's network, verified.  Opened for evaluation, registration and as first weights."""
+    """The verified network of a finished training, for evaluation, registration and as initial weights."""
 
     directory: Path
     manifest: dict[str, Any]
     step: Step
-    digest: str  # what dvc.lock records for the directory
+    digest: str  # of the directory, as in dvc.lock
 
     @classmethod
     def open(cls, directory: Path, which: str = "last") -> Trained:
         """which: "last" or "best".  Raises Refused if training is not finished or anything is damaged."""
-        about, step = checkpoint.open_finished(directory, which, shapes_of)
-        return cls(directory, about, step, manifest.directory_digest(directory, about))
+        finished, step = checkpoint.open_finished(directory, which, shapes_of)
+        return cls(directory, finished, step, manifest.directory_digest(directory, finished))
 
     @classmethod
-    def finish(cls, directory: Path, last: int, best: int, about: dict[str, Any]) -> Trained:
-        """Declare training finished, with the steps that are last and best.  about: metadata of the run.
+    def finish(cls, directory: Path, last: int, best: int, metadata: dict[str, Any]) -> Trained:
+        """Finish a training with its last and its best step.  metadata: of the run, see vgg.training.run.describe.
 
         Raises Refused if a checkpoint does not verify.
         """
-        finished, step = checkpoint.finish(directory, last, best, about, shapes_of)
+        finished, step = checkpoint.finish(directory, last, best, metadata, shapes_of)
         return cls(directory, finished, step, manifest.directory_digest(directory, finished))
 
     @property
     def weights_sha256(self) -> str:
-        entries = {entry["path"]: entry["sha256"] for entry in self.step.about["files"]}
+        entries = {entry["path"]: entry["sha256"] for entry in self.step.metadata["files"]}
         return str(entries["weights.safetensors"])
 
     def network(self) -> VGG:

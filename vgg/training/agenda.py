@@ -1,4 +1,4 @@
-"""What the training loop does next: validate, save, stop or end."""
+"""Decides what the training loop does next: validate, save, stop or end."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from vgg.training.run import Run
 
 
 def num_steps_of(params: TrainParams, num_images: int) -> int:
-    """Steps of a training that its schedule does not end earlier."""
+    """Number of steps of a training, unless its schedule ends it earlier."""
     return math.ceil(params.epochs * num_images / params.batch_size)
 
 
 def ends_epoch(step: int, batch_size: int, num_images: int) -> bool:
-    """Whether the update that led to `step` took the last image of an epoch."""
+    """Whether the update from `step` - 1 to `step` used the last image of an epoch."""
     return step > 0 and step * batch_size // num_images > (step - 1) * batch_size // num_images
 
 
 @dataclass
 class Agenda:
-    """The same on every rank.
+    """The decisions; they are the same on every rank.
 
-    num_images: of the training set.  saved_step: the step whose whole state is on disk, or being written; None if the
-    newest checkpoint lacks something, or there is none.  stopping: whether a rank cannot go on, or was asked to stop.
+    num_images: of the training set.  saved_step: the step whose complete state is saved or being written; None if no
+    checkpoint exists or the newest is incomplete.  stopping: whether any rank has to stop.
     """
 
     run: Run
@@ -34,13 +34,13 @@ class Agenda:
     stopping: bool = False
 
     def validation_is_due(self) -> bool:
-        """Never once stopping: the next start validates."""
+        """False while stopping: the next start validates."""
         state, params = self.run.state, self.run.params
         is_due = ends_epoch(state.step, params.batch_size, self.num_images) and state.validated_step < state.step
         return is_due and not self.stopping
 
     def validated(self, completed: bool) -> None:
-        """completed: false if the validation was stopped."""
+        """Record the end of a validation.  completed: False if it was stopped."""
         if completed:
             self.saved_step = None  # a checkpoint written before this validation lacks its results
         else:
@@ -64,5 +64,5 @@ class Agenda:
         return (not self.needs_data() and not self.stopping) or self.run.schedule.finished
 
     def agree_on_stop(self, wanted: bool) -> None:
-        """Stop if this or any other rank wants to."""
+        """Stop if any rank wants to; collective."""
         self.stopping = self.run.group.any(wanted)

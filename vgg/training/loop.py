@@ -1,6 +1,6 @@
-"""Training (arXiv 1409.1556 §3.1): SGD over random crops, resumable at any step, bit for bit.
+"""Training (arXiv 1409.1556 §3.1): SGD on random crops, resumable at any step, bit for bit.
 
-Read `train` from top to bottom: open or continue a run, then a loop of validate, save, stop, update.
+`train` starts or continues a run, then loops over validate, save, stop, update.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from vgg.training.run import (
     describe,
     find_run,
     restore,
+    samples_digest,
     save,
-    seen,
     settle,
     start,
 )
@@ -46,24 +46,25 @@ log = logging.getLogger("vgg.train")
 
 
 def train(task: Task, group: Group, reporter: Reporter, stop: Stop) -> Trained | None:
-    """Train to the end, from the newest good checkpoint of the task's directory if there is one.
+    """Train to the end, from the newest good checkpoint of the task's directory, if any.
 
-    Returns the trained network on rank 0; elsewhere only where it was finished already.
-    stop: called at every step; when it returns true the state is saved and Preempted raised.
-    Raises Refused when the directory holds another unfinished run, or a loss or gradient is not finite.
+    Returns the trained network on rank 0; on other ranks None, unless training was already finished.
+    stop: called at every step; if it returns True, the state is saved and Preempted is raised.
+    Raises WrongParameters if a rank would have no image, and Refused if the directory contains another unfinished run
+    or a loss or gradient is not finite.
     """
     params, split = task.params, task.shards.split("train")
     if params.batch_size < group.world_size:
         raise WrongParameters(f"train.batch_size: {params.batch_size} is below the number of ranks, {group.world_size}")
-    about = describe(task, group.device)
-    beginning = find_run(task.directory, about, task.accept_code_change, group)
-    if isinstance(beginning, Finished):
-        return beginning.trained
-    run = start(task, about, group)
-    if isinstance(beginning, Continue):
-        restore(run, beginning.step)
+    metadata = describe(task, group.device)
+    found = find_run(task.directory, metadata, task.accept_code_change, group)
+    if isinstance(found, Finished):
+        return found.trained
+    run = start(task, metadata, group)
+    if isinstance(found, Continue):
+        restore(run, found.step)
         log.info("continuing %s at step %d", task.directory, run.state.step)
-    if group.device.type == "cuda":  # on a CPU nothing is compiled, and memory has no hard limit
+    if group.device.type == "cuda":  # on a CPU nothing is compiled, and memory is not measured
         warm_up(run, stop)
     connect(run)
     regroup(run)
@@ -75,8 +76,8 @@ def train(task: Task, group: Group, reporter: Reporter, stop: Stop) -> Trained |
             log.warning("train.%s", line)
     loader = Loader.of(group, roi.DeviceDecoder(group.device) if params.decoder == "device" else None)
     feed = Feed(training_batches(loader, split, params, range(run.state.step, num_steps)), group.device, stop)
-    saver = Saver(task.directory, about, params.keep_checkpoints, reporter.saved)
-    agenda = Agenda(run, len(split), num_steps, saved_step=run.state.step if isinstance(beginning, Continue) else None)
+    saver = Saver(task.directory, metadata, params.keep_checkpoints, reporter.saved)
+    agenda = Agenda(run, len(split), num_steps, saved_step=run.state.step if isinstance(found, Continue) else None)
     agenda.agree_on_stop(stop() or (agenda.needs_data() and not feed.fetch()))
     with contextlib.closing(saver):
         while True:
@@ -90,31 +91,32 @@ def train(task: Task, group: Group, reporter: Reporter, stop: Stop) -> Trained |
                 break
             update(run, feed.take())
             run.state.step += 1
-            has_data = feed.fetch() or not agenda.needs_data()  # while the device computes
+            has_data = feed.fetch() or not agenda.needs_data()  # the device computes meanwhile
             if run.state.step % LOG_STEPS == 0:
                 stop_if_not_finite(run, split, task.directory)
                 read_window(run, len(split), feed, reporter)
             reporter.progress(run.state.step, num_steps)
-            # every step is agreed on before it begins: no rank waits inside it for one that stops or has no data
+            # the ranks agree on every step before it starts, so that none waits in it for one that stops or has no data
             agenda.agree_on_stop(stop() or saver.failed() or not has_data)
         settle(run, saver)
         if not agenda.ends():
             raise Preempted(f"stopped at step {run.state.step} of {num_steps}; the state is saved. Run again.")
-    trained = Trained.finish(task.directory, run.state.step, run.state.best_step, about) if group.is_first else None
+    trained = Trained.finish(task.directory, run.state.step, run.state.best_step, metadata) if group.is_first else None
     group.barrier()
     return trained
 
 
 def update(run: Run, crops: Crops) -> None:
-    """One step of SGD on this rank's share of the global batch.  The host never waits for the device here."""
+    """One step of SGD on this rank's share of the global batch.  The host does not wait for the device."""
     step, group = run.state.step, run.group
     numbers = crops.numbers.numpy()
-    run.samples = (run.samples + seen(step, group.rank + group.world_size * np.arange(len(numbers)), numbers)) % 2**64
+    positions = group.rank + group.world_size * np.arange(len(numbers))
+    run.samples = (run.samples + samples_digest(step, positions, numbers)) % 2**64
     for settings in run.optimiser.param_groups:
         settings["lr"] = run.schedule.rate(step)
     run.optimiser.zero_grad(set_to_none=True)
     parts = run.parts(crops)
-    for number, part in enumerate(parts, 1):  # their gradients add up, and are exchanged with those of the last
+    for number, part in enumerate(parts, 1):  # gradients accumulate and are exchanged with the last part
         local = group.world_size == 1 or number == len(parts)
         with contextlib.nullcontext() if local else run.replica.no_sync():  # type: ignore[operator]
             loss, scores = losses(run, part)
@@ -129,13 +131,16 @@ def update(run: Run, crops: Crops) -> None:
 
 
 def losses(run: Run, crops: Crops) -> tuple[torch.Tensor, torch.Tensor]:
-    """These images' part of the loss of the global batch, and their scores, float32 (n, classes), detached."""
+    """The contribution of these images to the loss of the global batch, and their scores.
+
+    Returns the loss, float32 (), and the scores, float32 (n, classes), detached.
+    """
     inputs = run.prepare(crops.images, crops.flip, crops.colour)
     with torch.autocast(run.group.device.type, run.precision, enabled=run.precision != torch.float32):
         scores = run.replica(inputs, crops.dropout)
     scores = scores.float()
-    # the mean over the global batch: DDP averages over ranks, whose shares may differ by one image
+    # the mean over the global batch; DDP averages over ranks, whose shares may differ by one image
     loss = functional.cross_entropy(scores, crops.labels, reduction="sum")
     loss = loss * (run.group.world_size / run.params.batch_size)
-    # a loss that is not finite makes every gradient so, and by their exchange those of every rank
+    # a loss that is not finite makes all gradients NaN, by their exchange on every rank
     return loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan), scores.detach()

@@ -1,8 +1,8 @@
-"""What a training will do and need, from its parameters alone: steps, drops of the rate, disk, memory, FLOPs, hours.
+"""The plan of a training, from its parameters: steps, drops of the learning rate, disk, memory, FLOPs, hours.
 
-No data, no GPU.  Numbers are exact where they can be; memory is an estimate of eager execution, from what every layer
-keeps for the backward pass.  This file has no say in a result: the train stage imports it by name, and does not depend
-on it.
+It needs neither data nor a GPU.  All numbers are exact except memory: that is an estimate for eager execution, from the
+tensors that every layer saves for the backward pass.  This file does not influence results: the train stage does not
+depend on it.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ from vgg.params.shard import ShardParams
 from vgg.params.train import Plateau, Steps, TrainParams
 from vgg.sharding.editions import EDITIONS
 from vgg.training.schedule import Schedule
-from vgg.training.warmup import MOST_IMAGES
+from vgg.training.warmup import MAX_IMAGES
 
-INDEX_BYTES = 8  # of a pooling's result: where the maximum was
-FETCHED = 2  # batches of uint8 crops on the device: one computed on, one on its way
-ROUND_RATES = (1000, 4000, 16_000)  # images/s, for the hours of a run whose rate is not known
+INDEX_BYTES = 8  # per output of a pooling: the position of the maximum
+FETCHED = 2  # batches of uint8 crops on the device: one in use, one being copied
+ROUND_RATES = (1000, 4000, 16_000)  # images/s, to estimate the duration if the throughput is not known
 
 
 @dataclass(frozen=True)
 class Data:
-    """Size of a training set, and what says so."""
+    """Size of a training set.  source: of these numbers, for the plan."""
 
     num_images: int
     num_classes: int
-    known_from: str
+    source: str
 
 
 def data(
     params: str, manifest: dict[str, Any] | None, num_images: int | None = None, num_classes: int | None = None
 ) -> Data:
-    """The size of the training set: what is said outright, else what the shards' manifest tells, else their source.
+    """The size of the training set: num_images and num_classes, else from the shards' manifest, else from shard.source.
 
-    params: path of a params.yaml, which names the source, or the section train as JSON, which does not.
-    Raises WrongParameters if nothing tells.
+    params: path of a params.yaml, or the section train as JSON, which has no shard.source.
+    Raises WrongParameters if the size is not known.
     """
-    images, classes, known_from = num_images, num_classes, "as said"
+    images, classes, source = num_images, num_classes, "as given"
     if not (images and classes):
-        known, known_from = (_in_shards(manifest), "its shards") if manifest else _in_source(params)
+        known, source = (_in_shards(manifest), "its shards") if manifest else _in_source(params)
         images, classes = images or known[0], classes or known[1]
-        known_from += " and as said" if num_images or num_classes else ""
-    return Data(images, classes, known_from)
+        source += " and as given" if num_images or num_classes else ""
+    return Data(images, classes, source)
 
 
 def _in_shards(manifest: dict[str, Any]) -> tuple[int, int]:
@@ -71,13 +71,13 @@ def _in_source(params: str) -> tuple[tuple[int, int], str]:
         return (len(digits.originals("train")), len(digits.classes)), "digits"
     what = "a section 'train' alone does" if section else f"shard.source {source!r} does"
     raise WrongParameters(
-        f"{what} not say how many images there are: give --num-images and --num-classes, or the --shards of a finished "
+        f"{what} not determine the number of images: give --num-images and --num-classes, or --shards of a finished "
         "shard stage"
     )
 
 
 def lines(params: TrainParams, data: Data, ranks: int = 1, images_per_second: float | None = None) -> list[str]:
-    """The plan as text.  images_per_second: of all ranks together, if known.
+    """The plan, line by line.  images_per_second: of all ranks together, if known.
 
     Raises WrongParameters if a rank would have no image.
     """
@@ -91,7 +91,7 @@ def lines(params: TrainParams, data: Data, ranks: int = 1, images_per_second: fl
     steps_per_epoch = data.num_images / params.batch_size
     num_steps = math.ceil(params.epochs * data.num_images / params.batch_size)
     rows: list[tuple[str, str]] = [
-        ("data", f"{data.num_images:,} images, {data.num_classes:,} classes ({data.known_from})"),
+        ("data", f"{data.num_images:,} images, {data.num_classes:,} classes ({data.source})"),
         ("batch", _batch(params, ranks)),
         ("steps", f"{steps_per_epoch:,.1f} an epoch · {params.epochs} epochs = {num_steps:,} steps"),
         *_rates(params, data.num_images, num_steps),
@@ -105,25 +105,25 @@ def lines(params: TrainParams, data: Data, ranks: int = 1, images_per_second: fl
 
 
 def share(params: TrainParams, ranks: int) -> int:
-    """Images of a global batch that a rank computes, at most."""
+    """Maximum number of images of a global batch per rank."""
     return -(-params.batch_size // ranks)
 
 
 def micro_batch(params: TrainParams, ranks: int) -> int:
-    """Images that a rank computes at once, at most; with 'auto', before memory has had a say."""
+    """Maximum number of images that a rank computes at once; for 'auto', before it is reduced to fit into memory."""
     if params.micro_batch_size == "auto":
-        return min(share(params, ranks), max(1, MOST_IMAGES * 224**2 // params.input_size**2))
+        return min(share(params, ranks), max(1, MAX_IMAGES * 224**2 // params.input_size**2))
     return min(share(params, ranks), params.micro_batch_size)
 
 
 def _batch(params: TrainParams, ranks: int) -> str:
     each = f"{params.batch_size / ranks:.1f}".removesuffix(".0")
-    auto = " (auto: halved until it fits)" if params.micro_batch_size == "auto" else ""
+    auto = " (auto: halved until it fits into memory)" if params.micro_batch_size == "auto" else ""
     return f"{params.batch_size:,} images a step = {each} a rank × {ranks}; at once {micro_batch(params, ranks)}{auto}"
 
 
 def drop_steps(rule: Steps, steps_per_epoch: float) -> list[int]:
-    """The first step with each lower rate, as Schedule.rate counts."""
+    """The first step with each lower rate, consistent with Schedule.rate."""
     found = []
     for end in rule.drop_epochs:
         step = math.floor(end * steps_per_epoch)
@@ -142,16 +142,16 @@ def _rates(params: TrainParams, num_images: int, num_steps: int) -> Iterator[tup
         drops = [f"{step:,}{' (after the end)' * (step >= num_steps)}" for step in drop_steps(rule, steps_per_epoch)]
         yield "", f"drops at steps {', '.join(drops)}"
     if isinstance(rule, Plateau):
-        epochs = 1 + rule.patience * (rule.max_drops + 1)  # the first one is always an improvement
+        epochs = 1 + rule.patience * (rule.max_drops + 1)  # the first epoch is always an improvement
         if epochs < params.epochs:
             step = math.ceil(epochs * num_images / params.batch_size)
-            yield "", f"drops when validation says so; ends after epoch {epochs} (step {step:,}) at the earliest"
+            yield "", f"drops depend on validation; ends after epoch {epochs} (step {step:,}) at the earliest"
         else:
-            yield "", "drops when validation says so; too few epochs for it to end training"
+            yield "", "drops depend on validation; too few epochs for it to end training early"
 
 
 def checkpoint_bytes(params: TrainParams, network: VGG) -> int:
-    """Bytes of weights, batch norm's statistics and momentum in a checkpoint; the rest of it is some kilobytes."""
+    """Bytes of weights, batch norm statistics and momentum in a checkpoint; the rest is some kilobytes."""
     tensors: list[torch.Tensor] = list(network.state_dict().values())
     momentum = 4 * _num_parameters(network) if params.momentum else 0
     return momentum + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -161,10 +161,10 @@ def _checkpoints(params: TrainParams, network: VGG, num_steps: int) -> Iterator[
     size, newest = checkpoint_bytes(params, network), params.keep_checkpoints
     every, regular = params.checkpoint_steps, num_steps // params.checkpoint_steps
     yield "checkpoints", f"every {every:,} steps ({regular:,} in all), at every new best and at the end"
-    yield "", f"{size:,} bytes each, and some kilobytes"
-    # a new one is whole before the oldest goes
+    yield "", f"{size:,} bytes each, plus some kilobytes"
+    # a new one is complete before the oldest is deleted
     most = f"{_si((newest + 2) * size, 'B')} of disk: the {newest} newest, the best and one being written"
-    yield "", f"{most}; {_si(2 * size, 'B')} stay: the last and the best"
+    yield "", f"{most}; {_si(2 * size, 'B')} are kept: the last and the best"
 
 
 def _network(params: TrainParams, network: VGG) -> str:
@@ -181,7 +181,7 @@ def _num_parameters(network: nn.Module) -> int:
 
 
 def macs(network: VGG) -> int:
-    """Multiply-adds of an image's forward pass, in convolutions and products."""
+    """Multiply-adds of the forward pass of an image, in convolutions and linear layers."""
     found, side = 0, network.architecture.input_size
     for layer in [*network.features, *network.classifier]:
         if isinstance(layer, nn.Conv2d):
@@ -196,26 +196,26 @@ def macs(network: VGG) -> int:
 def _flops(network: VGG, num_images: int) -> Iterator[tuple[str, str]]:
     forward = 2 * macs(network)
     training = f"{_si(3 * forward, 'FLOP')} in training (3 ×)"
-    yield "FLOPs", f"{_si(forward, 'FLOP')} an image forward (2 a multiply-add), {training}"
-    yield "", f"{_si(3 * forward * num_images, 'FLOP')} in all, without validation"
+    yield "FLOPs", f"{_si(forward, 'FLOP')} an image forward (2 per multiply-add), {training}"
+    yield "", f"{_si(3 * forward * num_images, 'FLOP')} in total, without validation"
 
 
 def saved_bytes(network: VGG, item: int) -> int:
-    """Bytes that an image's forward pass keeps for the backward pass when run eagerly.
+    """Bytes that the eager forward pass of an image saves for the backward pass.
 
-    item: bytes of a number, 2 for bf16 under autocast, 4 for fp32.  Layers that work in place, and the input of the
-    next layer, are the same memory and count once.
+    item: bytes per number, 2 for bf16 under autocast, 4 for fp32.  Tensors that share memory (in-place layers; the
+    output of a layer and the input of the next one) count once.
     """
     side, channels = network.architecture.input_size, 3
     found = item * channels * side**2  # the input of the first convolution
     for layer in network.features:
         if isinstance(layer, nn.Conv2d):
-            channels = layer.out_channels  # its output is kept by the layer after it
+            channels = layer.out_channels  # its output is saved by the next layer
         elif isinstance(layer, nn.BatchNorm2d | nn.ReLU):
-            found += item * channels * side**2  # batch norm keeps its input, ReLU its output
+            found += item * channels * side**2  # batch norm saves its input, ReLU its output
         elif isinstance(layer, nn.LocalResponseNorm):
-            squares = item * (channels + layer.size - 1)  # padded, which the mean over the window keeps
-            found += (squares + 3 * 4 * channels) * side**2  # base, power and quotient: autocast has them in fp32
+            squares = item * (channels + layer.size - 1)  # padded; saved by the mean over the window
+            found += (squares + 3 * 4 * channels) * side**2  # base, power and quotient: fp32 under autocast
         elif isinstance(layer, nn.MaxPool2d):
             side //= 2
             found += (item + INDEX_BYTES) * channels * side**2
@@ -223,12 +223,12 @@ def saved_bytes(network: VGG, item: int) -> int:
         if isinstance(layer, nn.ReLU):
             found += item * network.architecture.classifier_width
         elif isinstance(layer, Dropout) and layer.p:
-            found += (item + 1) * network.architecture.classifier_width  # its output, and a bool: kept or not
+            found += (item + 1) * network.architecture.classifier_width  # its output and its mask, a bool
     return found + 4 * network.architecture.num_classes  # the logarithms of the posteriors
 
 
 def memory(params: TrainParams, network: VGG, ranks: int) -> dict[str, int]:
-    """Bytes of device memory of a rank, by what takes them, at the largest."""
+    """Peak device memory of a rank, bytes, by use."""
     bf16, fp32 = params.precision != "fp32", 4 * _num_parameters(network)
     crops = share(params, ranks) * 3 * params.input_size**2
     compressed = ranks > 1 and params.gradient_compression == "bf16"
@@ -246,11 +246,11 @@ def memory(params: TrainParams, network: VGG, ranks: int) -> dict[str, int]:
 def _memory(params: TrainParams, network: VGG, ranks: int) -> Iterator[tuple[str, str]]:
     needed = memory(params, network, ranks)
     each = saved_bytes(network, 4 if params.precision == "fp32" else 2)
-    assumed = " (bf16, if the device computes in it)" if params.precision == "auto" else ""
-    yield "memory", f"about {_si(sum(needed.values()), 'B')} of a rank's device{assumed}, and what its libraries take"
+    assumed = " (bf16, if the device supports it)" if params.precision == "auto" else ""
+    yield "memory", f"about {_si(sum(needed.values()), 'B')} on the device of a rank{assumed}, plus memory of libraries"
     held = [name for name in needed if name not in ("crops", "activations") and needed[name]]
     yield "", " · ".join(f"{name} {_si(needed[name], 'B')}" for name in held)
-    activations = f"{micro_batch(params, ranks)} × {_si(each, 'B')} of activations, run eagerly; compiled it is less"
+    activations = f"{micro_batch(params, ranks)} × {_si(each, 'B')} of activations if eager, less if compiled"
     yield "", f"crops {_si(needed['crops'], 'B')} · {activations}"
 
 
@@ -271,7 +271,7 @@ def _duration(seconds: float) -> str:
 
 
 def _si(value: float, unit: str) -> str:
-    """With a decimal prefix: 30940000000, 'FLOP' is '30.94 GFLOP'."""
+    """A value with a decimal prefix: 30940000000, 'FLOP' is '30.94 GFLOP'."""
     power = 0
     while value >= 1000 and power < 6:
         value, power = value / 1000, power + 1

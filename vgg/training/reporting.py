@@ -1,4 +1,4 @@
-"""What a training reports while it runs: points of curves, a loss that is stuck, the arithmetic of the run."""
+"""Reports of a running training: points of curves, warnings, and a summary of its numbers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from vgg.training.run import Run
 
 log = logging.getLogger("vgg.train")
 
-LOG_STEPS = 20  # steps between two readings from the device, each a point of the curves
-STUCK = 0.99  # a loss this near to ln(classes), as a share of it, has learnt nothing
+LOG_STEPS = 20  # interval at which counts are read from the device, each time for a point of the curves
+STUCK = 0.99  # a loss whose ratio to ln(classes) is between this and 2 - this counts as stuck
 
 
 class Reporter(Protocol):
-    """Receives the progress of a training.  Nothing it does may change a result."""
+    """Receives the progress of a training.  Must not influence results."""
 
     def progress(self, step: int, num_steps: int) -> None: ...
     def point(self, step: int, values: dict[str, float]) -> None: ...
@@ -27,7 +27,7 @@ class Reporter(Protocol):
 
 
 def read_window(run: Run, num_images: int, feed: Feed, reporter: Reporter) -> None:
-    """Every LOG_STEPS: read the counts from the device, add a point to the curves."""
+    """Read the counts from the device and report a point of the curves; called every LOG_STEPS."""
     values = Counts(run.group.sum_(run.window.total)).values()
     run.window = Counts.zeros(run.group.device)
     step, rate = run.state.step, run.schedule.rate(run.state.step - 1)
@@ -47,18 +47,18 @@ def read_window(run: Run, num_images: int, feed: Feed, reporter: Reporter) -> No
 
 
 def warn_if_stuck(run: Run, loss: float, when: str) -> None:
-    """Deep nets with small first weights stay at ln(classes) for ever: say so, with what causes it."""
+    """Warn if the loss stays at ln(classes), as in deep nets with small initial weights.  when: for the message."""
     chance = math.log(run.model.architecture.num_classes)
     if STUCK < loss / chance < 2 - STUCK:
         log.warning(
             "the loss (%.4f) is stuck at ln(classes) = %.4f %s: with init %r and learning rate %g this network may "
-            "never start to learn. Init 'glorot', 'kaiming' or 'shallower', or a warm-up of one epoch, is the usual "
-            "cure.", loss, chance, when, run.params.init, run.params.learning_rate,
+            "never learn. Usual remedies: init 'glorot', 'kaiming' or 'shallower', or a warm-up of one epoch.",
+            loss, chance, when, run.params.init, run.params.learning_rate,
         )  # fmt: skip
 
 
 def without_effect(params: TrainParams, device: str, num_ranks: int, num_images: int) -> Iterator[str]:
-    """A line for every parameter that does nothing in this training, or not what it seems to do.
+    """A line for every parameter that has no effect in this training, or not the expected one.
 
     device: "cpu" or "cuda".  num_images: of the training set.
     """
@@ -69,23 +69,23 @@ def without_effect(params: TrainParams, device: str, num_ranks: int, num_images:
             "never reaches learning_rate"
         )
     if params.batch_size > num_images:
-        yield f"batch_size: {params.batch_size} is more than the {num_images} images: a step takes some of them again"
+        yield f"batch_size: {params.batch_size} is more than the {num_images} images: a step uses some of them again"
     if params.micro_batch_size != "auto" and params.micro_batch_size > share:
         yield f"micro_batch_size: {params.micro_batch_size} has no effect; a rank computes {share} images a step"
     if params.gradient_compression != "none" and num_ranks == 1:
         yield "gradient_compression: has no effect on one rank"
     if device == "cpu" and params.decoder == "device":
-        yield "decoder: 'device' has no effect without a GPU; the CPU decodes"
+        yield "decoder: 'device' has no effect without a GPU; images are decoded on the CPU"
     if device == "cpu" and params.deterministic:
-        yield "deterministic: has no effect on a CPU, which always is"
+        yield "deterministic: has no effect on a CPU, which is always deterministic"
 
 
 def arithmetic(run: Run, num_images: int, num_steps: int) -> str:
-    """The numbers of the run, so that a reader can check them by hand."""
+    """A summary of the run: images, batch size, steps, epochs, schedule."""
     params, group = run.params, run.group
     share, on_cpu = params.batch_size / group.world_size, group.device.type == "cpu"
     unmeasured = on_cpu and params.micro_batch_size == "auto"
-    note = "\nmicro_batch_size: auto measures no memory on a CPU" if unmeasured else ""
+    note = "\nmicro_batch_size: on a CPU, 'auto' does not measure memory" if unmeasured else ""
     return (
         f"{num_images:,} images · {params.batch_size} a step ({share:g} × {group.world_size} ranks, "
         f"{group.device.type}, {str(run.precision).removeprefix('torch.')}) · "
@@ -95,7 +95,7 @@ def arithmetic(run: Run, num_images: int, num_steps: int) -> str:
 
 
 def curves(state: dict[str, Any]) -> Iterator[list[str]]:
-    """The history as rows of a CSV, header first."""
+    """The rows of the history for a CSV file, header first.  state: of a checkpoint."""
     rows = state["history"]
     if rows:
         yield list(rows[0])

@@ -1,4 +1,4 @@
-"""One training run: what it is made from, how it starts, is continued, and is saved."""
+"""One training run: its metadata, how it starts, continues and is saved."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ from vgg.training.schedule import Schedule
 
 log = logging.getLogger("vgg.train")
 
-# torch 2.15 gave it a better name
+# the option has another name since torch 2.15
 _DDP = inspect.signature(nn.parallel.DistributedDataParallel).parameters
 _SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _DDP else "broadcast_buffers"
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # options of glibc's mallopt
 
 
 @dataclass
 class State:
-    """All that a checkpoint holds besides tensors.  Every field is exact in JSON."""
+    """The state of a training besides tensors.  Every field is exact in JSON."""
 
     step: int = 0
     validated_step: int = 0  # the step of the last validation, so that a restart does not repeat it
@@ -54,18 +54,18 @@ class State:
     best_error: float = 1.0
     window: list[float] = field(default_factory=lambda: [0.0] * 4)  # counts since the last point of the curves
     epoch: list[float] = field(default_factory=lambda: [0.0] * 4)  # counts since the last validation
-    history: list[dict[str, float]] = field(default_factory=list)  # a row an epoch
+    history: list[dict[str, float]] = field(default_factory=list)  # one row per epoch
     schedule: dict[str, Any] = field(default_factory=dict)
-    samples: str = "0" * 16  # hex: the sum over all (step, position in the batch, image) trained on, see `seen`
-    micro_batch_size: int = 0  # what was found to fit; 0: whatever was tried
+    samples: str = "0" * 16  # hex: digest of all (step, position in the batch, image), see samples_digest
+    micro_batch_size: int = 0  # that was found to fit into memory; 0: no reduction was necessary
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is trained, on what, and where checkpoints go.
+    """A training: parameters, data, and the directory of its checkpoints.
 
-    initial: first weights, for init 'shallower' and 'checkpoint'.  code: fingerprint of every file that has a say in
-    the result; a run is not continued with other code unless accept_code_change.
+    initial: initial weights, for init 'shallower' and 'checkpoint'.  code: fingerprint of every file that influences
+    the result; a run is not continued with other code unless accept_code_change is set.
     """
 
     params: TrainParams
@@ -78,7 +78,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Fresh:
-    """A run begins at step 0."""
+    """A run starts at step 0."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,12 @@ class Continue:
 
 @dataclass(frozen=True)
 class Finished:
-    """This very run is finished already."""
+    """The run is already finished."""
 
     trained: Trained
 
 
-Beginning = Fresh | Continue | Finished
+FoundRun = Fresh | Continue | Finished
 
 
 @dataclass(kw_only=True)
@@ -113,20 +113,20 @@ class Run:
     state: State
     window: Counts
     epoch: Counts
-    trouble: torch.Tensor  # float32 (): 1 from the first non-finite loss or gradient on; updates are no-ops then
-    trouble_step: torch.Tensor  # float64 (): the step of it, or -1
-    micro_batch_size: int  # images that this rank computes at once, at most
+    trouble: torch.Tensor  # float32 (): 1 after the first non-finite loss or gradient; then updates do nothing
+    trouble_step: torch.Tensor  # float64 (): the step where that happened, or -1
+    micro_batch_size: int  # maximum number of images that this rank computes at once
     samples: int = 0  # this rank's part of State.samples, modulo 2^64
 
     def parts(self, crops: Crops) -> list[Crops]:
-        """A share of a batch as micro-batches on the device."""
+        """Split this rank's share of a batch into micro-batches and copy them to the device."""
         size, device = self.micro_batch_size, self.group.device
         columns = [tensor.to(device, non_blocking=True).split(size) for tensor in crops]  # type: ignore[no-untyped-call]
         return [Crops(*part) for part in zip(*columns, strict=True)]
 
 
 def describe(task: Task, device: torch.device) -> dict[str, Any]:
-    """The metadata of a checkpoint: what it was made from, and what is needed to use it."""
+    """The metadata of a checkpoint: the inputs of the run, and what is needed to use the network."""
     params, shards = task.params, task.shards
     network = Architecture(
         params.configuration, params.batch_norm, params.classifier_width, len(shards.wnids), params.input_size
@@ -153,32 +153,32 @@ def describe(task: Task, device: torch.device) -> dict[str, Any]:
 
 
 def expect_state(step: checkpoint.Step, accept_code_change: bool) -> None:
-    """Raises Refused unless state.json is a State.  What other code did not know yet may be missing, and is begun."""
+    """Raises Refused unless state.json is a State.  With accept_code_change fields may be missing."""
     path, known = step.path / "state.json", vars(State()).keys()
-    strange = (step.state.keys() - known) | (set() if accept_code_change else known - step.state.keys())
+    wrong = (step.state.keys() - known) | (set() if accept_code_change else known - step.state.keys())
     try:
         TypeAdapter(State).validate_json(json.dumps(step.state), strict=True)
     except ValidationError as error:
-        strange |= {".".join(map(str, problem["loc"])) for problem in error.errors()}
-    if strange:
-        raise Refused(f"{path}: not the state of a training: {', '.join(sorted(strange))}. No training wrote it.")
+        wrong |= {".".join(map(str, problem["loc"])) for problem in error.errors()}
+    if wrong:
+        fields = ", ".join(sorted(wrong))
+        raise Refused(f"{path}: not the state of a training: {fields}. {checkpoint.NOT_OURS}")
 
 
-def find_run(directory: Path, about: dict[str, Any], accept_code_change: bool, group: Group) -> Beginning:
-    """How a run begins.
+def find_run(directory: Path, metadata: dict[str, Any], accept_code_change: bool, group: Group) -> FoundRun:
+    """Whether the run starts at step 0, continues from a checkpoint, or is finished.  metadata: from describe().
 
-    An unfinished run of other parameters, data or code is refused: nobody's work is thrown away.  A finished one is
-    moved to <directory>.previous; checkpoints that were passed over for an older one, to <directory>.refused.
+    A finished run with other inputs is moved to <directory>.previous; checkpoints that are newer than the one to
+    continue from are moved to <directory>.refused.  Raises Refused for an unfinished run with other parameters, data or
+    code, so that no work is lost.  Raises Preempted if ranks find different checkpoints.
     """
     if (directory / "manifest.json").exists():
         finished = Trained.open(directory)
-        changes = list(checkpoint.differences(finished.manifest["run"], about["run"]))
-        group.barrier()  # all have read before one moves
+        changes = list(checkpoint.differences(finished.manifest["run"], metadata["run"]))
+        group.barrier()  # before rank 0 moves the directory, all ranks must have read it
         if changes and group.is_first:
-            aside = checkpoint.set_aside(directory)
-            log.warning(
-                "%s held a finished run with other inputs (%s); it lies in %s now", directory, changes[0], aside
-            )
+            target = checkpoint.move_finished(directory)
+            log.warning("%s: finished run with other inputs (%s), moved to %s", directory, changes[0], target)
         elif not changes:
             expect_state(finished.step, accept_code_change=False)
         group.barrier()
@@ -188,7 +188,7 @@ def find_run(directory: Path, about: dict[str, Any], accept_code_change: bool, g
     group.barrier()
 
     def differs(step: checkpoint.Step) -> list[str]:
-        there, here = ({**a["run"], "network": a["network"]} for a in (step.about, about))
+        there, here = ({**a["run"], "network": a["network"]} for a in (step.metadata, metadata))
         if accept_code_change:
             there["code"] = here["code"]
         changes = list(checkpoint.differences(there, here))
@@ -197,25 +197,25 @@ def find_run(directory: Path, about: dict[str, Any], accept_code_change: bool, g
         return changes
 
     earlier = checkpoint.newest(directory, shapes_of, differs)
-    found = group.gather(earlier.step if earlier else None)  # all have read before one moves
+    found = group.gather(earlier.step if earlier else None)  # also a barrier before rank 0 moves checkpoints
     if len(set(found)) > 1:
-        raise Preempted(  # a store that was away for a moment may be the reason
-            f"{directory}: rank {group.rank} finds another newest checkpoint there than rank 0 (steps {found}). All "
-            "nodes need one and the same store, a shared volume or s3://; if they have, run again."
+        raise Preempted(  # not Refused: the storage may have been unavailable for a moment
+            f"{directory}: rank {group.rank} finds another newest checkpoint than rank 0 (steps {found}). All nodes "
+            "need the same storage, a shared volume or s3://. If they have it, run again."
         )
     if earlier is None:
         return Fresh()
     if group.is_first:
-        checkpoint.set_later_aside(directory, earlier.step)
-    for changed in checkpoint.differences(earlier.about["run"].get("code"), about["run"]["code"]):
+        checkpoint.move_later(directory, earlier.step)
+    for changed in checkpoint.differences(earlier.metadata["run"].get("code"), metadata["run"]["code"]):
         log.warning("continuing with changed code: %s", changed)
-    if earlier.about["versions"] != about["versions"]:
-        log.warning("versions differ from the checkpoint's (%s): results may too", earlier.about["versions"])
+    if earlier.metadata["versions"] != metadata["versions"]:
+        log.warning("versions differ from the checkpoint's (%s): results may differ", earlier.metadata["versions"])
     return Continue(earlier)
 
 
 def precision_on(params: TrainParams, device: torch.device) -> torch.dtype:
-    """bfloat16 or float32.  A CPU without bf16 instructions would emulate them, slower than fp32."""
+    """bfloat16 or float32.  'auto' is bf16 only where hardware supports it; emulation is slower than fp32."""
     if params.precision != "auto":
         return torch.bfloat16 if params.precision == "bf16" else torch.float32
     if device.type == "cuda":
@@ -224,32 +224,34 @@ def precision_on(params: TrainParams, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else torch.float32
 
 
-def start(task: Task, about: dict[str, Any], group: Group) -> Run:
-    """A run at step 0, of this rank alone; connect() joins it with the others.  about: of describe()."""
+def start(task: Task, metadata: dict[str, Any], group: Group) -> Run:
+    """A run at step 0 on this rank; connect() joins the ranks.  metadata: from describe()."""
     params = task.params
-    if group.device.type == "cuda" and params.deterministic:  # what runs here on a CPU always is
+    if group.device.type == "cuda" and params.deterministic:  # on a CPU all operations used here are
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     precision = precision_on(params, group.device)
-    model = blank(Architecture(**about["network"]), params.dropout)
+    model = blank(Architecture(**metadata["network"]), params.dropout)
     if params.init == "checkpoint":
-        model.load_state_dict(same_network(given_initial(task), model).step.weights())
+        initial = initial_of(task)
+        expect_same_network(initial, model)
+        model.load_state_dict(initial.step.weights())
     elif params.init == "shallower":
         initialise(model, "normal", params.seed)
-        transplant(model, given_initial(task).network())
+        transplant(model, initial_of(task).network())
     else:
         initialise(model, params.init, params.seed)
     model = model.to(group.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    pixels = about["pixels"]
+    pixels = metadata["pixels"]
     prepare = Prepare(pixels["mean"], pixels["std"], params.colour_shift, precision).to(group.device)
     if group.device.type == "cuda":
         torch.backends.cudnn.benchmark = not params.deterministic
-        # two regions, so that the classifier's gradients (89 % of the bytes) travel while the convolutions compute
+        # two regions: the classifier's gradients (89 % of the bytes) are exchanged while the convolutions compute
         model.features.compile(dynamic=False)
         model.classifier.compile(dynamic=False)
         prepare.compile(dynamic=False)
     else:
-        keep_memory()
+        keep_freed_memory()
     optimiser = torch.optim.SGD(
         model.parameters(), params.learning_rate, params.momentum, weight_decay=params.weight_decay, fused=True
     )
@@ -272,25 +274,26 @@ def start(task: Task, about: dict[str, Any], group: Group) -> Run:
         trouble_step=torch.full((), -1.0, dtype=torch.float64, device=group.device),
         micro_batch_size=share if params.micro_batch_size == "auto" else min(share, params.micro_batch_size),
     )
-    optimiser.found_inf = trouble  # type: ignore[attr-defined]  # fused SGD makes no update while this is 1
+    optimiser.found_inf = trouble  # type: ignore[attr-defined]  # fused SGD skips updates while this is 1
     return run
 
 
-def given_initial(task: Task) -> Trained:
-    assert task.initial is not None, "init 'shallower' and 'checkpoint' need first weights"
+def initial_of(task: Task) -> Trained:
+    """The training of the initial weights, for init 'shallower' and 'checkpoint'."""
+    assert task.initial is not None, "init 'shallower' and 'checkpoint' need initial weights"
     return task.initial
 
 
-def keep_memory() -> None:
-    """Have glibc keep large blocks: it gives them back at every step, and the kernel clears new pages for the next."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library
+def keep_freed_memory() -> None:
+    """Have glibc keep large freed blocks; otherwise the kernel has to clear new pages at every step."""
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def connect(run: Run) -> None:
-    """From here on the ranks average their gradients."""
+    """Wrap the model in DistributedDataParallel, so that the ranks average gradients."""
     group, params = run.group, run.params
     if group.world_size == 1:
         return
@@ -299,7 +302,7 @@ def connect(run: Run) -> None:
         "device_ids": [group.device] if group.device.type == "cuda" else None,
         "gradient_as_bucket_view": True,
         _SYNC_BUFFERS: False,  # validate() does it, once an epoch
-        "static_graph": not in_parts,  # it cannot be told of backward passes that send nothing
+        "static_graph": not in_parts,  # it does not support backward passes without an exchange
     }
     replica = nn.parallel.DistributedDataParallel(run.model, **options)
     if params.gradient_compression == "bf16":
@@ -307,15 +310,15 @@ def connect(run: Run) -> None:
     run.replica = replica
 
 
-def same_network(trained: Trained, model: VGG) -> Trained:
-    """Raises Refused unless the trained network has the shapes of the model."""
+def expect_same_network(trained: Trained, model: VGG) -> None:
+    """Raises Refused unless the trained network has the architecture of the model."""
     changes = list(checkpoint.differences(trained.manifest["network"], model.architecture.as_dict()))
     if changes:
         raise Refused(f"{trained.directory}: init 'checkpoint' needs the same network; {'; '.join(changes)}")
-    return trained
 
 
 def restore(run: Run, earlier: checkpoint.Step) -> None:
+    """Set weights, momentum, counters and schedule to those of a checkpoint."""
     run.state = State(**earlier.state)
     run.schedule.restore(run.state.schedule)
     run.model.load_state_dict(earlier.weights())
@@ -325,23 +328,23 @@ def restore(run: Run, earlier: checkpoint.Step) -> None:
             buffer = torch.empty_like(parameter)  # keeps channels_last
             run.optimiser.state[parameter]["momentum_buffer"] = buffer.copy_(momentum[name])
     run.micro_batch_size = min(run.micro_batch_size, run.state.micro_batch_size or run.micro_batch_size)
-    if run.group.is_first:  # the sums are of all ranks; one of them carries them on
+    if run.group.is_first:  # these are sums over all ranks, so only one rank adds them
         run.window.total += torch.tensor(run.state.window, dtype=torch.float64, device=run.group.device)
         run.epoch.total += torch.tensor(run.state.epoch, dtype=torch.float64, device=run.group.device)
         run.samples = int(run.state.samples, 16)
 
 
-def seen(step: int, positions: NDArray[np.int64], numbers: NDArray[np.int64]) -> int:
-    """What a step adds to State.samples: images `numbers`, that stood at `positions` of its global batch.
+def samples_digest(step: int, positions: NDArray[np.int64], numbers: NDArray[np.int64]) -> int:
+    """The contribution of a step to State.samples: images `numbers` at `positions` of its global batch.
 
-    A sum modulo 2^64 of random bits, so any number of ranks add up to the same; an image that is lost, repeated or out
-    of its place changes it.
+    A sum of random bits modulo 2^64, so it does not depend on the number of ranks; an image that is missing, repeated
+    or at another position changes it.
     """
     return int(draws.bits("samples", step, positions, numbers).sum(dtype=np.uint64))
 
 
 def save(run: Run, saver: Saver) -> None:
-    """Begin a checkpoint of this moment; rank 0 writes it while all go on."""
+    """Start a checkpoint of the current state; rank 0 writes it in the background."""
     state, group = run.state, run.group
     state.window = group.sum_(run.window.total.clone()).tolist()
     state.epoch = group.sum_(run.epoch.total.clone()).tolist()
@@ -355,7 +358,7 @@ def save(run: Run, saver: Saver) -> None:
 
 
 def settle(run: Run, saver: Saver) -> None:
-    """Wait until what was saved is on disk.  Raises StorageFailure on rank 0 if it is not, Preempted on the others."""
+    """Wait until the last checkpoint is on disk.  Raises its error on rank 0, Preempted on others."""
     failure: Exception | None = None
     try:
         saver.settle()

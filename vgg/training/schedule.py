@@ -1,4 +1,4 @@
-"""How the learning rate falls: the paper's plateau rule (§3.1), or drops at fixed epochs."""
+"""Learning rate schedules: the paper's plateau rule (§3.1), or drops at fixed epochs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vgg.params.train import Plateau, Steps
 
 
 class Schedule:
-    """The rate of every step.  What it remembers (the plateau rule's counters) is in state(), for the checkpoint."""
+    """The learning rate of every step.  state(): the counters of the plateau rule, for checkpoints."""
 
     def __init__(self, rule: Plateau | Steps, learning_rate: float, steps_per_epoch: float) -> None:
         self.rule, self.learning_rate, self.steps_per_epoch = rule, learning_rate, steps_per_epoch
@@ -23,7 +23,7 @@ class Schedule:
         return self.learning_rate * rising / float(rule.drop_factor) ** drops
 
     def validated(self, top1_error: float) -> None:
-        """Hear the validation error (fraction) of an epoch."""
+        """Update the plateau rule with the validation error (fraction) of an epoch."""
         if not isinstance(self.rule, Plateau):
             return
         if top1_error < self.best_error - self.rule.min_improvement:
@@ -35,7 +35,7 @@ class Schedule:
 
     @property
     def finished(self) -> bool:
-        """The plateau rule asks for one drop more than it may make: nothing is left to gain."""
+        """Whether training ends early: the plateau rule requires more than max_drops drops."""
         return isinstance(self.rule, Plateau) and self.drops > self.rule.max_drops
 
     def state(self) -> dict[str, Any]:

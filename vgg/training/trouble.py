@@ -1,6 +1,7 @@
-"""A batch whose loss or gradient was not finite, kept with the weights it met: python -m vgg.training.trouble FOLDER
+"""Saves a batch whose loss or gradient was not finite, with the weights, and analyses it.
 
-Says which layer was the first to lose its numbers, in the precision of the run and in fp32.
+python -m vgg.training.trouble FOLDER reports the first layer with values that are not finite, in the precision of the
+run and in fp32.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ from vgg.network.model import Architecture, blank
 from vgg.training.run import Run
 
 SCHEMA = "vgg.trouble/1"
-LISTED = 1000  # image names of a message, at most
+LISTED = 1000  # maximum number of image names in a message
 
 
-def keep_batch(run: Run, split: Split, step: int, directory: Path) -> tuple[str, str]:
-    """Write <directory>.trouble/step-…: the whole global batch, weights and momentum before its update.
+def save_batch(run: Run, split: Split, step: int, directory: Path) -> tuple[str, str]:
+    """Write the global batch, weights and momentum before its update to <directory>.trouble/step-….
 
-    Reads the batch again: it is a function of (seed, step), whatever the number of ranks.
-    Returns the folder and the listing of the images.  A disk that is full changes only the first of them.
+    The batch is loaded again; it is a function of (seed, step) for any number of ranks.
+    Returns the folder, or a message if it could not be written, and a listing of the images.
     """
     params = run.params
     crops = next(training_batches(Loader(), split, params, range(step, step + 1)))
     images = [split.where(int(number)) for number in crops.numbers]
     listing = "\n".join(f"  {image}" for image in images[:LISTED])
     folder = manifest.sibling(directory, ".trouble") / f"step-{step:08d}"
-    about = {
+    metadata = {
         "step": step,
         "learning_rate": run.schedule.rate(step),
         "train": params.model_dump(mode="json"),
@@ -61,70 +62,76 @@ def keep_batch(run: Run, split: Split, step: int, directory: Path) -> tuple[str,
         for name, named in tensors.items():
             save_file({key: t.detach().cpu().contiguous() for key, t in named.items()}, folder / f"{name}.safetensors")
         entries = [manifest.file_entry(folder, f"{name}.safetensors", md5=False) for name in tensors]
-        manifest.write(folder, SCHEMA, about, entries)
-    except Exception as error:  # the message that follows matters more
+        manifest.write(folder, SCHEMA, metadata, entries)
+    except Exception as error:  # the caller reports a more important error
         return f"({folder} could not be written: {error})", listing
     return str(folder), listing
 
 
 def stop_if_not_finite(run: Run, split: Split, directory: Path) -> None:
-    """Raises Refused if a loss or gradient was not finite, naming step, rate and images.  Its update was not made, on
-    any rank; what is needed to compute it again is kept beside the checkpoints."""
+    """Raises Refused if a loss or gradient was not finite, naming step, learning rate and images.
+
+    No rank has made that update.  The batch and the weights are saved in <directory>.trouble.
+    """
     step = int(run.trouble_step)
     if step < 0:
         return
-    kept = keep_batch(run, split, step, directory) if run.group.is_first else None
-    kept, listing = next(found for found in run.group.gather(kept) if found)
+    saved = save_batch(run, split, step, directory) if run.group.is_first else None
+    folder, listing = next(found for found in run.group.gather(saved) if found)
     raise Refused(
         f"step {step}: loss or gradient is not finite (learning rate {run.schedule.rate(step):g}). No update was made; "
-        f"the last checkpoint is good. Lower train.learning_rate or lengthen the warm-up. {kept} holds the batch and "
-        f"the weights it met (python -m vgg.training.trouble {kept} computes it again); the batch was:\n{listing}"
+        f"the last checkpoint is good. Lower train.learning_rate or lengthen the warm-up. {folder} contains the batch "
+        f"and the weights (analyse it with: python -m vgg.training.trouble {folder}). The batch:\n{listing}"
     )
 
 
 def replay(folder: Path) -> str:
-    """The forward and backward pass of a kept batch, on the CPU: loss, and the first layer that is not finite."""
-    about = manifest.read(folder, SCHEMA)
-    for entry in about["files"]:
+    """Repeat the forward and backward pass of a saved batch on the CPU.
+
+    Returns a report: the loss and the first layer whose output or gradient is not finite.  Raises Refused if the folder
+    is damaged.
+    """
+    metadata = manifest.read(folder, SCHEMA)
+    for entry in metadata["files"]:
         manifest.verify_file(folder, entry)
     crops = Crops(**load_file(folder / "batch.safetensors"))
-    precisions = dict.fromkeys((about["precision"], "float32"))
-    lines = [f"step {about['step']}, learning rate {about['learning_rate']:g}, {len(crops.images)} images"]
-    lines += [f"{name}: {_pass(folder, about, crops, getattr(torch, name))}" for name in precisions]
+    precisions = dict.fromkeys((metadata["precision"], "float32"))
+    lines = [f"step {metadata['step']}, learning rate {metadata['learning_rate']:g}, {len(crops.images)} images"]
+    lines += [f"{name}: {_pass(folder, metadata, crops, getattr(torch, name))}" for name in precisions]
     return "\n".join(lines)
 
 
-def _pass(folder: Path, about: dict[str, Any], crops: Crops, precision: torch.dtype) -> str:
-    model = blank(Architecture(**about["network"]), about["train"]["dropout"])
+def _pass(folder: Path, metadata: dict[str, Any], crops: Crops, precision: torch.dtype) -> str:
+    model = blank(Architecture(**metadata["network"]), metadata["train"]["dropout"])
     weights = load_file(folder / "weights.safetensors")
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
-            return f"the weights themselves are not finite, first {name}"
+            return f"weights are not finite, first {name}"
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise Refused(f"{folder}: weights of another network: {str(error).splitlines()[-1].strip()}") from None
+        raise Refused(f"{folder}: the weights do not fit the network: {str(error).splitlines()[-1].strip()}") from None
     found: list[str] = []
     for name, module in model.named_modules():
         if not list(module.children()):
             module.register_forward_hook(_watch(name, found))
-    prepare = Prepare(about["pixels"]["mean"], about["pixels"]["std"], about["train"]["colour_shift"])
+    prepare = Prepare(metadata["pixels"]["mean"], metadata["pixels"]["std"], metadata["train"]["colour_shift"])
     inputs = prepare(crops.images, crops.flip, crops.colour)
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
         scores = model(inputs, crops.dropout).float()
     loss = functional.cross_entropy(scores, crops.labels)
     loss.backward()  # type: ignore[no-untyped-call]
     if found:
-        return f"loss {loss.item():g}; the first output that is not finite is that of {found[0]}"
+        return f"loss {loss.item():g}; first output that is not finite: {found[0]}"
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     bad = [name for name, gradient in reversed(gradients.items()) if not torch.isfinite(gradient).all()]
     largest = max(gradients, key=lambda name: float(gradients[name].abs().nan_to_num(torch.inf).max()))
     if bad:
-        what = f"all outputs are finite, the gradient of {bad[0]} is not"
+        what = f"all outputs are finite; first gradient that is not finite: {bad[0]}"
     elif not torch.isfinite(nn.utils.get_total_norm(list(gradients.values()))):
-        what = f"all numbers are finite, the norm of the gradient is not; its largest numbers are those of {largest}"
+        what = f"all values are finite, but the norm of the gradient is not; largest gradient: {largest}"
     else:
-        what = "every output and gradient is finite"
+        what = "all outputs and gradients are finite"
     return f"loss {loss.item():g}; {what}"
 
 

@@ -1,4 +1,4 @@
-"""Validation after every epoch of training, exact on any number of ranks, and stoppable."""
+"""Validation after every epoch: exact on any number of ranks, and interruptible."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from vgg.training.run import Run
 
 log = logging.getLogger("vgg.train")
 
-STOP_BATCHES = 10  # batches between two agreements on stopping
+STOP_BATCHES = 10  # interval, in batches, at which the ranks agree on stopping
 
 
 @torch.no_grad()
 def validate(run: Run, split: Split, loader: Loader, reporter: Reporter, stop: Stop) -> bool:
-    """Validate on the central crops of all images: a row of the history, the plateau rule's input, the best step.
+    """Validate on central crops of all images; updates the history, the schedule and the best step.
 
-    Returns False, with nothing changed, if it was asked to stop; the next start validates again.
+    Returns False if a stop was requested; then nothing has changed, and the next start validates again.
+    Raises Refused if the loss is not finite.
     """
     group, params, state = run.group, run.params, run.state
-    for buffer in run.model.buffers():  # batch norm's running statistics: rank 0's are the network's
+    for buffer in run.model.buffers():  # running statistics of batch norm: those of rank 0 are used
         group.broadcast_(buffer)
     run.model.eval()
     counts = Counts.zeros(group.device)
@@ -36,7 +37,7 @@ def validate(run: Run, split: Split, loader: Loader, reporter: Reporter, stop: S
     feed = Feed(batches, group.device, stop)
     largest_share, stopped = -(-len(split) // group.world_size), False
     num_batches = -(-largest_share // params.batch_size)
-    for number in range(num_batches):  # as many on every rank, also where one has no image left: they agree on stopping
+    for number in range(num_batches):  # equally many on every rank, because any() is collective
         fetched = not stopped and feed.fetch()
         stopped = stopped or stop()
         if number % STOP_BATCHES == 0 and group.any(stopped):

@@ -1,4 +1,4 @@
-"""Before the first step: everything compiled, and a micro-batch that fits into the device's memory."""
+"""Before the first step: compile the network, and find a micro-batch size that fits into device memory."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from vgg.training.run import Run
 
 log = logging.getLogger("vgg.train")
 
-MOST_IMAGES = 512  # at 224 pixels; above 668 a map of conv1 has more than 2^31 elements, and kernels get slower
+MAX_IMAGES = 512  # at 224 pixels; above 668 a map of conv1 has more than 2^31 elements, and kernels are slower
 
 
 def warm_up(run: Run, stop: Stop) -> None:
-    """Compile the network, forward and backward, and find the micro-batch size if parameters leave it open.
+    """Compile the forward and backward pass and, for micro_batch_size 'auto', find the micro-batch size.
 
-    Changes nothing else: no weight, no statistic.  A stop asked for meanwhile ends it at once.
-    Raises WrongParameters if not even one image fits.
+    Weights and statistics do not change.  A stop request ends it at once.
+    Raises WrongParameters if the given micro-batch, or a single image, does not fit into memory.
     """
     group, params = run.group, run.params
     if params.micro_batch_size == "auto":
-        most = MOST_IMAGES * 224**2 // params.input_size**2
-        run.micro_batch_size = min(run.micro_batch_size, max(1, most))
+        largest = MAX_IMAGES * 224**2 // params.input_size**2
+        run.micro_batch_size = min(run.micro_batch_size, max(1, largest))
     wanted = run.micro_batch_size
     try:
         with stop.interrupts():
@@ -34,15 +34,15 @@ def warm_up(run: Run, stop: Stop) -> None:
     except Interrupted:
         pass
     except Exception:
-        if not stop():  # a compiler that was interrupted may dress it up
+        if not stop():  # an interrupted compiler may raise its own exception
             raise
     run.micro_batch_size = min(group.gather(run.micro_batch_size))
-    if run.micro_batch_size < wanted:  # from now on it is a part of the run: other parts, other rounding
+    if run.micro_batch_size < wanted:  # saved, because other micro-batches round differently
         run.state.micro_batch_size = run.micro_batch_size
 
 
 def fit(run: Run) -> None:
-    """Try a forward and backward pass; halve the micro-batch for as long as memory runs out."""
+    """Try a forward and backward pass; halve the micro-batch until it fits into memory."""
     buffers = {name: buffer.clone() for name, buffer in run.model.named_buffers()}
     try:
         while True:
@@ -53,7 +53,7 @@ def fit(run: Run) -> None:
                 if run.micro_batch_size == 1 or run.params.micro_batch_size != "auto":
                     raise WrongParameters(
                         f"train.micro_batch_size: {run.micro_batch_size} images of {run.params.input_size} pixels do "
-                        "not fit into the device's memory. Lower it or write 'auto'; or end what else runs there."
+                        "not fit into device memory. Lower it, set it to 'auto', or end other programs on the device."
                     ) from None
                 log.info("a micro-batch of %d images does not fit; trying half", run.micro_batch_size)
                 run.micro_batch_size = -(-run.micro_batch_size // 2)
@@ -67,10 +67,10 @@ def fit(run: Run) -> None:
 
 
 def regroup(run: Run) -> None:
-    """Have DDP group the gradients for good.
+    """Have DDP finish its grouping of gradients before the first step.
 
-    It does so after its first two backward passes, by the order in which gradients come.  With three ranks or more the
-    groups decide in which order a sum is added up: a run that starts again would add its first two steps otherwise.
+    DDP groups them after its first two backward passes, by the order in which gradients are computed.  With three ranks
+    or more the groups determine the order of summation, so the first two steps after a restart would round differently.
     """
     if run.group.world_size == 1:
         return
@@ -83,7 +83,7 @@ def regroup(run: Run) -> None:
 
 
 def attempt(run: Run, network: nn.Module) -> None:
-    """One micro-batch of grey images, forward and backward, beside the momentum that the first step will make."""
+    """One forward and backward pass of grey images, with memory allocated for the momentum."""
     device, size, n = run.group.device, run.params.input_size, run.micro_batch_size
     momentum = [torch.empty_like(p) for p in run.model.parameters() if not run.optimiser.state.get(p)]
     images = torch.full((n, size, size, 3), 127, dtype=torch.uint8, device=device)
