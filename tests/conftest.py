@@ -259,3 +259,14 @@ def all_tasks(package: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Tasks of all levels, by name."""
     dags = [package[0]["root"]["dag"], *(c["dag"] for c in package[0]["components"].values() if "dag" in c)]
     return {name: task for dag in dags for name, task in dag["tasks"].items()}
+
+
+def make_repository(where: Path) -> Path:
+    """Add the files of this checkout that dvc repro needs to a folder with params.yaml and images."""
+    for name in ("vgg", "runtime", "components"):
+        shutil.copytree(ROOT / name, where / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (where / "data/initial").mkdir(parents=True)
+    (where / "images").rename(where / "data/images")
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(ROOT / name, where / name)
+    return where

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, all_tasks, environment, executor_input
+from conftest import ROOT, all_tasks, environment, executor_input, make_repository
 from ruamel.yaml import YAML
 
 from components.closure import closure, fingerprints
@@ -140,17 +140,6 @@ def test_overrides_are_checked_before_anything_is_submitted() -> None:
     for wrong in ("train.epoch=1", "train=3=4", "train.epochs", "train.epochs=many", "x.y=1"):
         with pytest.raises(WrongParameters):
             sections(str(ROOT / "params.yaml"), [wrong])
-
-
-def make_repository(where: Path) -> Path:
-    """Add the files of this checkout that dvc repro needs to a folder with params.yaml and images."""
-    for name in ("vgg", "runtime", "components"):
-        shutil.copytree(ROOT / name, where / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (where / "data/initial").mkdir(parents=True)
-    (where / "images").rename(where / "data/images")
-    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
-        shutil.copy(ROOT / name, where / name)
-    return where
 
 
 @pytest.mark.long

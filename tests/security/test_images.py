@@ -16,11 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, environment
+from conftest import ROOT, environment, make_repository
 from containers import CERTIFICATES, HARDENED, base, configure_podman, image_registry, podman, socket
+from mlflowpod import STEPS_PASSWORD, Pod, running
 from s3servers import BUCKET, SECRET, Server, rclone_server  # noqa: F401  # a fixture
-from test_pipeline import make_repository
-from test_tracking_server import STEPS_PASSWORD, Pod, running
 
 from components.images import TARGETS, lock, reference
 from pipelines.build import push
