@@ -34,7 +34,8 @@ from vgg.params.train import Steps, TrainParams
 from vgg.sharding.pack import pack
 from vgg.sharding.sources import Folder
 from vgg.training.loop import train
-from vgg.training.run import Task, describe, start
+from vgg.training.run import start
+from vgg.training.task import Task, describe
 from vgg.training.warmup import warm_up
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"

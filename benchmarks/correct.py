@@ -44,7 +44,8 @@ from vgg.data.stream import training_batches
 from vgg.network.trained import Trained
 from vgg.params.train import TrainParams
 from vgg.training.loop import train, update
-from vgg.training.run import Task, describe, start
+from vgg.training.run import start
+from vgg.training.task import Task, describe
 from vgg.training.warmup import warm_up
 
 NUM_IMAGES, NUM_CLASSES = 96, 8

@@ -41,7 +41,8 @@ from runtime.distributed import joined
 from runtime.shardset import ShardSet
 from runtime.stopping import Never
 from vgg.params.train import TrainParams
-from vgg.training.run import Run, Task, describe, start
+from vgg.training.run import Run, start
+from vgg.training.task import Task, describe
 from vgg.training.warmup import warm_up
 
 NAMES = {

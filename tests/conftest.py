@@ -26,7 +26,8 @@ from vgg.params.shard import ShardParams
 from vgg.params.train import TrainParams
 from vgg.sharding.pack import pack
 from vgg.sharding.sources import Folder
-from vgg.training.run import Run, Task, describe, start
+from vgg.training.run import Run, start
+from vgg.training.task import Task, describe
 
 ALONE = Group(0, 1, 0, 1, torch.device("cpu"))
 ROOT = Path(__file__).resolve().parents[1]

@@ -54,20 +54,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     from components.stage import Stage
     from runtime import environment
-    from runtime.distributed import joined
     from runtime.ranks import nodes
     from runtime.ranks.watched import Heartbeat
     from runtime.stopping import StopSignal
     from runtime.store import storage
     from runtime.store.place import output_at
-    from vgg.network.trained import Trained
     from vgg.params.train import TrainParams
-    from vgg.training.loop import train
-    from vgg.training.run import Task
 
     stage = Stage("train", args, TrainParams)
     heartbeat = Heartbeat()
     stop = StopSignal(heartbeat.beat)
+    from runtime.distributed import joined  # torch, seconds in which a stop is noted already
+    from vgg.network.trained import Trained
+    from vgg.training.loop import train
+    from vgg.training.task import Task
+
     # compiled networks are found again after a restart; by other pods too if VGG_CACHE is a volume
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(storage.cache_folder() / "compiled"))
     shards, initial = stage.open_shards(), open_initial(stage)

@@ -15,7 +15,7 @@ from runtime.checkpoint import FILES, Tensors
 from runtime.distributed import Group
 from vgg.network.model import CONFIGURATIONS, VGG, Architecture
 from vgg.network.trained import shapes_of
-from vgg.training.run import State
+from vgg.training.task import State
 
 ALONE = Group(0, 1, 0, 1, torch.device("cpu"))
 

@@ -45,7 +45,7 @@ from runtime.stopping import StopSignal, die_with_parent  # noqa: E402
 from vgg.network.model import CONFIGURATIONS, Architecture, blank  # noqa: E402
 from vgg.params.train import TrainParams  # noqa: E402
 from vgg.training import loop  # noqa: E402
-from vgg.training.run import Task  # noqa: E402
+from vgg.training.task import Task  # noqa: E402
 
 # imports in these functions take three seconds; after this call, the forks have them
 torch.optim.SGD(blank(Architecture("A", False, 1, 1, 32)).parameters(), 0.1, fused=True)

@@ -10,7 +10,7 @@ from conftest import ALONE, train_params
 from runtime.shardset import ShardSet
 from vgg.network.trained import Trained
 from vgg.training.loop import train
-from vgg.training.run import Task
+from vgg.training.task import Task
 
 
 class StopAt:

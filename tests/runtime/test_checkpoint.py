@@ -39,7 +39,7 @@ from runtime import checkpoint, manifest
 from runtime.checkpoint import FILES, Step, newest, open_step, step_name
 from runtime.errors import Refused
 from vgg.network.trained import Trained, shapes_of
-from vgg.training.run import Continue, find_run
+from vgg.training.task import Continue, find_run
 
 
 def test_a_corrupted_byte_is_never_accepted(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from runtime import checkpoint, manifest
 from runtime.checkpoint import FILES, Tensors, step_name
 from runtime.errors import Refused
 from vgg.network.trained import Trained, shapes_of
-from vgg.training.run import Continue, find_run
+from vgg.training.task import Continue, find_run
 
 
 def rewritten(name: str, content: Callable[[Tensors], Tensors]) -> Callable[[Path], None]:

@@ -35,7 +35,7 @@ from vgg.params.shard import ShardParams
 from vgg.sharding.pack import pack
 from vgg.sharding.sources import Folder
 from vgg.training.loop import train
-from vgg.training.run import Task
+from vgg.training.task import Task
 
 GOLDEN = Path(__file__).with_name("golden.json")
 # 8 steps with momentum, decay, warm-up, dropout, colour shift, scales and micro-batches; without batch norm, which

@@ -25,7 +25,8 @@ from vgg.network.trained import shapes_of
 from vgg.training.agenda import ends_epoch
 from vgg.training.loop import losses, update
 from vgg.training.reporting import without_effect
-from vgg.training.run import State, restore
+from vgg.training.run import restore
+from vgg.training.task import State
 from vgg.training.warmup import fit, warm_up
 
 

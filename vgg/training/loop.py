@@ -24,20 +24,8 @@ from vgg.data.stream import training_batches
 from vgg.network.trained import Trained
 from vgg.training.agenda import Agenda, num_steps_of
 from vgg.training.reporting import LOG_STEPS, Reporter, arithmetic, read_window, without_effect
-from vgg.training.run import (
-    Continue,
-    Finished,
-    Run,
-    Task,
-    connect,
-    describe,
-    find_run,
-    restore,
-    samples_digest,
-    save,
-    settle,
-    start,
-)
+from vgg.training.run import Run, connect, restore, samples_digest, save, settle, start
+from vgg.training.task import Continue, Finished, Task, describe, find_run
 from vgg.training.trouble import stop_if_not_finite
 from vgg.training.validation import validate
 from vgg.training.warmup import regroup, warm_up

@@ -1,21 +1,18 @@
-"""One training run: its metadata, how it starts, continues and is saved."""
+"""One training run: how it starts, continues with weights and momentum restored, and is saved."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import inspect
-import json
 import logging
 import os
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
@@ -24,16 +21,15 @@ from runtime.batches import Crops
 from runtime.distributed import Group
 from runtime.errors import Preempted, Problem, Refused
 from runtime.saver import Saver
-from runtime.shardset import ShardSet
 from vgg import draws
-from vgg.data import roi
 from vgg.data.augment import Prepare
 from vgg.evaluation.metrics import Counts
 from vgg.network.init import initialise, transplant
 from vgg.network.model import VGG, Architecture, blank
-from vgg.network.trained import Trained, shapes_of
+from vgg.network.trained import Trained
 from vgg.params.train import TrainParams
 from vgg.training.schedule import Schedule
+from vgg.training.task import State, Task, precision_on
 
 log = logging.getLogger("vgg.train")
 
@@ -42,60 +38,6 @@ _DDP = inspect.signature(nn.parallel.DistributedDataParallel).parameters
 _SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _DDP else "broadcast_buffers"
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # options of glibc's mallopt
-
-
-@dataclass
-class State:
-    """The state of a training besides tensors.  Every field is exact in JSON."""
-
-    step: int = 0
-    validated_step: int = 0  # the step of the last validation, so that a restart does not repeat it
-    best_step: int = 0
-    best_error: float = 1.0
-    window: list[float] = field(default_factory=lambda: [0.0] * 4)  # counts since the last point of the curves
-    epoch: list[float] = field(default_factory=lambda: [0.0] * 4)  # counts since the last validation
-    history: list[dict[str, float]] = field(default_factory=list)  # one row per epoch
-    schedule: dict[str, Any] = field(default_factory=dict)
-    samples: str = "0" * 16  # hex: digest of all (step, position in the batch, image), see samples_digest
-    micro_batch_size: int = 0  # that was found to fit into memory; 0: no reduction was necessary
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """A training: parameters, data, and the directory of its checkpoints.
-
-    initial: initial weights, for init 'shallower' and 'checkpoint'.  code: fingerprint of every file that influences
-    the result; a run is not continued with other code unless accept_code_change is set.
-    """
-
-    params: TrainParams
-    shards: ShardSet
-    directory: Path
-    code: dict[str, str]
-    initial: Trained | None = None
-    accept_code_change: bool = False
-
-
-@dataclass(frozen=True)
-class Fresh:
-    """A run starts at step 0."""
-
-
-@dataclass(frozen=True)
-class Continue:
-    """A run continues from a checkpoint."""
-
-    step: checkpoint.Step
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The run is already finished."""
-
-    trained: Trained
-
-
-FoundRun = Fresh | Continue | Finished
 
 
 @dataclass(kw_only=True)
@@ -123,105 +65,6 @@ class Run:
         size, device = self.micro_batch_size, self.group.device
         columns = [tensor.to(device, non_blocking=True).split(size) for tensor in crops]  # type: ignore[no-untyped-call]
         return [Crops(*part) for part in zip(*columns, strict=True)]
-
-
-def describe(task: Task, device: torch.device) -> dict[str, Any]:
-    """The metadata of a checkpoint: the inputs of the run, and what is needed to use the network."""
-    params, shards = task.params, task.shards
-    network = Architecture(
-        params.configuration, params.batch_norm, params.classifier_width, len(shards.wnids), params.input_size
-    )
-    run = {
-        "train": params.model_dump(mode="json"),
-        "data": {"digest": shards.digest, "classes_sha256": shards.classes_sha256},
-        "initial": task.initial.weights_sha256 if task.initial else None,
-        "precision": str(precision_on(params, device)).removeprefix("torch."),
-        "code": task.code,
-    }
-    std = shards.std if params.standardise else [1.0, 1.0, 1.0]
-    decoder = roi.decoder_name(device if params.decoder == "device" else None)
-    return {
-        "run": run,
-        "network": network.as_dict(),
-        "pixels": {"mean": shards.mean, "std": std},
-        "classes": shards.manifest["classes"],
-        "versions": {
-            "torch": torch.__version__,
-            "decoder": decoder,
-        },
-    }
-
-
-def expect_state(step: checkpoint.Step, accept_code_change: bool) -> None:
-    """Raises Refused unless state.json is a State.  With accept_code_change fields may be missing."""
-    path, known = step.path / "state.json", vars(State()).keys()
-    wrong = (step.state.keys() - known) | (set() if accept_code_change else known - step.state.keys())
-    try:
-        TypeAdapter(State).validate_json(json.dumps(step.state), strict=True)
-    except ValidationError as error:
-        wrong |= {".".join(map(str, problem["loc"])) for problem in error.errors()}
-    if wrong:
-        fields = ", ".join(sorted(wrong))
-        raise Refused(f"{path}: not the state of a training: {fields}. {checkpoint.NOT_OURS}")
-
-
-def find_run(directory: Path, metadata: dict[str, Any], accept_code_change: bool, group: Group) -> FoundRun:
-    """Whether the run starts at step 0, continues from a checkpoint, or is finished.  metadata: from describe().
-
-    A finished run with other inputs is moved to <directory>.previous; checkpoints that are newer than the one to
-    continue from are moved to <directory>.refused.  Raises Refused for an unfinished run with other parameters, data or
-    code, so that no work is lost.  Raises Preempted if ranks find different checkpoints.
-    """
-    if (directory / "manifest.json").exists():
-        finished = Trained.open(directory)
-        changes = list(checkpoint.differences(finished.manifest["run"], metadata["run"]))
-        group.barrier()  # before rank 0 moves the directory, all ranks must have read it
-        if changes and group.is_first:
-            target = checkpoint.move_finished(directory)
-            log.warning("%s: finished run with other inputs (%s), moved to %s", directory, changes[0], target)
-        elif not changes:
-            expect_state(finished.step, accept_code_change=False)
-        group.barrier()
-        return Fresh() if changes else Finished(finished)
-    if group.is_first:
-        checkpoint.recover(directory)
-    group.barrier()
-
-    def differs(step: checkpoint.Step) -> list[str]:
-        there, here = ({**a["run"], "network": a["network"]} for a in (step.metadata, metadata))
-        if accept_code_change:
-            there["code"] = here["code"]
-        changes = list(checkpoint.differences(there, here))
-        if not changes:
-            expect_state(step, accept_code_change)
-        return changes
-
-    earlier = checkpoint.newest(directory, shapes_of, differs)
-    found = group.gather(earlier.step if earlier else None)  # also a barrier before rank 0 moves checkpoints
-    if len(set(found)) > 1:
-        raise Preempted(  # not Refused: the storage may have been unavailable for a moment
-            f"{directory}: rank {group.rank} finds another newest checkpoint than rank 0 (steps {found}). All nodes "
-            "need the same storage, a shared volume or s3://. If they have it, run again."
-        )
-    if earlier is None:
-        return Fresh()
-    if group.is_first:
-        checkpoint.move_later(directory, earlier.step)
-    for changed in checkpoint.differences(earlier.metadata["run"].get("code"), metadata["run"]["code"]):
-        log.warning("continuing with changed code: %s", changed)
-    if earlier.metadata["versions"] != metadata["versions"]:
-        log.warning("versions differ from the checkpoint's (%s): results may differ", earlier.metadata["versions"])
-    return Continue(earlier)
-
-
-def precision_on(params: TrainParams, device: torch.device) -> torch.dtype:
-    """bfloat16 or float32.  'auto' is bf16 only where hardware supports it; emulation is slower than fp32."""
-    if params.precision != "auto":
-        return torch.bfloat16 if params.precision == "bf16" else torch.float32
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else torch.float32
 
 
 def start(task: Task, metadata: dict[str, Any], group: Group) -> Run:
