@@ -15,23 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import (  # noqa: F401
+from checkpoints import (
     ALONE,
     METADATA,
-    MOMENTUM,
-    NETWORK,
     SEED,
-    STATE,
     TINY,
-    WEIGHTS,
     cut,
     finished,
-    rewrite_manifest,
-    rewrite_manifests,
     saved,
-    tensors,
-    tiny,
-    with_state,
+    tiny,  # noqa: F401  # a fixture
 )
 from conftest import environment
 

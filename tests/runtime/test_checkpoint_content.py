@@ -8,14 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import (  # noqa: F401
+from checkpoints import (
     ALONE,
     METADATA,
     MOMENTUM,
     NETWORK,
-    SEED,
     STATE,
-    TINY,
     WEIGHTS,
     cut,
     finished,
@@ -23,7 +21,7 @@ from checkpoints import (  # noqa: F401
     rewrite_manifests,
     saved,
     tensors,
-    tiny,
+    tiny,  # noqa: F401  # a fixture
     with_state,
 )
 from safetensors.torch import save, save_file

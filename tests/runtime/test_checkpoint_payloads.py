@@ -6,22 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from checkpoints import (  # noqa: F401
-    ALONE,
+from checkpoints import (
     METADATA,
-    MOMENTUM,
-    NETWORK,
-    SEED,
-    STATE,
     TINY,
     WEIGHTS,
-    cut,
-    finished,
     rewrite_manifest,
-    rewrite_manifests,
     saved,
-    tensors,
-    tiny,
+    tiny,  # noqa: F401  # a fixture
     with_state,
 )
 from conftest import ROOT, environment, flags, program
