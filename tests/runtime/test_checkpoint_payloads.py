@@ -40,7 +40,7 @@ from vgg.network.trained import Trained
 from runtime.distributed import joined
 from runtime.errors import Refused
 from vgg.network.model import CONFIGURATIONS
-from vgg.training.run import find_run
+from vgg.training.task import find_run
 CONFIGURATIONS["A"] = {TINY}
 for directory in sorted(Path("finished").resolve().iterdir()):
     try:
