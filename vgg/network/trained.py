@@ -46,7 +46,7 @@ class Trained:
 
     @classmethod
     def finish(cls, directory: Path, last: int, best: int, metadata: dict[str, Any]) -> Trained:
-        """Finish a training with its last and its best step.  metadata: of the run, see vgg.training.run.describe.
+        """Finish a training with its last and its best step.  metadata: of the run.
 
         Raises Refused if a checkpoint does not verify.
         """

@@ -47,6 +47,7 @@ class Agenda:
             self.stopping = True
 
     def must_save(self) -> bool:
+        """Whether this state has to be saved: it is due, the last one, or the ranks stop."""
         state = self.run.state
         is_due = state.step > 0 and (
             state.step % self.run.params.checkpoint_steps == 0 or state.best_step == state.step
@@ -61,6 +62,7 @@ class Agenda:
         return self.run.state.step < self.num_steps
 
     def ends(self) -> bool:
+        """Whether training is complete."""
         return (not self.needs_data() and not self.stopping) or self.run.schedule.finished
 
     def agree_on_stop(self, wanted: bool) -> None:
