@@ -93,7 +93,7 @@ WORKERS = Variable[int | None](
     "VGG_WORKERS", "decoding processes of a rank", None, count, "0 on a CPU, else its share of the cores, at most 14"
 )
 HANG_SECONDS = Variable(
-    "VGG_HANG_SECONDS", "a rank without a sign of life for so long is ended", 1200, positive_integer
+    "VGG_HANG_SECONDS", "time without a heartbeat after which a rank is killed", 1200, positive_integer
 )
 S3_PATIENCE_SECONDS = Variable(
     "VGG_S3_PATIENCE_SECONDS", "how long an operation on an object store may make no progress", 120.0, positive_seconds

@@ -30,11 +30,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     from vgg.params import load
     from vgg.params.train import TrainParams
     from vgg.training import plan
+    from vgg.training.reporting import without_effect
 
     params = load(args.params, "train", TrainParams)
     manifest = manifest_of(args.shards) if args.shards else None
     data = plan.data(args.params, manifest, args.num_images, args.num_classes)
     print("\n".join(plan.lines(params, data, args.ranks, args.images_per_second)))
+    for line in without_effect(params, "cuda", args.ranks, data.num_images):
+        program.log.warning("train.%s", line)
 
 
 def manifest_of(shards: str) -> dict[str, Any] | None:

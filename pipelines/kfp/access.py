@@ -91,7 +91,9 @@ def address(host: str | None) -> str:
     if not given and environment.IN_CLUSTER.is_set():
         given = IN_CLUSTER
     if not given:
-        raise WrongParameters("give --host URL (Kubeflow Pipelines' API), --local, or --compile FILE")
+        raise WrongParameters(
+            "give --host URL or set KF_PIPELINES_ENDPOINT (Kubeflow Pipelines' API), or give --local or --compile FILE"
+        )
     parts = urlsplit(given)
     if parts.username or parts.password:
         raise WrongParameters("--host: the address must not contain a password. Use KF_PIPELINES_TOKEN.")
