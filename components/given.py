@@ -38,7 +38,8 @@ class ClusterValue:
 
     name: argument of the training component; with dashes, flag of components.trainjob.
     kind: int, str, dict or list; the flag takes the last two as JSON.
-    default: of the run argument and of the flag.
+    default: of the run argument.
+    unset: of the flag; None: the flag is required.
     help: meaning, for users.
     run_argument: name for -C, if it differs.
     minimum: of a number.
@@ -48,6 +49,7 @@ class ClusterValue:
     name: str
     kind: type
     default: Any
+    unset: str | None
     help: str
     run_argument: str = ""
     minimum: int | None = None
@@ -71,21 +73,21 @@ class ClusterValue:
 CLUSTER = {
     value.name: value
     for value in (
-        ClusterValue("nodes", int, 1, "machines to train on", minimum=1),
-        ClusterValue("gpus", int, 1, "GPUs of each machine; 0: train on its CPU", minimum=0),
-        ClusterValue("gpu_type", str, "nvidia.com/gpu", "Kubernetes resource name of the GPUs"),
-        ClusterValue("cpu", str, "16", "CPUs of each machine, a Kubernetes quantity", "train_cpu"),
-        ClusterValue("memory", str, "64Gi", "memory of each machine, a Kubernetes quantity", "train_memory"),
-        ClusterValue("node_selector", dict, {}, "node labels that pods with GPUs require", every_step=True),
-        ClusterValue("tolerations", list, [], "Kubernetes tolerations of pods with GPUs", every_step=True),
-        ClusterValue("claim", str, "vgg-store", "PersistentVolumeClaim mounted as /store", every_step=True),
-        ClusterValue("addresses", str, "vgg-addresses", "ConfigMap with addresses and limits", every_step=True),
-        ClusterValue("store_secret", str, "vgg-store", "Secret with the store's credentials", every_step=True),
+        ClusterValue("nodes", int, 1, None, "machines to train on", minimum=1),
+        ClusterValue("gpus", int, 1, None, "GPUs of each machine; 0: train on its CPU", minimum=0),
+        ClusterValue("gpu_type", str, "nvidia.com/gpu", "nvidia.com/gpu", "Kubernetes resource name of the GPUs"),
+        ClusterValue("cpu", str, "16", None, "CPUs of each machine, a Kubernetes quantity", "train_cpu"),
+        ClusterValue("memory", str, "64Gi", None, "memory of each machine, a Kubernetes quantity", "train_memory"),
+        ClusterValue("node_selector", dict, {}, "{}", "node labels that pods with GPUs require", every_step=True),
+        ClusterValue("tolerations", list, [], "[]", "Kubernetes tolerations of pods with GPUs", every_step=True),
+        ClusterValue("claim", str, "vgg-store", "", "PersistentVolumeClaim mounted as /store", every_step=True),
+        ClusterValue("addresses", str, "vgg-addresses", "", "ConfigMap with addresses and limits", every_step=True),
+        ClusterValue("store_secret", str, "vgg-store", "", "Secret with the store's credentials", every_step=True),
         ClusterValue(
-            "tracking_secret", str, "vgg-tracking", "Secret with the tracking server's credentials", every_step=True
+            "tracking_secret", str, "vgg-tracking", "", "Secret with the tracking server's credentials", every_step=True
         ),
-        ClusterValue("runtime", str, "vgg-train", "TrainingRuntime, used with several nodes"),
-        ClusterValue("image", str, "", "container image of training", "train_image"),
+        ClusterValue("runtime", str, "vgg-train", "vgg-train", "TrainingRuntime, used with several nodes"),
+        ClusterValue("image", str, "", "", "container image of training", "train_image"),
     )
 }
 
@@ -97,13 +99,13 @@ METAVARS = {int: "N", str: "TEXT", dict: "JSON", list: "JSON"}
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """One flag for each cluster value."""
     for value in CLUSTER.values():
-        number = value.kind is int
         parser.add_argument(
             value.flag,
-            type=int if number else str,
-            default=value.default if number else value.text,
+            type=int if value.kind is int else str,
+            required=value.unset is None,
+            default=value.unset,
             metavar=METAVARS[value.kind],
-            help=f"{value.help} (default {value.text})" if value.text else value.help,
+            help=f"{value.help} (default {value.unset})" if value.unset else value.help,
         )
 
 

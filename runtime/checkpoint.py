@@ -151,7 +151,7 @@ def steps(directory: Path) -> list[int]:
 def open_step(directory: Path, step: int, shapes_of: ShapesOf, known: list[dict[str, Any]] | None = None) -> Step:
     """Open one checkpoint.  Every byte is verified before anything is parsed.
 
-    known: entries of files in `directory` whose sha256 was just computed; these are not read again.
+    known: entries of files in `directory` whose size and sha256 were just computed; these are not read again.
     The names, shapes and types of the tensors are checked against the network; their values are not read yet.
     Raises Refused, naming the file.
     """
@@ -162,9 +162,9 @@ def open_step(directory: Path, step: int, shapes_of: ShapesOf, known: list[dict[
     for found in path.iterdir():
         if found.name not in (*FILES, manifest.NAME) or not found.is_file():
             raise Refused(f"{path}: {found.name!r} is not a checkpoint file. Remove it.")
-    digests = {entry["path"]: entry["sha256"] for entry in known or ()}
+    verified = {(entry["path"], entry["size"], entry["sha256"]) for entry in known or ()}
     for entry in metadata["files"]:
-        if digests.get(f"{path.name}/{entry['path']}") != entry["sha256"]:
+        if (f"{path.name}/{entry['path']}", entry["size"], entry["sha256"]) not in verified:
             manifest.verify_file(path, entry)
     if metadata["step"] != step:
         raise Refused(f"{path}: contains step {metadata['step']}. The folder was renamed; restore its name.")
@@ -300,8 +300,8 @@ def finish(
     """
     entries, opened = [], {}
     for step in sorted({last, best}):
-        names = [f"{step_name(step)}/{name}" for name in (*FILES, manifest.NAME)]
-        of_step = [manifest.file_entry(directory, name) for name in sorted(names)]
+        names = sorted(f"{step_name(step)}/{name}" for name in (*FILES, manifest.NAME))
+        of_step = [manifest.file_entry(directory, name) for name in names if (directory / name).is_file()]
         opened[step] = open_step(directory, step, shapes_of, known=of_step)
         entries += of_step
     prune(directory, {last, best})

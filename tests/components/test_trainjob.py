@@ -423,3 +423,15 @@ def test_the_name_is_of_the_content(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_wrong_pools(flag: str, text: str, words: str) -> None:
     with pytest.raises(WrongParameters, match=words):
         described(flag, text)
+
+
+def test_resources_are_required_and_objects_are_referenced_only_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    resources = ["--nodes", "2", "--gpus", "4", "--cpu", "16", "--memory", "64Gi"]
+    for at in range(0, len(resources), 2):
+        with pytest.raises(SystemExit) as ended:
+            trainjob.parser().parse_args([*resources[:at], *resources[at + 2 :], "components.train"])
+        assert ended.value.code == 64
+        assert f"required: {resources[at]}" in capsys.readouterr().err
+    spec = body(trainjob.parser().parse_args([*resources, "components.train"]))["spec"]
+    assert not [variable for variable in spec["trainer"]["env"] if "valueFrom" in variable]
+    assert "volumes" not in json.dumps(spec["runtimePatches"])

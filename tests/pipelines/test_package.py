@@ -156,11 +156,14 @@ def test_help_describes_every_cluster_value() -> None:
     for value in CLUSTER.values():
         assert re.search(rf"{value.flag} \w+\s+{re.escape(value.help)}", flags), value.name
         assert f"{value.argument}: {value.help}" in submit.parser().format_help(), value.name
-    defaults = vars(parser().parse_args(["components.train"]))
-    assert {name: defaults[name] for name in CLUSTER} == {
-        name: json.dumps(value.default) if value.kind in (dict, list) else value.default
-        for name, value in CLUSTER.items()
-    }
+    required = [action.dest for action in parser()._actions if action.required and action.option_strings]
+    assert required == ["nodes", "gpus", "cpu", "memory"]
+    given = ["--nodes", "1", "--gpus", "0", "--cpu", "2", "--memory", "4Gi", "components.train"]
+    parsed = vars(parser().parse_args(given))
+    assert {name: parsed[name] for name in CLUSTER if name not in required} == {
+        "gpu_type": "nvidia.com/gpu", "node_selector": "{}", "tolerations": "[]", "runtime": "vgg-train", "image": "",
+        "claim": "", "addresses": "", "store_secret": "", "tracking_secret": "",
+    }  # fmt: skip
 
 
 def test_retries_are_left_to_the_exit_codes(package: Package) -> None:

@@ -150,6 +150,28 @@ def test_a_training_with_a_damaged_checkpoint_is_not_finished(step: int, tmp_pat
     assert not (tmp_path / manifest.NAME).exists()
 
 
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_training_with_an_incomplete_checkpoint_is_not_finished(step: int, tmp_path: Path) -> None:
+    for number in (1, 2):
+        saved(tmp_path, number)
+    (tmp_path / step_name(step) / WEIGHTS).unlink()
+    with pytest.raises(Refused, match=f"{step_name(step)}/{WEIGHTS}: missing"):
+        checkpoint.finish(tmp_path, 2, 1, METADATA, shapes_of)
+    assert not (tmp_path / manifest.NAME).exists()
+
+
+def test_a_size_that_only_the_manifest_has_is_refused(tmp_path: Path) -> None:
+    """With the right sha256: a digest computed elsewhere must not stand for the size."""
+    saved(tmp_path, 1)
+    path = saved(tmp_path, 2) / manifest.NAME
+    metadata = json.loads(path.read_bytes())
+    entries = [{**entry, "size": entry["size"] + (entry["path"] == WEIGHTS)} for entry in metadata["files"]]
+    body = {name: value for name, value in metadata.items() if name not in ("schema", "files", "sha256")}
+    path.write_bytes(manifest.text(manifest.compose(metadata["schema"], body, entries)))
+    with pytest.raises(Refused, match=f"{step_name(2)}/{WEIGHTS}: has"):
+        checkpoint.finish(tmp_path, 2, 1, METADATA, shapes_of)
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
