@@ -13,6 +13,7 @@ A program goes through it in this order:
 from __future__ import annotations
 
 import argparse
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -48,16 +49,22 @@ class Stage(Generic[P]):
         storage.expect(argument, digest)
         self.inputs[name] = digest
 
+    @cached_property
+    def code(self) -> dict[str, str]:
+        """Fingerprint of every file of the science."""
+        return fingerprints(self.name)
+
     def identity(self) -> dict[str, Any]:
         """Everything that determines the result: parameters, inputs, and the code of the science."""
-        return {self.name: self.params.model_dump(), "code": fingerprints(self.name), **self.inputs}
+        return {self.name: self.params.model_dump(), "code": self.code, **self.inputs}
 
     def location(self, output: str) -> str:
         """The resolved location of an output argument."""
         return storage.resolve(output, self.identity())
 
+    @cached_property
     def record(self) -> dict[str, Any]:
-        """The provenance record."""
+        """The provenance record, with the inputs opened until its first use."""
         return provenance.record(self.name, self.params.model_dump(mode="json"), self.inputs)
 
     def tracked(self, location: str, more_params: dict[str, Any] | None = None) -> Tracker:
@@ -68,7 +75,7 @@ class Stage(Generic[P]):
         key = journal_key(self.identity(), location)
         tracker = Tracker(self.name, key, provenance.lineage(self.args.params))
         tracker.params({self.name: self.params.model_dump(mode="json"), **(more_params or {})})
-        tracker.tags(provenance.tags(self.record()))
+        tracker.tags(provenance.tags(self.record))
         return tracker
 
     def track_shards(self, tracker: Tracker, shards: ShardSet, split: str, context: str) -> None:

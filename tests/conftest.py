@@ -96,16 +96,20 @@ def photograph(size: tuple[int, int], seed: int = 1) -> Image.Image:
     return Image.fromarray(np.clip(np.asarray(coarse).astype(int) + fine, 0, 255).astype(np.uint8))
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    """<tmp>/images/{train,val}/{cat,dog,emu}/*.jpg of several sizes."""
-    root = tmp_path / "images"
+def draw_images(root: Path) -> None:
+    """<root>/{train,val}/{cat,dog,emu}/*.jpg of several sizes."""
     for split, count in (("train", NUM_TRAIN), ("val", NUM_VAL)):
         for i in range(count):
             name = ("cat", "dog", "emu")[i % 3]
             size = ((48, 36), (36, 48), (40, 40), (101, 67))[i % 4]
             draw(root / split / name / f"{i:04d}.jpg", i + (1000 if split == "val" else 0), size)
-    return root
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """<tmp>/images, drawn."""
+    draw_images(tmp_path / "images")
+    return tmp_path / "images"
 
 
 NARROW = {  # A, B and D with at most an eighth of the channels

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if reasons:
             listing = "\n".join(f"  {reason}" for reason in reasons)
             raise Refused(f"{name}: gate failed; no version registered:\n{listing}")
-        version, is_new = models.register(package, stage.record(), tracker)
+        version, is_new = models.register(package, stage.record, tracker)
         models.promote(version, champion)
         metrics = {
             "model_name": name,

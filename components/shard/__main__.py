@@ -39,7 +39,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     args = parser().parse_args(arguments)
     program.expect_one_process("components.shard")
-    from components.closure import fingerprints
     from components.progress import Progress
     from components.stage import Stage
     from runtime import manifest
@@ -55,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if links := [str(images / split) for split in source.splits if (images / split).is_symlink()]:
         program.log.warning("%s: DVC does not follow links; after a change run: dvc repro -f shard", ", ".join(links))
     stage.inputs["images"] = args.images
-    location, code = stage.location(args.shards), manifest.digest_of(fingerprints("shard"))
+    location, code = stage.location(args.shards), manifest.digest_of(stage.code)
     with writing_shards(location) as (target, check), stage.tracked(location) as tracker:
         if stage.params.check_md5:
             with Progress("md5", unit="bytes") as bar:

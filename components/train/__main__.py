@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(storage.cache_folder() / "compiled"))
     shards, initial = stage.open_shards(), open_initial(stage)
     location = stage.location(args.checkpoint)
-    output, code = output_at(location), stage.identity()["code"]
+    output = output_at(location)
     if args.finished:
         trained = Trained.open(output.download())
         expect_same_run(trained, stage)
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             nodes.expect_shared(output.directory, group)
         shards.verify(group.local_rank, group.local_world_size, lambda *_: stop.raise_if_received())
         task = Task(
-            params=stage.params, shards=shards, directory=output.directory, code=code, initial=initial,
+            params=stage.params, shards=shards, directory=output.directory, code=stage.code, initial=initial,
             accept_code_change=args.accept_code_change,
         )  # fmt: skip
         with output.writing() if group.is_first else contextlib.nullcontext():
@@ -131,7 +131,7 @@ def expect_same_run(trained: Trained, stage: Stage[TrainParams]) -> None:
     run = trained.manifest["run"]
     expected = {
         "train": stage.params.model_dump(mode="json"), "initial": stage.inputs.get("initial"),
-        "code": stage.identity()["code"], "data": stage.inputs["shards"],
+        "code": stage.code, "data": stage.inputs["shards"],
     }  # fmt: skip
     recorded = {**{name: run.get(name) for name in expected}, "data": run.get("data", {}).get("digest")}
     if changes := list(checkpoint.differences(recorded, expected)):

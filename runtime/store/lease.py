@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import socket
 import threading
 import time
 import uuid
@@ -22,6 +24,11 @@ from runtime.store.s3 import ConditionFailed, NoConditions, Prefix
 LEASE = ".lease"
 SETTLE_SECONDS = 2.0  # after which simultaneous writers have all written, on a store without conditional writes
 JOIN_SECONDS = 5.0
+
+
+def this_process() -> str:
+    """The description of this process as a holder."""
+    return f"process {os.getpid()} of {socket.gethostname()}"
 
 
 class Lease:

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import re
-import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from runtime import manifest
 from runtime.checkpoint import step_name
 from runtime.errors import Preempted, Refused, Unreachable
 from runtime.store import storage
-from runtime.store.lease import Lease
+from runtime.store.lease import Lease, this_process
 from runtime.store.s3 import Prefix
 from runtime.targets import Output, only_writer
 
@@ -55,11 +54,10 @@ class Mirror(Output):
     def _lease_when_free(self) -> Iterator[Lease]:
         """The lease.  A pod that restarts at once waits until the lease of the killed one has expired."""
         until = time.monotonic() + 1.5 * EXPIRY_SECONDS
-        owner = f"process {os.getpid()} of {socket.gethostname()}"
         with contextlib.ExitStack() as stack:
             while True:
                 try:
-                    lease = stack.enter_context(Lease(self.remote, owner, EXPIRY_SECONDS))
+                    lease = stack.enter_context(Lease(self.remote, this_process(), EXPIRY_SECONDS))
                     break
                 except Preempted as taken:
                     if time.monotonic() > until:

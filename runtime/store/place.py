@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,9 +34,9 @@ def writing_shards(location: str) -> Iterator[tuple[Target, Callable[[], None]]]
         with only_writer(Path(location)):
             yield Directory(Path(location)), lambda: None
         return
-    from runtime.store.lease import Lease
+    from runtime.store.lease import Lease, this_process
     from runtime.store.s3target import Target as StoreTarget
 
     target = StoreTarget(location)
-    with Lease(target.prefix, f"process {os.getpid()} of {socket.gethostname()}") as lease:
+    with Lease(target.prefix, this_process()) as lease:
         yield target, lease.check

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import environment, flags
 from mlflow import MlflowClient
+from s3servers import free_port
 
 from components.tracking import journal
 from components.tracking import server as mlflow_server
@@ -64,12 +65,6 @@ def server(directory: Path, port: int) -> Iterator[None]:
         except subprocess.TimeoutExpired:
             os.killpg(child.pid, 9)
             child.wait(5)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def histories(client) -> dict[str, list[tuple[int, float]]]:  # type: ignore[no-untyped-def]

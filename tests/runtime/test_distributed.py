@@ -2,22 +2,16 @@
 
 import os
 import signal
-import socket
 import time
 from datetime import timedelta
 from typing import Any
 
 import pytest
 import torch
+from s3servers import free_port
 from torch import distributed
 
 from runtime.distributed import lost_a_rank
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def rank(number: int, port: int, end: str, answers: Any) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from conftest import environment, flags, program
+from s3servers import free_port
 from test_launch import MARK, none_left, rank
 from test_survival import Attempts, attempts, digest, planned  # noqa: F401  # a fixture
 
@@ -211,12 +212,6 @@ def test_a_host_ends(
     assert children[host].returncode == (-9 if sent == signal.SIGKILL else 75)
     run_again(hosts, 1, arguments)
     expect_same(tmp_path, undisturbed)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def alone(number: int, **env: str) -> subprocess.Popen[str]:

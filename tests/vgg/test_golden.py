@@ -17,11 +17,13 @@ from typing import Any
 import pytest
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
+    tests = Path(__file__).resolve().parents[1]
+    sys.path[:0] = [str(tests.parent), str(tests), str(tests / "fakes")]
 
 import numpy as np
 import torch
-from conftest import ALONE, EVALUATE, NARROW, NUM_TRAIN, NUM_VAL, ROOT, SHARD, draw, environment, train_params
+from conftest import ALONE, EVALUATE, NARROW, ROOT, SHARD, draw_images, environment, train_params
+from trainings import Points
 
 from runtime import manifest
 from runtime.shardset import ShardSet
@@ -67,25 +69,15 @@ CHANGES = {  # changes of an operator or a constant: name and code
 }
 
 
-class Silent:
-    def progress(self, step: int, num_steps: int) -> None: ...
-    def point(self, step: int, values: dict[str, float]) -> None: ...
-    def saved(self) -> None: ...
-
-
 def measured(folder: Path) -> dict[str, Any]:
     """Shard, train, evaluate.  Tensors are given by their norm and their projections on four random unit vectors."""
     torch.set_num_threads(1)
     CONFIGURATIONS["A"] = NARROW["A"]
-    for split, count in (("train", NUM_TRAIN), ("val", NUM_VAL)):
-        for i in range(count):
-            size = ((48, 36), (36, 48), (40, 40), (101, 67))[i % 4]
-            path = folder / f"images/{split}/{('cat', 'dog', 'emu')[i % 3]}/{i:04}.jpg"
-            draw(path, i + 1000 * (split == "val"), size)
+    draw_images(folder / "images")
     pack(ShardParams(**SHARD), Folder(folder / "images"), Directory(folder / "shards"), "golden", num_workers=1)
     shards = ShardSet(folder / "shards")
     task = Task(params=train_params(**PARAMS), shards=shards, directory=folder / "model", code={})
-    trained = train(task, ALONE, Silent(), Never())
+    trained = train(task, ALONE, Points(), Never())
     assert trained is not None
     evaluated = evaluate(EvaluateParams(**EVALUATE), trained, shards, ALONE, lambda *_: None)
     tensors = {}
@@ -121,7 +113,7 @@ def run_alone(tmp_path: Path, change: str = "", **env: str) -> dict[str, Any]:
         "import json, sys, torch; from pathlib import Path; import test_golden\n"
         f"{change}\nprint(json.dumps(test_golden.measured(Path(sys.argv[1]))))"
     )
-    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests/vgg")))
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests/fakes", ROOT / "tests/vgg")))
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], env=environment(PYTHONPATH=path, **env),
         capture_output=True, text=True, timeout=100,

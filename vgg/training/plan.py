@@ -21,7 +21,9 @@ from vgg.params import load
 from vgg.params.shard import ShardParams
 from vgg.params.train import Plateau, Steps, TrainParams
 from vgg.sharding.editions import EDITIONS
+from vgg.training.agenda import num_steps_of
 from vgg.training.schedule import Schedule
+from vgg.training.task import share_of
 from vgg.training.warmup import MAX_IMAGES
 
 INDEX_BYTES = 8  # per output of a pooling: the position of the maximum
@@ -89,7 +91,7 @@ def lines(params: TrainParams, data: Data, ranks: int = 1, images_per_second: fl
     with torch.device("meta"):
         network = VGG(architecture, params.dropout)
     steps_per_epoch = data.num_images / params.batch_size
-    num_steps = math.ceil(params.epochs * data.num_images / params.batch_size)
+    num_steps = num_steps_of(params, data.num_images)
     rows: list[tuple[str, str]] = [
         ("data", f"{data.num_images:,} images, {data.num_classes:,} classes ({data.source})"),
         ("batch", _batch(params, ranks)),
@@ -104,16 +106,11 @@ def lines(params: TrainParams, data: Data, ranks: int = 1, images_per_second: fl
     return [f"{name:<13}{text}" for name, text in rows]
 
 
-def share(params: TrainParams, ranks: int) -> int:
-    """Maximum number of images of a global batch per rank."""
-    return -(-params.batch_size // ranks)
-
-
 def micro_batch(params: TrainParams, ranks: int) -> int:
     """Maximum number of images that a rank computes at once; for 'auto', before it is reduced to fit into memory."""
     if params.micro_batch_size == "auto":
-        return min(share(params, ranks), max(1, MAX_IMAGES * 224**2 // params.input_size**2))
-    return min(share(params, ranks), params.micro_batch_size)
+        return min(share_of(params, ranks), max(1, MAX_IMAGES * 224**2 // params.input_size**2))
+    return min(share_of(params, ranks), params.micro_batch_size)
 
 
 def _batch(params: TrainParams, ranks: int) -> str:
@@ -230,7 +227,7 @@ def saved_bytes(network: VGG, item: int) -> int:
 def memory(params: TrainParams, network: VGG, ranks: int) -> dict[str, int]:
     """Peak device memory of a rank, bytes, by use."""
     bf16, fp32 = params.precision != "fp32", 4 * _num_parameters(network)
-    crops = share(params, ranks) * 3 * params.input_size**2
+    crops = share_of(params, ranks) * 3 * params.input_size**2
     compressed = ranks > 1 and params.gradient_compression == "bf16"
     return {
         "weights": fp32 + sum(buffer.numel() * buffer.element_size() for buffer in network.buffers()),

@@ -11,6 +11,7 @@ from runtime.loader import Feed
 from vgg.evaluation.metrics import Counts
 from vgg.params.train import TrainParams
 from vgg.training.run import Run
+from vgg.training.task import share_of
 
 log = logging.getLogger("vgg.train")
 
@@ -62,7 +63,7 @@ def without_effect(params: TrainParams, device: str, num_ranks: int, num_images:
 
     device: "cpu" or "cuda".  num_images: of the training set.
     """
-    share = -(-params.batch_size // num_ranks)
+    share = share_of(params, num_ranks)
     if params.schedule.warmup_epochs >= params.epochs:
         yield (
             f"schedule.warmup_epochs: {params.schedule.warmup_epochs:g} is not below epochs, {params.epochs}: the rate "

@@ -29,7 +29,7 @@ from vgg.network.model import VGG, Architecture, blank
 from vgg.network.trained import Trained
 from vgg.params.train import TrainParams
 from vgg.training.schedule import Schedule
-from vgg.training.task import State, Task, precision_on
+from vgg.training.task import State, Task, precision_on, share_of
 
 log = logging.getLogger("vgg.train")
 
@@ -100,7 +100,7 @@ def start(task: Task, metadata: dict[str, Any], group: Group) -> Run:
     )
     steps_per_epoch = len(task.shards.split("train")) / params.batch_size
     trouble = torch.zeros((), device=group.device)
-    share = -(-params.batch_size // group.world_size)
+    share = share_of(params, group.world_size)
     run = Run(
         params=params,
         group=group,
@@ -140,7 +140,7 @@ def connect(run: Run) -> None:
     group, params = run.group, run.params
     if group.world_size == 1:
         return
-    in_parts = any(group.gather(run.micro_batch_size < -(-params.batch_size // group.world_size)))
+    in_parts = any(group.gather(run.micro_batch_size < share_of(params, group.world_size)))
     options: dict[str, Any] = {
         "device_ids": [group.device] if group.device.type == "cuda" else None,
         "gradient_as_bucket_view": True,

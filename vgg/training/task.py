@@ -166,6 +166,11 @@ def find_run(directory: Path, metadata: dict[str, Any], accept_code_change: bool
     return Continue(earlier)
 
 
+def share_of(params: TrainParams, num_ranks: int) -> int:
+    """Maximum number of images of a global batch that one rank computes."""
+    return -(-params.batch_size // num_ranks)
+
+
 def precision_on(params: TrainParams, device: torch.device) -> torch.dtype:
     """bfloat16 or float32.  'auto' is bf16 only where hardware supports it; emulation is slower than fp32."""
     if params.precision != "auto":
