@@ -15,6 +15,7 @@ torchrun starts the ranks.  This program adds:
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import sys
 
@@ -52,6 +53,8 @@ def main(argv: list[str] | None = None) -> int:
         parser().error("PROCESSES must be 1 or more, --nodes 1 or more, --max-restarts 0 or more")
     if args.nodes > 1 and args.max_restarts:
         parser().error("--max-restarts is for one node; the runtime of a TrainJob restarts all its pods together")
+    if not _is_module(args.module):
+        parser().error(f"MODULE: no module named {args.module!r}; for example components.train")
     nodes = from_environment(args.nodes) if args.nodes > 1 else None
     for left in range(args.max_restarts, -1, -1):
         code, stopped = run_once(args.processes, args.module, args.arguments, nodes)
@@ -59,6 +62,14 @@ def main(argv: list[str] | None = None) -> int:
             break
         log.warning("exit code %d; restarting all ranks (%d restarts left)", code, left - 1)
     return code
+
+
+def _is_module(name: str) -> bool:
+    """Whether `python -m name` would find it."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # of its package
+        return False
 
 
 if __name__ == "__main__":

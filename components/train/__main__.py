@@ -100,13 +100,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def open_initial(stage: Stage[TrainParams]) -> Trained | None:
     """The finished training of --initial, if training starts from its weights."""
+    from runtime import manifest
+    from runtime.errors import Refused
     from runtime.store import storage
     from runtime.store.place import downloaded
     from vgg.network.trained import Trained
 
     if stage.params.init not in ("shallower", "checkpoint"):
         return None
-    initial = Trained.open(downloaded(stage.args.initial))
+    directory = downloaded(stage.args.initial)
+    if not (directory / manifest.NAME).exists():
+        raise Refused(
+            f"{stage.args.initial}: no finished training, and train.init {stage.params.init!r} starts from one. "
+            f"Copy it there: cp -r models/vgg/. {stage.args.initial}/"
+        )
+    initial = Trained.open(directory)
     storage.expect(stage.args.initial, initial.digest)
     stage.inputs["initial"] = initial.weights_sha256
     return initial

@@ -40,9 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         program.log.warning("train.%s", line)
 
 
-def manifest_of(shards: str) -> dict[str, Any] | None:
-    """The manifest of a shard set, None if it is not finished.  Reads nothing else of the set."""
+def manifest_of(shards: str) -> dict[str, Any]:
+    """The manifest of a shard set.  Reads nothing else of the set.  Raises WrongParameters if it is not finished."""
     from runtime import manifest
+    from runtime.errors import WrongParameters
     from runtime.shardset import SCHEMA
     from runtime.store import storage
 
@@ -54,7 +55,12 @@ def manifest_of(shards: str) -> dict[str, Any] | None:
     else:
         path = Path(location) / manifest.NAME
         raw = path.read_bytes() if path.is_file() else None
-    return None if raw is None else manifest.parse(raw, SCHEMA, f"{location}/{manifest.NAME}")
+    if raw is None:
+        raise WrongParameters(
+            f"--shards: no finished shards at {location}. Run the shard stage first, or leave --shards out: then "
+            "shard.source gives the number of images."
+        )
+    return manifest.parse(raw, SCHEMA, f"{location}/{manifest.NAME}")
 
 
 def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:

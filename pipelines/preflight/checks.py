@@ -17,6 +17,7 @@ from pipelines.preflight.cluster import Cluster, NotAllowed
 from pipelines.preflight.registry import Registries
 from pipelines.preflight.scheduling import fitting
 from runtime.errors import Problem, Refused, Unreachable
+from runtime.wording import counted
 
 OK, MISSING, NOTE, UNKNOWN = "ok", "MISSING", "note", "not checked"
 TRAINER = ("trainer.kubeflow.org", "v1alpha1")
@@ -46,7 +47,7 @@ class Preflight:
     def refuse_missing(self) -> None:
         """Raise Refused with everything that is missing."""
         if missing := [finding for finding in self.findings if finding.state == MISSING]:
-            count = f"{len(missing)} item{'s' if len(missing) > 1 else ''} missing, nothing was created"
+            count = f"{counted(len(missing), 'item')} missing, nothing was created"
             raise Refused("\n".join([f"preflight: {count}:", *(f"  {one.what}: {one.detail}" for one in missing)]))
 
     def add(self, what: str, state: str, detail: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 from conftest import environment, flags, program
 from test_survival import Attempts, attempts  # noqa: F401  # a fixture
 
+from components.launch import main
 from runtime.ranks.launch import alive
 from runtime.shardset import ShardSet
 from vgg.network.trained import Trained
@@ -28,6 +29,13 @@ def launch(tmp_path: Path, params_file: Path, ranks: int, restarts: int, **env: 
         env=environment(**{MARK: str(tmp_path), "VGG_HANG_SECONDS": str(HANG_SECONDS), "VGG_WORKERS": "1", **env}),
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("module", ["components.trian", "component.train"])
+def test_a_misspelt_module_is_a_wrong_argument(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="64"):
+        main(["1", module])
+    assert f"no module named '{module}'" in capsys.readouterr().err
 
 
 def variables(pid: int) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,22 @@ def test_shipped_files_are_valid_as_file_and_from_kubeflow(path: Path, stage: st
     as_kubeflow = json.dumps(by_file.model_dump(), default=str).replace("null", "null")
     floats = json.loads(as_kubeflow, parse_int=float)  # Kubeflow turns 74 into 74.0
     assert load(json.dumps(floats), stage, model) == by_file
+
+
+def test_the_table_names_permitted_values_and_ends_quietly_in_a_closed_pipe() -> None:
+    command = f"{sys.executable} -m vgg.params"
+    table = subprocess.run(command.split(), cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
+    for row in (
+        "| `train.configuration` | A, A-LRN, B, C, D, E |",
+        "| `train.input_size` | integer ≥ 32, ≤ 1,024, a multiple of 32 |",
+        "| `train.dropout` | number ≥ 0, < 1 |",
+        "| `train.train_scale` | integer ≥ 32, ≤ 4,096 or list of 2 (integer ≥ 32, ≤ 4,096) |",
+        "| `train.schedule.drop_epochs` | list of (number > 0) |",
+        "| `train.flip` | true, false |",
+    ):
+        assert row in table
+    closed = subprocess.run(f"{command} | true", shell=True, cwd=ROOT, capture_output=True, timeout=60)
+    assert closed.stderr == b""
 
 
 SCRATCH, LATER = ("glorot", 0.01, 74), ("checkpoint", 0.001, 70)  # initial weights, learning rate, maximum epochs

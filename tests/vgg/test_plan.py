@@ -231,9 +231,11 @@ def test_unknown_counts_are_required(empty: Path, shards: ShardSet, capsys: pyte
         (path, "shard.source 'folder' does not determine"),
         (json.dumps(TRAIN), "'train' alone does not"),
     ):
-        for more in ([], ["--num-images", 5], ["--shards", empty / "none"]):
+        for more in ([], ["--num-images", 5]):
             with pytest.raises(WrongParameters, match=f"{unknown}.*{NEEDS_COUNTS}"):
                 output(capsys, "--params", params, *more)
+        with pytest.raises(WrongParameters, match=f"no finished shards at {empty / 'none'}"):
+            output(capsys, "--params", params, "--shards", empty / "none")
         assert "500 images, 3 classes" in output(capsys, "--params", params, "--num-images", 500, "--num-classes", 3)
         assert "30 images, 3 classes (its shards)" in output(capsys, "--params", params, "--shards", shards.directory)
         with pytest.raises(WrongParameters, match="8 is below the number of ranks, 9"):

@@ -21,6 +21,8 @@ from runtime.loader import Loader
 from runtime.shardset import SCHEMA, ShardSet
 from vgg.data.stream import training_batches
 from vgg.network.trained import Trained, shapes_of
+from vgg.params.train import Steps
+from vgg.training.schedule import Schedule
 from vgg.training.trouble import replay
 
 
@@ -254,9 +256,36 @@ def test_a_stuck_loss_is_reported_after_the_first_epoch(
     narrow: None, shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run(shards, tmp_path / "model", init="normal", configuration="D", epochs=1, learning_rate=1e-6)
-    assert any(
-        "stuck at ln(classes) = 1.0986" in r.getMessage() and "'normal'" in r.getMessage() for r in caplog.records
-    )
+    stuck = [r.getMessage() for r in caplog.records if "stuck at ln(classes) = 1.0986" in r.getMessage()]
+    assert stuck
+    assert all("init 'glorot', init 'kaiming', init 'shallower', a warm-up of one epoch" in line for line in stuck)
+
+
+def test_the_history_counts_epochs_of_a_batch_larger_than_the_data(
+    narrow: None, shards: ShardSet, tmp_path: Path
+) -> None:
+    run(shards, tmp_path / "model", batch_size=45, epochs=3, checkpoint_steps=1)  # of 30 images
+    assert [row["epoch"] for row in Trained.open(tmp_path / "model").step.state["history"]] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "text"),
+    [
+        ({"rule": "steps", "drop_epochs": []}, "rate 0.01, constant, warm-up over 1 epoch"),
+        ({"rule": "steps", "drop_epochs": [1]}, "rate 0.01, divided by 10 after epoch 1, warm-up over 1 epoch"),
+        ({"rule": "steps", "drop_epochs": [1, 1.5]}, "rate 0.01, divided by 10 after epochs 1, 1.5, warm-up over"),
+    ],
+)
+def test_a_schedule_describes_itself(schedule: dict, text: str) -> None:
+    rule = Steps.model_validate({"warmup_epochs": 1, "drop_factor": 10, **schedule})
+    assert Schedule(rule, 0.01, 10).describe().startswith(text)
+
+
+def test_missing_first_weights_say_what_to_copy(shards: ShardSet, tmp_path: Path, params_file: Path) -> None:
+    params_file.write_text(params_file.read_text().replace('"init": "kaiming"', '"init": "checkpoint"'))
+    done = program("train", *flags("train", tmp_path, params_file), cwd=tmp_path)
+    assert done.returncode == 78, done.stderr
+    assert "cp -r models/vgg/. " in done.stderr
 
 
 def test_initial_weights_from_another_network(narrow: None, shards: ShardSet, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from runtime.errors import WrongParameters
+from runtime.wording import counted
 
 STAGES = ("shard", "train", "evaluate", "register")
 
@@ -74,7 +75,7 @@ def load(source: str, stage: str, model: type[S]) -> S:
 
 def _require_valid(loaded: S | None, mistakes: list[str], source: str) -> S:
     if mistakes or loaded is None:
-        heading = f"{source}: {len(mistakes)} invalid parameter{'s' if len(mistakes) != 1 else ''}:"
+        heading = f"{source}: {counted(len(mistakes), 'invalid parameter')}:"
         raise WrongParameters("\n".join([heading, *(f"  {mistake}" for mistake in mistakes)]))
     return loaded
 

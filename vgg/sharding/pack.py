@@ -30,6 +30,7 @@ from runtime import manifest
 from runtime.errors import BadData, Refused, StorageFailure, WrongParameters
 from runtime.shardset import SCHEMA
 from runtime.targets import Target, holding
+from runtime.wording import counted
 from vgg import draws
 from vgg.data.images import BadImage
 from vgg.params.shard import ShardParams
@@ -262,12 +263,14 @@ def _check_bad_images(params: ShardParams, splits: tuple[str, ...], results: dic
     allowed = params.max_quarantined if params.on_bad_image == "quarantine" else 0
     listing = "\n".join(f"  {item['name']}: {item['reason']}" for item in bad)
     if len(bad) > allowed:
+        quarantines = params.on_bad_image == "quarantine"
+        remedy = f"shard.max_quarantined: {len(bad)}" + ("" if quarantines else " and shard.on_bad_image: quarantine")
         raise BadData(
-            f"{len(bad)} unusable image{'s' if len(bad) > 1 else ''} ({allowed} allowed):\n{listing}\n"
-            "Repair or remove them, or set shard.on_bad_image: quarantine with shard.max_quarantined."
+            f"{counted(len(bad), 'unusable image')} ({allowed} allowed):\n{listing}\n"
+            f"Repair or remove them, or set {remedy}."
         )
     if bad:
-        log.warning("%d unusable images left out (listed in the manifest):\n%s", len(bad), listing)
+        log.warning("%s left out (listed in the manifest):\n%s", counted(len(bad), "unusable image"), listing)
     for split in splits:
         if not any(result.rows for path, result in results.items() if path.startswith(split)):
             raise BadData(f"no usable image in split {split!r}")

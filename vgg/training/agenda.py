@@ -39,6 +39,12 @@ class Agenda:
         is_due = ends_epoch(state.step, params.batch_size, self.num_images) and state.validated_step < state.step
         return is_due and not self.stopping
 
+    @property
+    def epoch(self) -> int:
+        """Number of passes over the training set that are complete."""
+        params = self.run.params
+        return min(self.run.state.step * params.batch_size // self.num_images, params.epochs)
+
     def validated(self, completed: bool) -> None:
         """Record the end of a validation.  completed: False if it was stopped."""
         if completed:

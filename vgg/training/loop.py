@@ -70,7 +70,7 @@ def train(task: Task, group: Group, reporter: Reporter, stop: Stop) -> Trained |
     with contextlib.closing(saver):
         while True:
             if agenda.validation_is_due():
-                agenda.validated(validate(run, task.shards.split("val"), loader, reporter, stop))
+                agenda.validated(validate(run, agenda.epoch, task.shards.split("val"), loader, reporter, stop))
             if agenda.must_save():
                 stop_if_not_finite(run, split, task.directory)
                 save(run, saver)

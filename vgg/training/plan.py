@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from runtime.errors import WrongParameters
+from runtime.wording import counted
 from vgg.network.model import VGG, Architecture, Dropout
 from vgg.params import load
 from vgg.params.shard import ShardParams
@@ -93,9 +94,12 @@ def lines(params: TrainParams, data: Data, ranks: int = 1, images_per_second: fl
     steps_per_epoch = data.num_images / params.batch_size
     num_steps = num_steps_of(params, data.num_images)
     rows: list[tuple[str, str]] = [
-        ("data", f"{data.num_images:,} images, {data.num_classes:,} classes ({data.source})"),
+        ("data", f"{counted(data.num_images, 'image')}, {data.num_classes:,} classes ({data.source})"),
         ("batch", _batch(params, ranks)),
-        ("steps", f"{steps_per_epoch:,.1f} an epoch · {params.epochs} epochs = {num_steps:,} steps"),
+        (
+            "steps",
+            f"{steps_per_epoch:,.1f} an epoch · {counted(params.epochs, 'epoch')} = {counted(num_steps, 'step')}",
+        ),
         *_rates(params, data.num_images, num_steps),
         *_checkpoints(params, network, num_steps),
         ("network", _network(params, network)),

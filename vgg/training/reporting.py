@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from runtime.loader import Feed
+from runtime.wording import counted
 from vgg.evaluation.metrics import Counts
-from vgg.params.train import TrainParams
+from vgg.params.train import Steps, TrainParams
 from vgg.training.run import Run
 from vgg.training.task import share_of
 
@@ -49,13 +50,16 @@ def read_window(run: Run, num_images: int, feed: Feed, reporter: Reporter) -> No
 
 def warn_if_stuck(run: Run, loss: float, when: str) -> None:
     """Warn if the loss stays at ln(classes), as in deep nets with small initial weights.  when: for the message."""
-    chance = math.log(run.model.architecture.num_classes)
-    if STUCK < loss / chance < 2 - STUCK:
-        log.warning(
-            "the loss (%.4f) is stuck at ln(classes) = %.4f %s: with init %r and learning rate %g this network may "
-            "never learn. Usual remedies: init 'glorot', 'kaiming' or 'shallower', or a warm-up of one epoch.",
-            loss, chance, when, run.params.init, run.params.learning_rate,
-        )  # fmt: skip
+    params, chance = run.params, math.log(run.model.architecture.num_classes)
+    if not (run.group.is_first and STUCK < loss / chance < 2 - STUCK):
+        return
+    remedies = [f"init {name!r}" for name in ("glorot", "kaiming", "shallower") if name != params.init]
+    remedies += [] if params.schedule.warmup_epochs else ["a warm-up of one epoch"]
+    log.warning(
+        "the loss (%.4f) is stuck at ln(classes) = %.4f %s: with init %r and learning rate %g this network may never "
+        "learn. Usual remedies: %s, or another learning rate.",
+        loss, chance, when, params.init, params.learning_rate, ", ".join(remedies),
+    )  # fmt: skip
 
 
 def without_effect(params: TrainParams, device: str, num_ranks: int, num_images: int) -> Iterator[str]:
@@ -69,6 +73,9 @@ def without_effect(params: TrainParams, device: str, num_ranks: int, num_images:
             f"schedule.warmup_epochs: {params.schedule.warmup_epochs:g} is not below epochs, {params.epochs}: the rate "
             "never reaches learning_rate"
         )
+    if isinstance(params.schedule, Steps):
+        for late in (epoch for epoch in params.schedule.drop_epochs if epoch >= params.epochs):
+            yield f"schedule.drop_epochs: {late:g} has no effect; training ends after {counted(params.epochs, 'epoch')}"
     if params.batch_size > num_images:
         yield f"batch_size: {params.batch_size} is more than the {num_images} images: a step uses some of them again"
     if params.micro_batch_size != "auto" and params.micro_batch_size > share:
@@ -88,10 +95,10 @@ def arithmetic(run: Run, num_images: int, num_steps: int) -> str:
     unmeasured = on_cpu and params.micro_batch_size == "auto"
     note = "\nmicro_batch_size: on a CPU, 'auto' does not measure memory" if unmeasured else ""
     return (
-        f"{num_images:,} images · {params.batch_size} a step ({share:g} × {group.world_size} ranks, "
+        f"{num_images:,} images · {params.batch_size} a step ({share:g} × {counted(group.world_size, 'rank')}, "
         f"{group.device.type}, {str(run.precision).removeprefix('torch.')}) · "
         f"{num_images / params.batch_size:,.1f} steps an epoch · "
-        f"{params.epochs} epochs = {num_steps:,} steps\n{run.schedule.describe()}{note}"
+        f"{counted(params.epochs, 'epoch')} = {counted(num_steps, 'step')}\n{run.schedule.describe()}{note}"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from runtime.wording import counted
 from vgg.params.train import Plateau, Steps
 
 
@@ -50,11 +51,12 @@ class Schedule:
 
     def describe(self) -> str:
         rule = self.rule
-        warmup = f", warm-up over {rule.warmup_epochs:g} epochs" if rule.warmup_epochs else ""
-        if isinstance(rule, Steps):
-            drops = ", ".join(f"{epoch:g}" for epoch in rule.drop_epochs) or "none"
-            return f"rate {self.learning_rate:g}, divided by {rule.drop_factor:g} after epochs {drops}{warmup}"
-        return (
-            f"rate {self.learning_rate:g}, divided by {rule.drop_factor:g} after {rule.patience} epochs without "
-            f"improvement, at most {rule.max_drops} times{warmup}"
-        )
+        warmup = f", warm-up over {counted(rule.warmup_epochs, 'epoch')}" if rule.warmup_epochs else ""
+        divided = f"rate {self.learning_rate:g}, divided by {rule.drop_factor:g} after"
+        if isinstance(rule, Plateau):
+            patience = counted(rule.patience, "epoch")
+            return f"{divided} {patience} without improvement, at most {counted(rule.max_drops, 'time')}{warmup}"
+        if not rule.drop_epochs:
+            return f"rate {self.learning_rate:g}, constant{warmup}"
+        drops = ", ".join(f"{epoch:g}" for epoch in rule.drop_epochs)
+        return f"{divided} epoch{'s' if len(rule.drop_epochs) > 1 else ''} {drops}{warmup}"

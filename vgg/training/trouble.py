@@ -21,6 +21,7 @@ from runtime.batches import Crops
 from runtime.errors import Problem, Refused
 from runtime.loader import Loader
 from runtime.shardset import Split
+from runtime.wording import counted
 from vgg.data.augment import Prepare
 from vgg.data.stream import training_batches
 from vgg.network.model import Architecture, blank
@@ -96,7 +97,9 @@ def replay(folder: Path) -> str:
         manifest.verify_file(folder, entry)
     crops = Crops(**load_file(folder / "batch.safetensors"))
     precisions = dict.fromkeys((metadata["precision"], "float32"))
-    lines = [f"step {metadata['step']}, learning rate {metadata['learning_rate']:g}, {len(crops.images)} images"]
+    lines = [
+        f"step {metadata['step']}, learning rate {metadata['learning_rate']:g}, {counted(len(crops.images), 'image')}"
+    ]
     lines += [f"{name}: {_pass(folder, metadata, crops, getattr(torch, name))}" for name in precisions]
     return "\n".join(lines)
 

@@ -22,9 +22,10 @@ STOP_BATCHES = 10  # interval, in batches, at which the ranks agree on stopping
 
 
 @torch.no_grad()
-def validate(run: Run, split: Split, loader: Loader, reporter: Reporter, stop: Stop) -> bool:
+def validate(run: Run, epoch: int, split: Split, loader: Loader, reporter: Reporter, stop: Stop) -> bool:
     """Validate on central crops of all images; updates the history, the schedule and the best step.
 
+    epoch: completed passes over the training set, for the history.
     Returns False if a stop was requested; then nothing has changed, and the next start validates again.
     Raises Refused if the loss is not finite.
     """
@@ -71,7 +72,7 @@ def validate(run: Run, split: Split, loader: Loader, reporter: Reporter, stop: S
         "val_top1_error": values["top1_error"],
         "val_top5_error": values["top5_error"],
     }
-    state.history.append({"epoch": len(state.history) + 1, **row})
+    state.history.append({"epoch": epoch, **row})
     state.validated_step = state.step
     run.schedule.validated(values["top1_error"])
     if values["top1_error"] < state.best_error or not state.best_step:
@@ -79,7 +80,7 @@ def validate(run: Run, split: Split, loader: Loader, reporter: Reporter, stop: S
     reporter.point(state.step, {f"val/{name}": values[name] for name in ("loss", "top1_error", "top5_error")})
     log.info(
         "epoch %d, step %d: train loss %.4f, top-1 error %.2f %%; val loss %.4f, top-1 %.2f %%, top-5 %.2f %%",
-        len(state.history), state.step, trained["loss"], 100 * trained["top1_error"],
+        epoch, state.step, trained["loss"], 100 * trained["top1_error"],
         values["loss"], 100 * values["top1_error"], 100 * values["top5_error"],
     )  # fmt: skip
     if len(state.history) == 1:
