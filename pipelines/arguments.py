@@ -3,8 +3,8 @@ once."""
 
 from __future__ import annotations
 
-import difflib
 import json
+import logging
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -19,7 +19,10 @@ from components import given
 from pipelines.definition.package import Package
 from runtime import manifest
 from runtime.errors import WrongParameters
-from vgg.params import STAGES, load, section_model
+from runtime.parameters import did_you_mean, read_yaml
+from vgg.params import STAGES, load_all
+
+log = logging.getLogger("vgg.submit")
 
 TYPES = {  # of a compiled package: description, and Python types that YAML gives
     "STRING": ("a string", (str,)),
@@ -86,9 +89,9 @@ def _requests_above_limits(arguments: dict[str, Any]) -> Iterator[str]:
 
 def sections(path: str, overrides: list[str]) -> dict[str, dict[str, Any]]:
     """The four sections of a params file with overrides, checked.  Raises WrongParameters with all errors."""
-    load(path, STAGES[0], section_model(STAGES[0]))  # checks the whole file
+    document, lines, duplicates = read_yaml(Path(path))
+    checked = load_all(document, path, lines, duplicates)
     yaml = YAML(typ="safe", pure=True)
-    document = yaml.load(Path(path))
     mistakes = []
     for override in overrides:
         name, equals, value = override.partition("=")
@@ -98,20 +101,22 @@ def sections(path: str, overrides: list[str]) -> dict[str, dict[str, Any]]:
             section = section.get(parent) if isinstance(section, dict) else None
         if not equals or not isinstance(section, dict) or key not in section:
             known = list(section) if isinstance(section, dict) else STAGES
-            hint = _did_you_mean(key if isinstance(section, dict) else name.partition(".")[0], known)
+            hint = did_you_mean(key if isinstance(section, dict) else name.partition(".")[0], known)
             mistakes.append(f"-S {override}: no such parameter{hint}; write SECTION.KEY=VALUE (python -m vgg.params)")
             continue
         try:
             section[key] = yaml.load(value)
         except YAMLError as error:
             mistakes.append(f"-S {override}: invalid YAML: {error}")
-    for stage in STAGES:
-        try:
-            load(json.dumps(document[stage], default=str), stage, section_model(stage))
-        except WrongParameters as error:
-            mistakes.append(str(error))
+    try:
+        checked = load_all(document, "-S") if overrides else checked
+    except WrongParameters as error:
+        mistakes.append(str(error))
     if mistakes:
         raise WrongParameters("\n".join(mistakes))
+    for stage, section in checked.items():
+        for line in section.without_effect():
+            log.warning("%s.%s", stage, line)
     return {stage: document[stage] for stage in STAGES}
 
 
@@ -159,7 +164,7 @@ def _value(package: Package, name: str, text: str | None) -> Any:
         raise WrongParameters(f"is a section of params.yaml: change it with -S {name}.KEY=VALUE")
     settable = [known for known in package.inputs if known not in STAGES]
     if name not in settable:
-        hint = _did_you_mean(name, settable) or f". Run arguments: {', '.join(sorted(settable))}"
+        hint = did_you_mean(name, settable) or f". Run arguments: {', '.join(sorted(settable))}"
         raise WrongParameters(f"no such run argument{hint}")
     kind = package.inputs[name]["parameterType"]
     words, types = TYPES[kind]
@@ -174,8 +179,3 @@ def _value(package: Package, name: str, text: str | None) -> Any:
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
         raise WrongParameters(f"must be {words}")
     return value
-
-
-def _did_you_mean(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

@@ -113,7 +113,7 @@ def test_all_errors_are_reported_at_once_before_any_request(world: World) -> Non
         world.submit(*wrong)
     for part in (
         "-S train.epoch=1: no such parameter; did you mean 'epochs'?",
-        "train.batch_size: should be",
+        "train.batch_size: must be an integer",
         "-C gpu=2: no such run argument; did you mean 'gpus'?",
         "-C nodes=two: must be an integer",
         "-C nodes=0: must be 1 or more",

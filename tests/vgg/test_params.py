@@ -4,16 +4,20 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT, TRAIN, program
 
+from components.train import plan
+from pipelines import arguments
 from runtime.errors import WrongParameters
 from vgg.params import STAGES, load, section_model
 from vgg.params.evaluate import EvaluateParams
 from vgg.params.register import RegisterParams
+from vgg.params.shard import ShardParams
 from vgg.params.train import TrainParams
 
 SHIPPED = [ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
@@ -34,11 +38,11 @@ def test_the_table_names_permitted_values_and_ends_quietly_in_a_closed_pipe() ->
     table = subprocess.run(command.split(), cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
     for row in (
         "| `train.configuration` | A, A-LRN, B, C, D, E |",
-        "| `train.input_size` | integer ≥ 32, ≤ 1,024, a multiple of 32 |",
-        "| `train.dropout` | number ≥ 0, < 1 |",
-        "| `train.train_scale` | integer ≥ 32, ≤ 4,096 or list of 2 (integer ≥ 32, ≤ 4,096) |",
-        "| `train.schedule.drop_epochs` | list of (number > 0) |",
-        "| `train.flip` | true, false |",
+        "| `train.input_size` | an integer ≥ 32, ≤ 1,024, a multiple of 32 |",
+        "| `train.dropout` | a number ≥ 0, < 1 |",
+        "| `train.train_scale` | an integer ≥ 32, ≤ 4,096 or a list of 2 (an integer ≥ 32, ≤ 4,096) |",
+        "| `train.schedule.drop_epochs` | a list of (a number > 0) |",
+        "| `train.flip` | true or false |",
     ):
         assert row in table
     closed = subprocess.run(f"{command} | true", shell=True, cwd=ROOT, capture_output=True, timeout=60)
@@ -164,12 +168,12 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
         "batch_sise: unknown key; did you mean 'batch_size'?",
         "train.batch_size: is missing",
         "train.epochs: duplicate",
-        "train.epochs: should be a valid integer, not 2.5",
-        "train.weight_decay: should be greater than or equal to 0, not -1",
-        "train.momentum: should be a valid number, not 'fast'",
+        "train.epochs: must be an integer ≥ 1, ≤ 10,000, not 2.5",
+        "train.weight_decay: must be a number ≥ 0, < 1, not -1",
+        "train.momentum: must be a number ≥ 0, < 1, not 'fast'",
         "evalaute: unknown section; did you mean 'evaluate'?",
         "section 'evaluate' is missing",
-        "register.gate.max_top1_error: should be less than or equal to 1, not 2",
+        "register.gate.max_top1_error: must be a number ≥ 0, ≤ 1, not 2",
         "shard.samples_per_shard: is missing",
     ):
         assert expected in message, message
@@ -220,9 +224,73 @@ def test_mistakes_in_json_are_reported_at_once() -> None:
     for expected in (
         "--params: flip: duplicate",
         "train.train_scale: Smin 64 is above Smax 32; 32 is below input_size 64",
-        "train.momentum: should be less than 1, not 2",
+        "train.momentum: must be a number ≥ 0, < 1, not 2",
     ):
         assert expected in message, message
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"train_scale": "x"}, "train.train_scale: must be an integer ≥ 32, ≤ 4,096 or a list of 2 (an integer"),
+        ({"train_scale": [32, "x"]}, "train.train_scale: must be an integer ≥ 32, ≤ 4,096 or a list of 2 (an integer"),
+        ({"micro_batch_size": 0}, "train.micro_batch_size: must be auto or an integer ≥ 1, ≤ 1,048,576, not 0"),
+        ({"configuration": "F"}, "train.configuration: must be A, A-LRN, B, C, D, E, not 'F'"),
+        ({"flip": "yes"}, "train.flip: must be true or false, not 'yes'"),
+        ({"schedule": {**TRAIN["schedule"], "rule": "cosine"}}, "rule must be plateau or steps, not 'cosine'"),
+        ({"schedule": {}}, "train.schedule: rule must be plateau or steps"),
+        ({"schedule": 3}, "train.schedule: must be keys with values, not 3"),
+        ({"schedule": {**TRAIN["schedule"], "drop_epochs": [1, "x"]}}, "train.schedule.drop_epochs: must be a list of"),
+        ({"schedule": {**TRAIN["schedule"], "dropepochs": []}}, "did you mean 'drop_epochs'?"),
+        ({"epochs": None}, "train.epochs: must be an integer ≥ 1, ≤ 10,000, not None"),
+    ],
+)
+def test_a_mistake_is_one_line_in_our_own_words(changes: dict, expected: str) -> None:
+    with pytest.raises(WrongParameters) as caught:
+        load(json.dumps({**TRAIN, **changes}), "train", TrainParams)
+    heading, *lines = str(caught.value).splitlines()
+    assert heading == "--params: 1 invalid parameter:"
+    assert len(lines) == 1
+    assert expected in lines[0]
+    assert not re.search(r"constrained|literal|\[|Input|tag", lines[0].replace("[32, 'x']", "").replace("[1, 'x']", ""))
+
+
+def test_parameters_of_two_sections_that_contradict_each_other(tmp_path: Path) -> None:
+    """Found by every stage, by the plan and before a submission, not by evaluate after a week of training."""
+    path = tmp_path / "params.yaml"
+    text = (ROOT / "params.yaml").read_text()
+    path.write_text(
+        text.replace("input_size: 32", "input_size: 64").replace("train_scale: [32, 36]", "train_scale: 64")
+    )
+    line = next(n for n, line in enumerate(text.splitlines(), 1) if "test_scales" in line)
+    expected = f"{path}:{line}: evaluate.test_scales: 32, 33, 34 below train.input_size, 64"
+    for stage in STAGES:
+        with pytest.raises(WrongParameters, match=re.escape(expected)):
+            load(str(path), stage, section_model(stage))
+    with pytest.raises(WrongParameters, match=re.escape(expected)):
+        plan.main(["--params", str(path)])
+    with pytest.raises(WrongParameters, match=r"evaluate\.test_scales: 32, 33, 34 below train\.input_size, 64"):
+        arguments.sections(str(ROOT / "params.yaml"), ["train.input_size=64", "train.train_scale=64"])
+
+
+def test_parameters_without_effect_are_reported_by_the_first_stage(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "params.yaml"
+    text = (ROOT / "params.yaml").read_text()
+    path.write_text(text.replace("epochs: 10", "epochs: 8").replace("max_quarantined: 0", "max_quarantined: 3"))
+    late = "train.schedule.drop_epochs: 9 without effect: training ends after 8 epochs"
+    unused = "shard.max_quarantined: 3 has no effect with on_bad_image: fail"
+
+    def reported(work: Callable[[], object]) -> list[str]:
+        caplog.clear()
+        work()
+        return [record.getMessage() for record in caplog.records]
+
+    assert reported(lambda: load(str(path), "shard", ShardParams)) == [unused, late]
+    assert reported(lambda: load(str(path), "train", TrainParams)) == [late]
+    assert reported(lambda: load(str(path), "evaluate", EvaluateParams)) == []
+    assert reported(lambda: arguments.sections(str(path), [])) == [unused, late]
 
 
 def test_scientific_notation_is_a_number(tmp_path: Path) -> None:

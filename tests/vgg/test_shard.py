@@ -140,19 +140,6 @@ def test_unusual_images_are_recoded_and_listed(images: Path, tmp_path: Path) -> 
         assert opened.mode in ("RGB", "L")
 
 
-def test_max_quarantined_without_quarantine_is_a_warning(
-    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    for on_bad_image, expected in (
-        ("fail", ["shard.max_quarantined: 3 has no effect with shard.on_bad_image: fail"]),
-        ("quarantine", []),
-    ):
-        params = ShardParams(**{**SHARD, "on_bad_image": on_bad_image, "max_quarantined": 3})
-        caplog.clear()
-        pack(params, Folder(images), Directory(tmp_path / "shards"), "c", num_workers=1)
-        assert [record.message for record in caplog.records if record.levelname == "WARNING"] == expected
-
-
 def test_a_damaged_manifest_of_an_earlier_run_is_replaced(images: Path, shards: ShardSet) -> None:
     path, expected = shards.directory / manifest.NAME, contents(shards.directory)
     path.write_bytes(path.read_bytes().replace(b"folder", b"digits"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TRAIN, started, train_params
+from conftest import started, train_params
 from torch import nn
 from trainings import run
 
@@ -169,11 +169,6 @@ def test_an_update_does_not_wait_for_the_device(narrow: None, shards: ShardSet) 
     ("changes", "expected"),
     [
         ({}, []),
-        ({"schedule": {**TRAIN["schedule"], "warmup_epochs": 2}}, ["schedule.warmup_epochs: 2 is not below epochs, 2"]),
-        (
-            {"schedule": {"rule": "steps", "warmup_epochs": 0, "drop_factor": 10, "drop_epochs": [1, 2, 3]}},
-            [f"schedule.drop_epochs: {late} has no effect; training ends after 2 epochs" for late in (2, 3)],
-        ),
         ({"batch_size": 31}, ["batch_size: 31 is more than the 30 images"]),
         ({"micro_batch_size": 9}, ["micro_batch_size: 9 has no effect; a rank computes 8 images"]),
         ({"micro_batch_size": 8}, []),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
@@ -30,3 +31,7 @@ class ShardParams(Section):
     max_quarantined: int = Field(
         ge=0, description="quarantine: maximum images left out in total; one more stops the stage"
     )
+
+    def without_effect(self) -> Iterator[str]:
+        if self.on_bad_image == "fail" and self.max_quarantined > 0:
+            yield f"max_quarantined: {self.max_quarantined} has no effect with on_bad_image: fail"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from runtime.wording import counted
 from vgg.params import Section
 
 
@@ -117,6 +119,15 @@ class TrainParams(Section):
         if found := [message for wrong, message in mistakes if wrong]:
             raise ValueError("; ".join(found))
         return scale
+
+    def without_effect(self) -> Iterator[str]:
+        rule, training = self.schedule, f"training ends after {counted(self.epochs, 'epoch')}"
+        if rule.warmup_epochs >= self.epochs:
+            yield f"schedule.warmup_epochs: {rule.warmup_epochs:g}: {training}, so the rate never reaches learning_rate"
+        if isinstance(rule, Steps):
+            late = ", ".join(f"{epoch:g}" for epoch in rule.drop_epochs if epoch >= self.epochs)
+            if late:
+                yield f"schedule.drop_epochs: {late} without effect: {training}"
 
     @property
     def scale_range(self) -> tuple[int, int]:

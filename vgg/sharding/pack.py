@@ -88,7 +88,6 @@ def pack(
     Raises BadData that lists every unusable image, StorageFailure when the disk is full, and WrongParameters if the
     target holds files of something else.
     """
-    _warn_of_unused(params)
     _refuse_other_files(target)
     target.delete(manifest.NAME)  # unfinished from here on
     splits = {split: source.originals(split) for split in source.splits}
@@ -250,11 +249,6 @@ def member_head(name: str, size: int) -> bytes:
 def padding(size: int) -> bytes:
     """Zeros between a member's data and the next block."""
     return bytes(-size % BLOCK)
-
-
-def _warn_of_unused(params: ShardParams) -> None:
-    if params.on_bad_image == "fail" and params.max_quarantined > 0:
-        log.warning("shard.max_quarantined: %d has no effect with shard.on_bad_image: fail", params.max_quarantined)
 
 
 def _check_bad_images(params: ShardParams, splits: tuple[str, ...], results: dict[str, Packed]) -> None:

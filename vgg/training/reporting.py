@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from runtime.loader import Feed
 from runtime.wording import counted
 from vgg.evaluation.metrics import Counts
-from vgg.params.train import Steps, TrainParams
+from vgg.params.train import TrainParams
 from vgg.training.run import Run
 from vgg.training.task import share_of
 
@@ -63,19 +63,11 @@ def warn_if_stuck(run: Run, loss: float, when: str) -> None:
 
 
 def without_effect(params: TrainParams, device: str, num_ranks: int, num_images: int) -> Iterator[str]:
-    """A line for every parameter that has no effect in this training, or not the expected one.
+    """A line for every parameter that has no effect on this device, number of ranks or data, or not the expected one.
 
     device: "cpu" or "cuda".  num_images: of the training set.
     """
     share = share_of(params, num_ranks)
-    if params.schedule.warmup_epochs >= params.epochs:
-        yield (
-            f"schedule.warmup_epochs: {params.schedule.warmup_epochs:g} is not below epochs, {params.epochs}: the rate "
-            "never reaches learning_rate"
-        )
-    if isinstance(params.schedule, Steps):
-        for late in (epoch for epoch in params.schedule.drop_epochs if epoch >= params.epochs):
-            yield f"schedule.drop_epochs: {late:g} has no effect; training ends after {counted(params.epochs, 'epoch')}"
     if params.batch_size > num_images:
         yield f"batch_size: {params.batch_size} is more than the {num_images} images: a step uses some of them again"
     if params.micro_batch_size != "auto" and params.micro_batch_size > share:
