@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,5 +94,16 @@ def _modules(tree: ast.Module) -> Iterator[str]:
                 yield from (".".join(parts[:n]) for n in range(1, len(parts) + 1))
 
 
+def main() -> None:
+    from components.program import Parser
+    from vgg.params import STAGES
+
+    flags = Parser("components.closure", __doc__)
+    flags.add_argument("stage", choices=STAGES)
+    print("\n".join(closure(flags.parse_args().stage)))
+
+
 if __name__ == "__main__":
-    print("\n".join(closure(sys.argv[1])))
+    from components.program import run
+
+    run(main)

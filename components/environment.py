@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from components import program
 from runtime.environment import VARIABLES
 
-if __name__ == "__main__":
+
+def main() -> None:
     for title, variables in VARIABLES.items():
         print(f"\n| {title} | default | meaning |\n|---|---|---|")
         for variable in variables:
             print(f"| `{variable.name}` | {variable.default_in_words()} | {variable.meaning} |")
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 
-from components.closure import ROOT, fingerprint, program
+from components import program
+from components.closure import ROOT, fingerprint
+from components.closure import program as files_of
 from runtime import environment
 
 TARGETS = {"shard": "data", "train": "train", "evaluate": "train", "register": "serve"}  # of docker/Dockerfile
@@ -24,7 +26,7 @@ EXTRA_MODULES = {  # that run in the image of a stage besides its program
 def tag(stage: str) -> str:
     """16 hex digits."""
     digest = hashlib.sha256()
-    for name in program(stage, "components.step", *EXTRA_MODULES.get(stage, ())):
+    for name in files_of(stage, "components.step", *EXTRA_MODULES.get(stage, ())):
         digest.update(f"{name} {fingerprint(name)}\n".encode())
     for name in ("docker/Dockerfile", "docker/install.sh", lock(TARGETS[stage])):
         digest.update((ROOT / name).read_bytes())
@@ -47,4 +49,4 @@ def listing() -> str:
 
 
 if __name__ == "__main__":
-    print(listing())
+    program.run(lambda: print(listing()))

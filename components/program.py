@@ -6,15 +6,21 @@ import argparse
 import contextlib
 import json
 import logging
+import os
+import resource
+import select
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from components.outcome import outcome
 from runtime import environment, stopping
-from runtime.errors import Preempted, Problem, StorageFailure, WrongParameters
+from runtime.errors import Preempted, WrongParameters
 
 log = logging.getLogger("vgg")
+
+OPEN_FILES = 65_536
 
 
 class Parser(argparse.ArgumentParser):
@@ -65,23 +71,63 @@ def _output_file(executor_input: str) -> str:
 
 def run(work: Callable[[], None]) -> NoReturn:
     """Run a program and exit with the code of its outcome.  A user's mistake is one message without a traceback."""
+    for name in ("stdout", "stderr"):  # None if the caller closed it
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    _raise_limit_of_open_files()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("alembic", "mlflow", "matplotlib", "botocore", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    if changed := environment.ensure_home():
+        log.warning("%s", changed)
     stopping.on_stop_signal(stopping.raise_stop_requested)  # programs that stop more gently set their own handler
     try:
+        expect_folder_and_environment()
         work()
-    except Problem as problem:
-        end(problem.exit_code, f"{'' if isinstance(problem, Preempted) else 'error: '}{problem}")
-    except OSError as error:  # unforeseen, but path and reason say more than a traceback
-        if error.filename is None:
-            raise
-        where = f"{error.filename}: {error.strerror}"
-        end(StorageFailure.exit_code, f"error: {where}. Check that it exists, is writable and has free space.")
+        sys.stdout.flush()
     except KeyboardInterrupt:
         stopping.ignore_stop_signals()
         end(Preempted.exit_code, "interrupted; run the same command again to continue")
+    except BrokenPipeError as error:
+        if error.filename is None and _stdout_is_closed():  # the reader has seen enough: … | head
+            sys.exit(0)
+        end(*_with_prefix(error))
+    except Exception as error:
+        end(*_with_prefix(error))
     sys.exit(0)
+
+
+def expect_folder_and_environment() -> None:
+    """Raises WrongParameters if the current folder is gone or an environment variable has an invalid value."""
+    try:
+        os.getcwd()
+    except OSError:
+        raise WrongParameters("the current folder does not exist any more; change into the repository") from None
+    environment.expect_valid()
+
+
+def _raise_limit_of_open_files() -> None:
+    """As far as the system allows: shells often set 256 or 1,024, while ranks and their workers share many files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _with_prefix(error: Exception) -> tuple[int, str]:
+    code, message = outcome(error)
+    return code, f"{'' if isinstance(error, Preempted) else 'error: '}{message}"
+
+
+def _stdout_is_closed() -> bool:
+    """Whether nobody reads stdout any more; then nothing is written to it at exit either."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    closed = any(event & select.POLLERR for _, event in poll.poll(0))
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return closed
 
 
 def expect_one_process(module: str) -> None:

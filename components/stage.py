@@ -13,6 +13,7 @@ A program goes through it in this order:
 from __future__ import annotations
 
 import argparse
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -22,11 +23,13 @@ from components.closure import fingerprints
 from components.tracking import provenance
 from components.tracking.tracker import Tracker, journal_key
 from runtime import manifest
+from runtime.errors import WrongParameters
 from runtime.shardset import ShardSet
 from runtime.store import storage
 from vgg.params import Section, load
 
 P = TypeVar("P", bound=Section)
+OUTPUT_FILES = ("metrics", "curves", "confusion", "report")  # arguments of the stages; the last files they write
 
 
 class Stage(Generic[P]):
@@ -37,6 +40,18 @@ class Stage(Generic[P]):
         self.name, self.args = name, args
         self.params = load(args.params, name, model)
         self.inputs: dict[str, str] = {}
+        self._expect_writable()
+
+    def _expect_writable(self) -> None:
+        """Raises WrongParameters, before the work, if a file that the stage writes at its end cannot be written."""
+        for flag in OUTPUT_FILES:
+            if not (argument := getattr(self.args, flag, None)):
+                continue
+            path = Path(argument)
+            folder = next(parent for parent in path.absolute().parents if parent.exists())
+            if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+                what = "is a folder" if path.is_dir() else f"{folder} is not a writable folder"
+                raise WrongParameters(f"--{flag} {path}: {what}. Give the path of a file in a writable folder.")
 
     def open_shards(self) -> ShardSet:
         """The shards of --shards.  Raises Refused if they are damaged or do not match the argument's digest."""

@@ -154,4 +154,4 @@ class Step:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.run(lambda: sys.exit(main()))

@@ -8,7 +8,6 @@ flocks, which the kernel releases when a process is killed: one per entry (its d
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from runtime import filesystem
 from runtime.errors import Refused, StorageFailure
 from runtime.manifest import storage_errors
 
@@ -85,12 +85,11 @@ class Cache:
     @contextlib.contextmanager
     def _locked(self, path: Path) -> Iterator[None]:
         with storage_errors(path), open(path.with_name(path.name + LOCK), "wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            filesystem.lock(file, wait=True)
             try:
                 yield
             finally:
-                # closing is not enough: a process forked meanwhile also has the descriptor
-                fcntl.flock(file, fcntl.LOCK_UN)
+                filesystem.unlock(file)
 
     def _present(self, entry: Entry) -> int | None:
         """A descriptor of the cached file, or None."""
@@ -114,7 +113,8 @@ class Cache:
         now = time.monotonic()
         if now - self._touched.get(entry["sha256"], -TOUCH_SECONDS) >= TOUCH_SECONDS:
             self._touched[entry["sha256"]] = now
-            os.utime(fd)
+            with contextlib.suppress(OSError):  # a cache of another user, or mounted read-only
+                os.utime(fd)
         return fd
 
     def _download(self, entry: Entry) -> int:
@@ -126,7 +126,7 @@ class Cache:
                 self._reserve(part, entry)
                 with open(part, "r+b") as file:
                     self._fill(file, entry)
-                    os.fsync(file.fileno())
+                    filesystem.fsync(file.fileno())
                     os.replace(part, path)
                     return os.dup(file.fileno())
         except BaseException:
@@ -184,10 +184,7 @@ class Cache:
     def _abandoned(self, name: str) -> bool:
         """Whether no process downloads the entry of a partial file."""
         with open(self.directory / (name + LOCK), "wb") as file:
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-        return False
+            return filesystem.lock(file)
 
 
 class _Checked:

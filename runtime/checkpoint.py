@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, deserialize, safe_open
+from safetensors.torch import load, load_file, save_file
 
-from runtime import manifest
+from runtime import filesystem, manifest
 from runtime.errors import Refused
 
 log = logging.getLogger("vgg.checkpoint")
@@ -33,6 +33,7 @@ log = logging.getLogger("vgg.checkpoint")
 STEP_SCHEMA = "vgg.checkpoint.step/1"
 SCHEMA = "vgg.checkpoint/1"
 FILES = ("weights.safetensors", "momentum.safetensors", "state.json")  # of a step, in addition to its manifest
+CANNOT_MAP = "os error 19"  # ENODEV: FUSE with direct_io cannot map files into memory
 NOT_OURS = "This is not a checkpoint written by this program."
 Tensors = dict[str, torch.Tensor]
 
@@ -92,10 +93,10 @@ class Step:
     metadata: dict[str, Any]
 
     def weights(self) -> Tensors:
-        return load_file(self.path / "weights.safetensors")
+        return read_tensors(self.path / "weights.safetensors")
 
     def momentum(self) -> Tensors:
-        return load_file(self.path / "momentum.safetensors")
+        return read_tensors(self.path / "momentum.safetensors")
 
 
 def step_name(step: int) -> str:
@@ -120,9 +121,9 @@ def save(
                 if found := re.search(r"os error (\d+)", str(error)):
                     raise OSError(int(found[1]), str(error), str(temporary / f"{name}.safetensors")) from error
                 raise
-            os.chmod(temporary / f"{name}.safetensors", 0o644)  # safetensors writes it with mode 0600
+            filesystem.make_readable(temporary / f"{name}.safetensors")  # safetensors writes it with mode 0600
             with open(temporary / f"{name}.safetensors", "rb") as file:
-                os.fsync(file.fileno())
+                filesystem.fsync(file.fileno())
         manifest.write_json(temporary / "state.json", state)
         entries = [manifest.file_entry(temporary, name, md5=False) for name in FILES]
         manifest.write(temporary, STEP_SCHEMA, {**metadata, "step": step}, entries)
@@ -130,7 +131,7 @@ def save(
         if final.exists():  # it was damaged, or saved before its validation; see recover()
             os.rename(final, earlier)
         os.rename(temporary, final)
-        manifest.fsync_directory(directory)
+        filesystem.fsync_directory(directory)
         shutil.rmtree(earlier, ignore_errors=True)
     return final
 
@@ -209,9 +210,7 @@ def _expect_tensors(path: Path, network: dict[str, Any], shapes_of: ShapesOf) ->
         raise Refused(f"{path / manifest.NAME}: network {network}: {error}.") from None
     for file in FILES[:2]:
         try:
-            with safe_open(path / file, "pt") as opened:
-                slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  # not a dict
-                found = {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
+            found = _header(path / file)
         except (SafetensorError, OSError, ValueError) as error:
             raise Refused(f"{path / file}: not a safetensors file ({error}). {NOT_OURS}") from None
         expected = wanted.weights if file == FILES[0] else {name: wanted.weights[name] for name in wanted.trainable}
@@ -222,6 +221,29 @@ def _expect_tensors(path: Path, network: dict[str, Any], shapes_of: ShapesOf) ->
                 f"{path / file}: {wrong!r} is {_describe(found.get(wrong))}; the network requires "
                 f"{_describe(expected.get(wrong))}. {NOT_OURS}"
             )
+
+
+def _header(path: Path) -> dict[str, tuple[str, list[int]]]:
+    """Type and shape of every tensor in a file.  Raises SafetensorError, OSError or ValueError."""
+    try:
+        with safe_open(path, "pt") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  # not a dict
+            return {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
+    except (SafetensorError, OSError) as error:
+        if CANNOT_MAP not in str(error):
+            raise
+        parts = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
+        return {name: (part["dtype"], list(part["shape"])) for name, part in parts}
+
+
+def read_tensors(path: Path) -> Tensors:
+    """The tensors of a safetensors file, which must have been verified."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        if CANNOT_MAP not in str(error):
+            raise
+        return load(path.read_bytes())
 
 
 def _describe(tensor: tuple[str, list[int]] | None) -> str:

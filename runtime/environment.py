@@ -5,8 +5,11 @@ python -m components.environment lists them.  No other module reads os.environ (
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import stat
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +158,44 @@ _group(
     ELASTIC_RUN, RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, NUM_NODES, NODE_RANK, NODE_ADDRESS, NODE_PORT,
     POD_NAME, HOST_NAME, IN_CLUSTER,
 )  # fmt: skip
+
+
+def expect_valid() -> None:
+    """Raises WrongParameters with a line for every variable whose value is invalid."""
+    mistakes = []
+    for variable in (variable for group in VARIABLES.values() for variable in group):
+        try:
+            variable.get()
+        except WrongParameters as mistake:
+            mistakes.append(str(mistake))
+    if mistakes:
+        raise WrongParameters("\n".join(mistakes))
+
+
+def ensure_home() -> str:
+    """Set HOME to a temporary folder if this user has none or cannot write to it, for this program and its children.
+
+    MLflow and torch fail without a home: a container may run as a user that no file knows (OpenShift, docker --user).
+    Returns a message about it, '' if HOME is good.
+    """
+    home = Path(os.path.expanduser("~"))
+    if home.is_absolute() and os.access(home, os.W_OK | os.X_OK):
+        return ""
+    os.environ["HOME"] = _private_folder(f"vgg-home-{os.getuid()}")
+    os.environ.setdefault("USER", str(os.getuid()))  # getpass knows no name for this user either
+    missing = f"{home} is not writable" if home.is_absolute() else f"user {os.getuid()} has none"
+    return f"HOME: {missing}; using {os.environ['HOME']} (set HOME, or VGG_CACHE for what must outlive this machine)"
+
+
+def _private_folder(name: str) -> str:
+    """A folder of this user among the temporary files, the same at every start unless someone else made it."""
+    folder = Path(tempfile.gettempdir()) / name
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    status = folder.lstat()
+    if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid():
+        return str(folder)
+    return tempfile.mkdtemp(prefix=f"{name}-")
 
 
 def passed_on(names: tuple[str, ...]) -> dict[str, str]:

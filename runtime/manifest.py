@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from runtime import filesystem
 from runtime.errors import Refused, StorageFailure
 
 NAME = "manifest.json"
@@ -80,15 +81,6 @@ def sibling(directory: Path, ending: str) -> Path:
     return directory.with_name(directory.name + ending)
 
 
-def fsync_directory(directory: Path) -> None:
-    """Make renames and deletions in a directory durable."""
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def write_atomically(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     """Write a file atomically and durably.  fill: writes the content."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,9 +90,9 @@ def write_atomically(path: Path, fill: Callable[[BinaryIO], object]) -> None:
             with open(temporary, "wb") as file:
                 fill(file)
                 file.flush()
-                os.fsync(file.fileno())
+                filesystem.fsync(file.fileno())
             os.replace(temporary, path)
-            fsync_directory(path.parent)
+            filesystem.fsync_directory(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

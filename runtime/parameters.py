@@ -47,8 +47,10 @@ def read_yaml(path: Path) -> tuple[Any, Lines, list[str]]:
         text = path.read_text(encoding="utf-8")
         root = yaml.compose(text)
         document = yaml.load(text)
-    except (OSError, UnicodeDecodeError) as error:  # UnicodeDecodeError is a ValueError, too
-        raise WrongParameters(f"{path}: cannot be read: {error}. Copy one from recipes/.") from None
+    except OSError as error:
+        raise WrongParameters(f"{path}: cannot be read: {error.strerror}. Copy one from recipes/.") from None
+    except UnicodeDecodeError as error:  # a ValueError, too
+        raise WrongParameters(f"{path}: not a text file in UTF-8 ({error.reason}). Copy one from recipes/.") from None
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise WrongParameters(f"{path}:{line}: not valid YAML: {error.problem}") from None

@@ -11,6 +11,7 @@ resume, a checksum per image.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -78,6 +79,15 @@ class LocalShards:
 
     def read(self, entry: dict[str, Any], offset: int, size: int) -> bytes:
         name = entry["path"]
+        try:
+            return os.pread(self._descriptor(name), size, offset)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+        os.close(self._open.pop(name))  # a file server that was restarted may not know the opened file any more
+        return os.pread(self._descriptor(name), size, offset)
+
+    def _descriptor(self, name: str) -> int:
         if name not in self._open:
             if len(self._open) >= MAX_OPEN:
                 os.close(self._open.pop(next(iter(self._open))))
@@ -85,7 +95,7 @@ class LocalShards:
                 self._open[name] = os.open(self.directory / name, os.O_RDONLY)
             except FileNotFoundError:
                 raise Refused(f"{self.directory / name}: missing. Restore it (dvc checkout) or shard again.") from None
-        return os.pread(self._open[name], size, offset)
+        return self._open[name]
 
     def heal(self, entry: dict[str, Any]) -> bool:  # noqa: ARG002
         return False  # no other copy exists
@@ -157,7 +167,12 @@ class ShardSet:
 
     def split(self, name: str) -> Split:
         entry = self.manifest["splits"][name]
-        rows = np.load(self.directory / entry["index"], mmap_mode="r", allow_pickle=False)
+        try:
+            rows = np.load(self.directory / entry["index"], mmap_mode="r", allow_pickle=False)
+        except OSError as error:
+            if error.errno != errno.ENODEV:  # FUSE with direct_io cannot map files
+                raise
+            rows = np.load(self.directory / entry["index"], allow_pickle=False)
         if len(rows) != entry["num_images"]:
             raise Refused(f"{self.address}/{entry['index']}: {len(rows)} rows instead of {entry['num_images']}")
         return Split(name, self.address, [self._entries[s["path"]] for s in entry["shards"]], rows, self.files)

@@ -7,15 +7,13 @@ that packs shards writes its own files.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from runtime import manifest
+from runtime import filesystem, manifest
 from runtime.errors import Preempted
 
 Fill = Callable[[BinaryIO], object]
@@ -50,7 +48,7 @@ class Target(Protocol):
         """Delete a file, if it exists."""
 
     def free_bytes(self) -> int | None:
-        """Free space, bytes; None if it is not limited."""
+        """Free space, bytes; None if it is not limited or not known."""
 
 
 class HashingWriter:
@@ -108,7 +106,7 @@ class Directory:
         (self.directory / name).unlink(missing_ok=True)
 
     def free_bytes(self) -> int | None:
-        return shutil.disk_usage(self.directory).free
+        return filesystem.free_bytes(self.directory)
 
 
 @contextlib.contextmanager
@@ -120,13 +118,9 @@ def only_writer(directory: Path) -> Iterator[None]:
     path = manifest.sibling(directory, ".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not filesystem.lock(file):
             file.seek(0)
-            raise Preempted(
-                f"{directory}: process {file.read().strip()} is writing there; wait for it or stop it"
-            ) from None
+            raise Preempted(f"{directory}: process {file.read().strip()} is writing there; wait for it or stop it")
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from runtime import manifest
+from runtime import filesystem, manifest
 from runtime.errors import Preempted
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)  # errors of file systems without locks
@@ -70,7 +70,7 @@ class Journal:
         self._file.flush()
 
     def sync(self) -> None:
-        os.fsync(self._file.fileno())
+        filesystem.fsync(self._file.fileno())
 
     def events(self, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
         """Events from a byte offset on, each with the offset after it."""
@@ -104,7 +104,7 @@ class Journal:
     def copy_file(self, path: Path) -> Path:
         """Copy a file into the journal's folder; returns the copy's path."""
         (self.directory / "files").mkdir(exist_ok=True)
-        return Path(shutil.copy(path, self.directory / "files")).resolve()
+        return Path(shutil.copyfile(path, self.directory / "files" / path.name)).resolve()
 
     def remove(self) -> None:
         shutil.rmtree(self.directory, ignore_errors=True)  # another process may be creating it again

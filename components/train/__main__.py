@@ -69,8 +69,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     from vgg.training.loop import train
     from vgg.training.task import Task
 
-    # compiled networks are found again after a restart; by other pods too if VGG_CACHE is a volume
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(storage.cache_folder() / "compiled"))
     shards, initial = stage.open_shards(), open_initial(stage)
     location = stage.location(args.checkpoint)
     output = output_at(location)
@@ -81,6 +79,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     # the collective timeout is longer than VGG_HANG_SECONDS, so that the launcher detects a hang first
     with heartbeat.saving_stacks(output.directory), joined(environment.HANG_SECONDS.get() + 60) as group:
+        if group.device.type == "cuda":  # compiled networks are found again after a restart,
+            # by other pods too if VGG_CACHE is a volume
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(storage.cache_folder() / "compiled"))
         if not storage.is_remote(location):
             nodes.expect_shared(output.directory, group)
         shards.verify(group.local_rank, group.local_world_size, lambda *_: stop.raise_if_received())

@@ -18,7 +18,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from runtime import environment, manifest
+from runtime import environment, filesystem, manifest
 from runtime.errors import Refused, WrongParameters
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("vgg")
 
 KEY_DIGITS = 16
+UNKNOWN_BYTES = 250 * 10**9  # of a cache whose file system does not tell its size; ImageNet has 147 GB
 DIGEST = re.compile(r"#([0-9a-f]{32}\.dir)$")
 
 
@@ -125,10 +126,17 @@ def _copy(cache: Cache, entry: dict[str, Any], directory: Path) -> None:
 
 
 def cache_folder() -> Path:
+    """This node's folder for caches.  Raises WrongParameters if it cannot be created."""
     folder = environment.CACHE.get() or (environment.CACHE_HOME.get() or Path.home() / ".cache") / "vgg"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}"
+        raise WrongParameters(
+            f"VGG_CACHE: the folder {folder} cannot be created ({reason}). Set VGG_CACHE to a writable folder."
+        ) from None
     return folder
 
 
 def cache_bytes(folder: Path) -> int:
-    return environment.CACHE_BYTES.get() or shutil.disk_usage(folder).total * 4 // 5
+    return environment.CACHE_BYTES.get() or (filesystem.total_bytes(folder) or UNKNOWN_BYTES) * 4 // 5

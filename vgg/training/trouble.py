@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
 from runtime import manifest
 from runtime.batches import Crops
+from runtime.checkpoint import read_tensors
 from runtime.errors import Problem, Refused
 from runtime.loader import Loader
 from runtime.shardset import Split
@@ -95,7 +96,7 @@ def replay(folder: Path) -> str:
     metadata = manifest.read(folder, SCHEMA)
     for entry in metadata["files"]:
         manifest.verify_file(folder, entry)
-    crops = Crops(**load_file(folder / "batch.safetensors"))
+    crops = Crops(**read_tensors(folder / "batch.safetensors"))
     precisions = dict.fromkeys((metadata["precision"], "float32"))
     lines = [
         f"step {metadata['step']}, learning rate {metadata['learning_rate']:g}, {counted(len(crops.images), 'image')}"
@@ -106,7 +107,7 @@ def replay(folder: Path) -> str:
 
 def _pass(folder: Path, metadata: dict[str, Any], crops: Crops, precision: torch.dtype) -> str:
     model = blank(Architecture(**metadata["network"]), metadata["train"]["dropout"])
-    weights = load_file(folder / "weights.safetensors")
+    weights = read_tensors(folder / "weights.safetensors")
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
             return f"weights are not finite, first {name}"

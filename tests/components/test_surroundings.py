@@ -1,0 +1,217 @@
+"""The programs in broken surroundings: one message and a code of the contract; never a traceback or a vain retry."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import EVALUATE, REGISTER, ROOT, SHARD, TRAIN, draw_images, environment, flags, once, program
+
+from components import outcome
+from components.program import run
+from runtime import filesystem
+from runtime.errors import Refused
+
+USER = "unshare --user --map-user=4242 --map-group=4242"  # no user of that number, no home; files as for their owner
+ODD = "strace -f -qq -o /dev/null {paths} -e trace=flock,fsync,chmod,utimensat,mmap" + "".join(
+    f" -e inject={call}:error={error}"
+    for call, error in [
+        ("flock", "ENOLCK"),
+        ("fsync", "EINVAL"),
+        ("chmod", "EPERM"),
+        ("utimensat", "EPERM"),
+        ("mmap", "ENODEV"),
+    ]
+)
+CODES = {0, 64, 65, 69, 74, 75, 78}
+STAGES = ("shard", "train", "evaluate", "register")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Path:
+    """A folder in which all stages have run."""
+
+    def make(folder: Path) -> None:
+        shutil.copy(empty_database, folder / "mlflow.db")
+        draw_images(folder / "images")
+        sections = {"shard": SHARD, "train": {**TRAIN, "classifier_width": 16}, "evaluate": EVALUATE}
+        (folder / "params.yaml").write_text(json.dumps({**sections, "register": REGISTER}))
+        for stage in STAGES:
+            done = program(stage, *flags(stage, folder, folder / "params.yaml"), cwd=folder)
+            assert done.returncode == 0, done.stderr
+
+    return once(tmp_path_factory, "finished", make)
+
+
+class Surroundings:
+    """A copy of the finished folder, in which one stage runs once more in a shell."""
+
+    def __init__(self, finished: Path, where: Path, stage: str) -> None:
+        self.folder, self.stage = where / "run", stage
+        shutil.copytree(finished, self.folder, symlinks=True)
+        shutil.rmtree(self.folder / ".tracking", ignore_errors=True)
+        for path in {"shard": ["shards"], "train": ["model"], "evaluate": ["predictions"]}.get(stage, []):
+            shutil.rmtree(self.folder / path)
+
+    def run(self, before: str = "", prefix: str = "", after: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+        """before: shell commands.  prefix: of the program's command.  after: redirections."""
+        arguments = [str(a) for a in flags(self.stage, Path(), "params.yaml")]
+        paths = " ".join(f"-P {p}" for p in self.folder.rglob("*") if not p.is_relative_to(self.folder / "images"))
+        paths += "".join(f" -P {self.folder}/{name}.lock" for name in ("shards", "model", "predictions"))
+        command = " ".join([prefix.format(paths=paths), sys.executable, "-m", f"components.{self.stage}", *arguments])
+        variables = {
+            name: value for name, value in environment(**env).items() if name not in ("HOME", "USER", "LOGNAME")
+        }
+        return subprocess.run(
+            ["unshare", "--mount", "bash", "-c", f"{before}\nexec {command} {after}"],
+            cwd=self.folder, env={**variables, "VGG_WORKERS": "0", **env}, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+
+
+CASES = [  # name, how, stages, exit code, what the message says
+    ("unknown user", {"prefix": USER}, STAGES, 0, "HOME: user 4242 has none; using /tmp/vgg-home-4242"),
+    ("read-only folder", {"before": "chmod -R a-w .", "prefix": USER}, STAGES, 64, "not a writable folder"),
+    ("unreadable input", {"before": "chmod 0 shards images", "prefix": USER}, STAGES, 64, "Permission denied"),
+    ("few files", {"before": "ulimit -n 64"}, STAGES, 0, ""),
+    ("closed output", {"after": ">&- 2>&-"}, STAGES, 0, ""),
+    (
+        "a folder for metrics",
+        {"before": "rm -r m; mkdir -p m/{shard,train,evaluate,register}.json"},
+        STAGES,
+        64,
+        "is a folder",
+    ),
+    (
+        "a folder for parameters",
+        {"before": "rm params.yaml; mkdir params.yaml"},
+        STAGES,
+        64,
+        "params.yaml: cannot be read",
+    ),
+    ("binary parameters", {"before": "printf '\\377\\376' > params.yaml"}, STAGES, 64, "not a text file in UTF-8"),
+    ("small /dev/shm", {"before": "mount -t tmpfs -o size=64k none /dev/shm"}, STAGES, 0, ""),
+    ("no temporary folder", {"TMPDIR": "/nonexistent"}, STAGES, 0, ""),
+    ("little memory", {"before": "ulimit -v 1500000"}, ("train", "evaluate"), 74, "out of memory"),
+    ("deleted folder", {"before": "mkdir gone; cd gone; rmdir ../gone"}, STAGES, 64, "current folder does not exist"),
+    ("wrong variables", {"VGG_WORKERS": "many", "VGG_HANG_SECONDS": "-1"}, STAGES, 64, "VGG_HANG_SECONDS: must be"),
+    ("odd file system", {"prefix": ODD}, STAGES, 0, ""),
+]
+QUICK = {  # one stage of some cases; make faults runs all
+    "unknown user": "train", "read-only folder": "shard", "a folder for metrics": "train", "binary parameters": "shard",
+    "wrong variables": "shard", "odd file system": "shard",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stage", "how", "code", "message"),
+    [
+        pytest.param(
+            stage,
+            how,
+            code,
+            message,
+            id=f"{name}-{stage}",
+            marks=[] if QUICK.get(name) == stage else pytest.mark.faults,
+        )
+        for name, how, stages, code, message in CASES
+        for stage in stages
+    ],
+)
+def test_broken_surroundings_have_one_message_and_a_code_of_the_contract(
+    stage: str, how: dict[str, str], code: int, message: str, finished: Path, tmp_path: Path
+) -> None:
+    surroundings = Surroundings(finished, tmp_path, stage)
+    done = surroundings.run(**how)
+    subprocess.run(["chmod", "-R", "u+rwX", surroundings.folder], check=True, timeout=20)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error: ") == (code != 0)
+    assert not list(surroundings.folder.rglob("*.tmp"))
+    if code == 0:
+        compared = {"shard": "shards/manifest.json", "train": "model/step-00000008/weights.safetensors",
+                    "evaluate": "predictions/predictions.npy", "register": "params.yaml"}[stage]  # fmt: skip
+        assert (surroundings.folder / compared).read_bytes() == (finished / compared).read_bytes()
+
+
+def ended(error: Exception, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Exit code and stderr of a program that raises."""
+
+    def work() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run(work)
+    return int(str(caught.value)), capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (OSError(28, "No space left on device"), 74, "error: No space left on device. Free space"),
+        (OSError(28, "No space left on device", "/x/y"), 74, "error: /x/y: No space left on device. Free space"),
+        (OSError(5, "Input/output error", "/x"), 74, "error: /x: Input/output error. Check the disk"),
+        (OSError(13, "Permission denied", "/x"), 64, "error: /x: Permission denied. Check owner"),
+        (OSError(24, "Too many open files"), 64, "error: Too many open files. Raise the limit"),
+        (OSError(21, "Is a directory", "/x.tmp", None, "/x"), 64, "error: /x: Is a directory."),
+        (
+            ConnectionResetError(104, "Connection reset by peer"),
+            69,
+            "error: Connection reset by peer. Check the network",
+        ),
+        (MemoryError(), 74, "error: out of memory."),
+        (ModuleNotFoundError("No module named 'torch'", name="torch"), 78, "error: No module named 'torch'. Install"),
+        (Refused("no"), 78, "error: no\n"),
+    ],
+)
+def test_an_error_ends_with_the_code_that_fits(
+    error: Exception, code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, text = ended(error, capsys)
+    assert found == code
+    assert text.startswith(message)
+    assert text.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), ModuleNotFoundError("No module named 'vgg.y'", name="vgg.y")])
+def test_a_bug_is_one_line_and_a_file(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = ended(error, capsys)
+    assert code == outcome.BUG == 70
+    assert f"error: internal error, {type(error).__name__} in {__file__}:" in text
+    assert "Traceback" not in text
+    file = Path(text.split("the traceback in ")[1].strip())
+    assert file.read_text().startswith("Traceback")
+    file.unlink()
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m components.environment | head -1", shell=True, cwd=ROOT, env=environment(),
+        capture_output=True, timeout=60,
+    )  # fmt: skip
+    assert done.stderr == b""
+
+
+def test_a_python_without_the_packages_says_what_to_do() -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "components.train"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 78
+    assert done.stderr.startswith("error: ")
+    assert "make install" in done.stderr
+
+
+def test_a_file_system_without_locks_is_reported_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_file: object, _operation: int) -> None:
+        raise OSError(37, os.strerror(37))
+
+    monkeypatch.setattr(filesystem.fcntl, "flock", refuse)
+    with open(tmp_path / "x", "w") as file:
+        assert filesystem.lock(file)
+        assert filesystem.lock(file)
+    assert [f"{tmp_path}: its file system has no locks" in r.getMessage() for r in caplog.records] == [True]
