@@ -207,6 +207,17 @@ def cmyk(random: Random) -> bytes:
     return data if random.random() < 0.5 else flipped(random, data, 2, len(data))
 
 
+def harmless(random: Random) -> bytes:
+    """Bytes left over before a segment or the end, and another revision of JFIF; half of them are cut, too."""
+    data = pick(random, jpegs())
+    places = [start for _, start, _ in segments(data)[1:]] + [len(data) - 2]
+    at = int(pick(random, places))
+    data = data[:at] + bytes(int(n) for n in random.integers(0, 255, int(pick(random, [1, 5, 300])))) + data[at:]
+    if data[6:11] == b"JFIF\0":
+        data = put(data, 11, bytes([int(pick(random, [0, 1, 3]))]))
+    return data if random.random() < 0.5 else data[: -int(random.integers(3, 2000))]
+
+
 KINDS: dict[str, Callable[[Random], bytes]] = {
     "cut": cut,
     "byte flips in the header": header_flip,
@@ -227,6 +238,10 @@ KINDS: dict[str, Callable[[Random], bytes]] = {
     "mutated PNG": mutated("PNG"),
     "mutated WebP": mutated("WEBP"),
     "mutated BMP": mutated("BMP"),
+    "mutated GIF": mutated("GIF"),
+    "mutated TIFF": mutated("TIFF"),
+    "mutated PPM": mutated("PPM"),
+    "harmless warnings": harmless,
     "trailing garbage": trailing,
     "two concatenated": concatenated,
     "CMYK": cmyk,

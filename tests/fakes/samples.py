@@ -61,9 +61,19 @@ def exif(orientation: int) -> bytes:
 def others(format: str) -> list[bytes]:  # noqa: A002
     small = pictures()[2:]
     if format == "PNG":
-        return [encoded(p.convert(mode), format) for p in small for mode in ("RGB", "P", "L", "RGBA", "1")]
+        return [encoded(p.convert(mode), format) for p in small for mode in ("RGB", "P", "L", "RGBA", "1", "I;16")]
     if format == "WEBP":
         return [encoded(p, format, lossless=lossless) for p in small for lossless in (False, True)]
+    if format == "TIFF":
+        plain = [encoded(p.convert(mode), format) for p in small[:2] for mode in ("RGB", "P", "L", "RGBA", "1", "CMYK")]
+        deep = [encoded(p.convert(mode), format) for p in small[:2] for mode in ("I;16", "F")]
+        packed = ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")
+        return [*plain, *deep, *(encoded(p, format, compression=kind) for p in small[:2] for kind in packed)]
+    if format == "GIF":
+        animated = encoded(small[0], format, save_all=True, append_images=[small[0].rotate(90)])
+        return [animated, *(encoded(p.convert(mode), format) for p in small for mode in ("RGB", "P", "L", "RGBA"))]
+    if format == "PPM":
+        return [encoded(p.convert(mode), format) for p in small for mode in ("RGB", "L", "1", "I;16")]
     return [encoded(p.convert(mode), format) for p in small for mode in ("RGB", "P", "1")]
 
 

@@ -44,7 +44,6 @@ def test_labels_are_ranks_of_wnids(tmp_path: Path) -> None:
     assert [image_class.wnid for image_class in source.classes] == wnids
     assert source.classes[0].name == "tench, Tinca tinca"
     assert source.splits == ("train", "val")
-    assert source.published
     train, val = by_key(source, "train"), by_key(source, "val")
     assert {key: wnids[original.label] for key, original in train.items()} == {
         f"{wnid}_{number}": wnid for wnid, numbers in TRAIN_2012.items() for number in numbers

@@ -284,7 +284,7 @@ def test_members_equal_those_of_tarfile(name: str, size: int) -> None:
 def test_sums_of_an_image_are_exact(size: tuple[int, int], step: int) -> None:
     file = io.BytesIO()
     photograph(size).save(file, "JPEG", quality=95)
-    found = inspect(file.getvalue(), 10**6, published=False)
+    found = inspect(file.getvalue(), 10**6)
     rows = np.asarray(Image.open(file).convert("RGB")).astype(np.int64)
     pixels, some = rows.reshape(-1, 3), rows[::step].reshape(-1, 3)
     assert found.sums.tolist() == [len(pixels), *pixels.sum(0), len(some), *some.sum(0), *(some**2).sum(0)]

@@ -66,8 +66,6 @@ class Archives(Source):
     splits: train, val, and test if both its archive and its labels exist.  Pickles as a path and an edition.
     """
 
-    published = True
-
     def __init__(self, root: Path, edition: Edition) -> None:
         """Raises BadData if archives are missing."""
         self.root = root

@@ -1,12 +1,15 @@
-"""Check one image at sharding: decode it fully, under a limit; keep it unchanged, re-code it, or reject it.
+"""Check one image at sharding: decode it fully, under a limit; keep it unchanged, amend it, or reject it.
 
-JPEGs go through libjpeg-turbo (simplejpeg), and its warnings count: a scan that ends early or does not decode is
-damage, although most decoders silently fill it with grey.  Everything else goes through Pillow.
+JPEGs go through libjpeg-turbo (simplejpeg), and its warnings count, for every source alike: a scan that ends early or
+does not decode is damage, although most decoders silently fill it with grey.  Harmless are an unknown JFIF revision,
+bytes left over before the end or between two segments of the header, and odd limits of a sequential scan: every row is
+decoded, and without them the file decodes to the same pixels.  Everything else goes through Pillow.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from typing import NamedTuple
 
 import cv2
@@ -15,14 +18,23 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from vgg.data.images import BadImage, Pixels, decode, open_checked, too_large
+from vgg.data.images import BadImage, Pixels, decode, decode_with_notes, open_checked, orientation_notes, too_large
 
 cv2.setNumThreads(1)  # packing already runs one process per core
 
 NUM_SUMS = 11  # see Inspected
 FEW_ROWS = 128  # below this height, every row is used
 KEPT_COLOURS = ("YCbCr", "RGB", "Gray")  # colour spaces that all readers decode to the same RGB
-ORIENTATION = 0x0112  # EXIF tag
+MAX_REPAIRS = 4  # of one image
+
+REVISION = re.compile("unknown JFIF revision")
+LEFT_OVER = re.compile("([0-9]+) extraneous bytes before marker 0x([0-9a-f]{2})")
+LIMITS = re.compile("Invalid SOS parameters for sequential JPEG")
+END_OF_IMAGE, START_OF_SCAN = "d9", b"\xda"
+MARKER = re.compile(rb"\xff([^\0\xff])", re.DOTALL)
+JFIF = re.compile(rb"(\xff\xe0..JFIF\0)[^\x01].", re.DOTALL)  # up to the revision, and a revision other than 1.x
+# a scan of 1 to 3 components up to its limits, and the limits (first and last coefficient, bit positions)
+SCAN = re.compile(rb"(\xff\xda\0(?:\x08\x01..|\x0a\x02....|\x0c\x03......))...", re.DOTALL)
 
 
 class Inspected(NamedTuple):
@@ -38,15 +50,13 @@ class Inspected(NamedTuple):
     remarks: list[str]
 
 
-def inspect(raw: bytes, max_pixels: int, published: bool) -> Inspected:
-    """Check an image.  published: keep a JPEG that decodes with warnings (see sources.Source) and add remarks.
-
-    Raises BadImage if it is rejected.
-    """
+def inspect(raw: bytes, max_pixels: int) -> Inspected:
+    """Check an image.  Raises BadImage if it is rejected."""
     if not raw:
         raise BadImage("empty file")
     if not raw.startswith(b"\xff\xd8"):
-        return _encoded(decode(raw, max_pixels), f"{open_checked(raw, max_pixels).format} re-coded as JPEG")
+        found = decode_with_notes(raw, max_pixels)
+        return _encoded(found.image, "; ".join([f"{found.format} re-coded as JPEG", *found.notes]))
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(raw, strict=False)
     except KeyError:  # unknown colour space: the data end before the frame header
@@ -57,40 +67,83 @@ def inspect(raw: bytes, max_pixels: int, published: bool) -> Inspected:
     opened = open_checked(raw, max_pixels)
     if opened.size != (width, height):  # evaluation uses Pillow
         raise BadImage(f"readers disagree on its size: {width} x {height}, {opened.width} x {opened.height}")
-    if colours not in KEPT_COLOURS:
-        return _encoded(decode(raw, max_pixels), f"{colours} JPEG re-coded as RGB")
-    remarks = []
+    is_kept = colours in KEPT_COLOURS
     try:
-        rgb = simplejpeg.decode_jpeg(raw, "RGB")
-    except ValueError as warning:
-        if not published:
-            raise BadImage(f"damaged: {warning}") from None
-        rgb = _leniently(raw)
-        try:
-            decode(raw, max_pixels)
-        except BadImage:
-            return _encoded(Image.fromarray(rgb), f"re-coded, since not every reader decodes it: {warning}")
-        remarks.append(f"decodes with a warning: {warning}")
+        rgb, clean, warnings = _decoded(raw, "RGB" if is_kept else "CMYK", max_pixels)
     except MemoryError:
         raise BadImage("needs more memory than an image of its size should") from None
-    if (orientation := _orientation(opened)) > 1:
-        remarks.append(f"EXIF orientation {orientation}, not applied")
-    return Inspected(raw, width, height, _sums(rgb), None, remarks)
+    if not is_kept:
+        found = decode_with_notes(raw, max_pixels)
+        return _encoded(found.image, "; ".join([f"{colours} JPEG re-coded as RGB", *found.notes]))
+    remarks, amended = [f"decodes with a warning: {warning}" for warning in warnings], None
+    if not all(_is_read_by_all(warning) for warning in warnings):
+        raw, amended, remarks = clean, f"repaired, with the same pixels: {'; '.join(warnings)}", []
+    remarks += orientation_notes(opened)
+    return Inspected(raw, width, height, _sums(rgb), amended, remarks)
 
 
-def _leniently(raw: bytes) -> Pixels:
-    try:
-        rgb: Pixels = simplejpeg.decode_jpeg(raw, "RGB", strict=False)
-        return rgb
-    except ValueError as error:
-        raise BadImage(f"cannot be decoded: {error}") from None
+def _decoded(raw: bytes, colours: str, max_pixels: int) -> tuple[Pixels, bytes, list[str]]:
+    """The pixels of a JPEG, a copy that decodes to the same without warnings, and the warnings, all of them harmless.
+
+    Raises BadImage for any other warning.  libjpeg tells only the first one: its cause is removed from the copy, which
+    is decoded again, until there is no warning or one of damage.
+    """
+    data, warnings = raw, list[str]()
+    while True:
+        try:
+            pixels: Pixels = simplejpeg.decode_jpeg(data, colours)
+            break
+        except ValueError as error:
+            repaired = _without_cause(data, str(error))
+            if repaired is None or len(warnings) == MAX_REPAIRS:
+                raise BadImage(f"damaged: {error}") from None
+            data, warnings = repaired, [*warnings, str(error)]
+    if warnings and decode(data, max_pixels).tobytes() != decode(raw, max_pixels).tobytes():
+        raise BadImage(f"damaged: {'; '.join(warnings)}")
+    return pixels, data, warnings
+
+
+def _without_cause(data: bytes, warning: str) -> bytes | None:
+    """A copy of a JPEG without the cause of a harmless warning; None for any other."""
+    if REVISION.search(warning):
+        return JFIF.sub(b"\\g<1>\x01\x01", data)
+    if LIMITS.search(warning):
+        return SCAN.sub(b"\\g<1>\0\x3f\0", data)
+    left_over = LEFT_OVER.search(warning)
+    if left_over is None:
+        return None
+    header, scan = _header(data)
+    if left_over[2] != END_OF_IMAGE:
+        # between two scans, or inside one, lies nothing by intention: the codes before it are bad
+        return header + data[scan:] if len(header) < scan else None
+    end = data.find(b"\xff\xd9", scan)
+    while data[end - 1] == 0xFF:  # fill bytes, which the warning does not count
+        end -= 1
+    return data[: end - int(left_over[1])] + data[end:] if end - int(left_over[1]) > scan else None
+
+
+def _header(data: bytes) -> tuple[bytes, int]:
+    """The segments of a JPEG up to the first scan, without what lies between them, and where the scan's data begin."""
+    segments, at = [data[:2]], 2
+    while match := MARKER.search(data, at):
+        at = match.end() + int.from_bytes(data[match.end() : match.end() + 2])
+        segments.append(data[match.start() : at])
+        if match[1] == START_OF_SCAN:
+            break
+    return b"".join(segments), at
+
+
+def _is_read_by_all(warning: str) -> bool:
+    """Whether the decoder of training's crops, which reads headers by itself, takes an image with this warning."""
+    left_over = LEFT_OVER.search(warning)
+    return bool(left_over[2] == END_OF_IMAGE if left_over else REVISION.search(warning))
 
 
 def _encoded(image: Image.Image, reason: str) -> Inspected:
     """Re-code as a baseline JPEG, quality 95, without chroma subsampling."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=95, subsampling=0)
-    again = inspect(file.getvalue(), image.width * image.height, published=False)
+    again = inspect(file.getvalue(), image.width * image.height)
     return again._replace(amended=reason)
 
 
@@ -106,13 +159,3 @@ def _sums(rgb: Pixels) -> NDArray[np.int64]:
 
 def _pixels_and_sums(rgb: Pixels) -> list[float]:
     return [rgb.shape[0] * rgb.shape[1], *cv2.sumElems(rgb)[:3]]
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 if missing or unreadable."""
-    if "exif" not in image.info:
-        return 1
-    try:
-        return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # damaged EXIF blocks raise almost anything; the pixels may still be intact
-        return 1

@@ -184,7 +184,7 @@ def _pack_one(task: Task) -> Packed:
     params, source, target, code_sha256 = _worker
     receipt = f"{task.path}.receipt"
     relevant = params.model_dump(exclude={"check_md5"})  # which does not change any byte of a shard
-    inputs = {"code": code_sha256, "params": relevant, "published": source.published}
+    inputs = {"code": code_sha256, "params": relevant}
     identity = manifest.digest_of({**inputs, "originals": [o.identity() for o in task.originals]})
     if earlier := _from_receipt(target, receipt, identity):
         return earlier
@@ -214,7 +214,7 @@ def _write_tar(file: BinaryIO, params: ShardParams, source: Source, task: Task, 
         image = {"key": original.key, "split": original.split}
         try:
             raw = source.read(original)
-            found = inspect(raw, params.max_pixels, source.published)
+            found = inspect(raw, params.max_pixels)
         except BadImage as reason:
             packed.bad.append({"name": original.name, "split": original.split, "reason": str(reason)})
             continue

@@ -61,15 +61,10 @@ class Original:
 
 
 class Source(ABC):
-    """Sources are small and picklable: read() is called in worker processes.
-
-    published: the bytes are known to be the published ones.  Then an image that decodes with warnings is kept and
-    listed; otherwise a warning means damage, and the image is rejected.
-    """
+    """Sources are small and picklable: read() is called in worker processes."""
 
     splits: tuple[str, ...] = ("train", "val")
     classes: list[ImageClass]
-    published = False
 
     @abstractmethod
     def originals(self, split: str) -> list[Original]:
