@@ -12,6 +12,7 @@ import sys
 import tempfile
 import traceback
 
+from components import findings
 from runtime import environment
 from runtime.errors import Problem, Refused, StorageFailure, Unreachable, WrongParameters
 
@@ -48,9 +49,9 @@ NETWORK = {
 
 
 def outcome(error: Exception) -> tuple[int, str]:
-    """Exit code and message.  For a bug it writes the traceback to a file, in a container to stderr too."""
+    """Exit code and message; what the message does not list is written to a file.  For a bug it writes the traceback to a file, in a container to stderr too."""
     if isinstance(error, Problem):
-        return error.exit_code, str(error)
+        return error.exit_code, f"{error}{findings.rest(error)}"
     if isinstance(error, OSError) and error.errno:
         return _of_system(error)
     if isinstance(error, MemoryError) or (isinstance(error, ImportError) and "failed to map" in str(error)):

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from components import program
+from components import findings, program
 from components.closure import fingerprints
 from components.tracking import provenance
 from components.tracking.tracker import Tracker, journal_key
@@ -74,8 +74,10 @@ class Stage(Generic[P]):
         return {self.name: self.params.model_dump(), "code": self.code, **self.inputs}
 
     def location(self, output: str) -> str:
-        """The resolved location of an output argument."""
-        return storage.resolve(output, self.identity())
+        """The resolved location of the output argument; lists too long for a message are written beside it."""
+        location = storage.resolve(output, self.identity())
+        findings.beside(location, self.args.metrics)
+        return location
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -106,5 +108,6 @@ class Stage(Generic[P]):
     ) -> None:
         """Write the metrics, the last file, and report output parameters and artifacts to Kubeflow."""
         manifest.write_json(Path(self.args.metrics), metrics)
+        findings.clear()
         shown = {"metrics": (self.args.metrics, program.numbers(metrics)), **(artifacts or {})}
         program.write_executor_output(self.args.executor_output, parameters, shown)

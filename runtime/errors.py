@@ -5,11 +5,20 @@ Every message is complete: what, where, what to do.  The programs print it witho
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class Problem(Exception):
-    """An error that the user can act on.  Subclasses set the exit code (that of sysexits.h if it has one)."""
+    """An error that the user can act on.  Subclasses set the exit code (that of sysexits.h if it has one).
+
+    everything: all items of which the message names only some (wording.some); the programs write them to a file.
+    """
 
     exit_code = 70
+
+    def __init__(self, message: str = "", everything: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.everything = tuple(everything)
 
 
 class WrongParameters(Problem):

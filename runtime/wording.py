@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+SHOWN = 5
+
 
 def counted(number: float, noun: str) -> str:
     """The number, with thousands separators, and the noun in its singular or plural: "1 epoch", "2 epochs"."""
     shown = f"{number:,}" if isinstance(number, int) else f"{number:g}"
     return f"{shown} {noun}{'' if number == 1 else 's'}"
+
+
+def some(items: Sequence[str], separator: str = ", ") -> str:
+    """The first five, and the number of the others: a message is short however much data it is about.
+
+    Give all of them to the Problem as `everything`: the programs write them to a file.
+    """
+    more = [f"and {len(items) - SHOWN:,} more"] if len(items) > SHOWN else []
+    return separator.join([*items[:SHOWN], *more])
+
+
+def listing(items: Sequence[str]) -> str:
+    """As some(), on indented lines of their own."""
+    return "  " + some(items, "\n  ")
