@@ -44,17 +44,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     from runtime import manifest
     from runtime.store import storage
     from runtime.store.place import writing_shards
+    from runtime.wording import some
     from vgg.params.shard import ShardParams
     from vgg.sharding.open import open_source
     from vgg.sharding.pack import pack
 
     stage = Stage("shard", args, ShardParams)
     images = storage.locate(args.images)
-    source = open_source(stage.params.source, images)
-    if links := [str(images / split) for split in source.splits if (images / split).is_symlink()]:
-        program.log.warning("%s: DVC does not follow links; after a change run: dvc repro -f shard", ", ".join(links))
     stage.inputs["images"] = args.images
     location, code = stage.location(args.shards), manifest.digest_of(stage.code)
+    source = open_source(stage.params.source, images)
+    links = [split for split in source.splits if (images / split).is_symlink()]
+    if links := [str(images / name) for name in (*links, *source.linked_folders)]:
+        program.log.warning(
+            "%s: DVC does not look into linked folders; after a change there run: dvc repro -f shard", some(links)
+        )
     with writing_shards(location) as (target, check), stage.tracked(location) as tracker:
         if stage.params.check_md5:
             with Progress("md5", unit="bytes") as bar:

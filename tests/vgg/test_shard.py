@@ -85,26 +85,26 @@ def test_all_bad_files_are_listed_with_reasons(images: Path, tmp_path: Path) -> 
     whole = (cat / "0000.jpg").read_bytes()
     (cat / "cut.jpg").write_bytes(whole[: len(whole) * 8 // 10])
     (cat / "empty.jpg").write_bytes(b"")
-    (cat / "notes.txt").write_text("not an image")
+    (cat / "notes.jpg").write_text("not an image")
     os.mkfifo(cat / "fifo.jpg")
     (cat / "away.jpg").symlink_to("/etc/hostname")
     (cat / "gone.jpg").symlink_to("nowhere")
     draw(cat / "large.png", 1, (1001, 1000))
-    (cat / ".DS_Store").write_bytes(b"ignored")
     with pytest.raises(BadData) as caught:
         pack(ShardParams(**SHARD), Folder(images), Directory(tmp_path / "shards"), "c", num_workers=1)
     message = str(caught.value)
     for name, reason in (
         ("cut.jpg", "damaged: Premature end of JPEG file"),
         ("empty.jpg", "empty file"),
-        ("notes.txt", "not an image"),
+        ("notes.jpg", "not an image"),
         ("fifo.jpg", "not a regular file"),
-        ("away.jpg", "leads out of the folder"),
-        ("gone.jpg", "No such file"),
+        ("away.jpg", "not an image"),  # links are followed
+        ("gone.jpg", "a link to nothing: nowhere"),
         ("large.png", "more than 1,000,000 pixels"),
     ):
-        assert any(name in line and reason in line for line in message.splitlines()), (name, message)
-    assert message.startswith("7 unusable images")
+        assert any(name in line and reason in line for line in caught.value.everything), (name, message)
+    assert message.startswith("7 unusable images (0 allowed):\n  train/cat/")
+    assert message.splitlines()[6].strip() == "and 2 more"
     assert not (tmp_path / "shards" / manifest.NAME).exists()
 
     lenient = {**SHARD, "on_bad_image": "quarantine", "max_quarantined": 7}
@@ -164,12 +164,17 @@ def test_any_name_becomes_a_plain_unique_key(images: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ("rm -r images/val/cat", "lacks the classes cat"),
-        ("mkdir images/val/yak", "lacks the classes yak"),
+        ("rm -r images/val/cat", "1 class folder without a usable image:\n  val/cat: no usable image of this class"),
+        ("mkdir images/val/yak", "val/yak: a folder without images"),
         ("rm -r images/val", "no such folder"),
-        ("rm images/train/cat/*", "no images in the classes cat"),
-        ("rm -r images/*/cat images/*/dog", "holds 1 class folders"),
-        ("touch images/train/stray.jpg", "stray.jpg: not in a class folder"),
+        ("rm images/train/cat/*", "train/cat: no usable image of this class"),
+        ("rm -r images/*/cat images/*/dog", "holds 1 class folder; at least two are needed"),
+        ("touch images/train/stray.jpg", "train/stray.jpg: not in a class folder"),
+        ("mkdir images/train/cat/x.jpg", "train/cat/x.jpg: a folder, not an image"),
+        (
+            "chmod 0 images/train/cat; [ $UID = 0 ] && rm -r images/train/cat && ln -s cat images/train/cat",
+            "train/cat: (Permission denied|not in a class folder)",
+        ),
     ],
 )
 def test_wrong_folders_are_explained(change: str, expected: str, images: Path, tmp_path: Path) -> None:

@@ -30,12 +30,12 @@ from runtime import manifest
 from runtime.errors import BadData, Refused, StorageFailure, WrongParameters
 from runtime.shardset import SCHEMA
 from runtime.targets import Target, holding
-from runtime.wording import counted
+from runtime.wording import counted, listing, some
 from vgg import draws
 from vgg.data.images import BadImage
 from vgg.params.shard import ShardParams
 from vgg.sharding.inspect import NUM_SUMS, inspect
-from vgg.sharding.packed import Packed, describe, duplicates, index_bytes, timm_info
+from vgg.sharding.packed import Packed, describe, duplicates, index_bytes, refuse_unusable, timm_info
 from vgg.sharding.sources import Original, Report, Source
 
 log = logging.getLogger("vgg.shards")
@@ -101,9 +101,13 @@ def pack(
     except StorageFailure as failure:
         needed = _bytes_needed(target, all_tasks)
         raise StorageFailure(f"{failure}\nThe remaining shards need about {needed:,} bytes.") from None
-    _check_bad_images(params, source.splits, results)
-
     packed = {split: [results[task.path] for task in tasks[split]] for split in source.splits}
+    strays = [stray._asdict() for stray in source.strays]
+    refuse_unusable(params, source.classes, [*strays, *(i for result in results.values() for i in result.bad)], packed)
+    if source.passed_over:
+        kinds = ", ".join(f"{number:,} {ending}" for ending, number in sorted(source.passed_over.items()))
+        log.info("%s passed over, never images: %s", counted(sum(source.passed_over.values()), "file"), kinds)
+
     entries = []
     for split, shards in packed.items():
         for shard in shards:
@@ -118,7 +122,7 @@ def pack(
         "classes_sha256": manifest.digest_of([c.wnid for c in source.classes]),
         "source": source.metadata(),
         "renamed": {f"{split}/{o.key}": o.name for split, originals in splits.items() for o in originals if o.renamed},
-        **describe(packed, duplicates(packed, _reader(source, splits))),
+        **describe(packed, duplicates(packed, _reader(source, splits)), strays),
     }
     finished = manifest.compose(SCHEMA, body, entries)
     check()
@@ -251,25 +255,6 @@ def padding(size: int) -> bytes:
     return bytes(-size % BLOCK)
 
 
-def _check_bad_images(params: ShardParams, splits: tuple[str, ...], results: dict[str, Packed]) -> None:
-    """Raises BadData for more unusable images than the parameters allow, or a split without images."""
-    bad = [item for result in results.values() for item in result.bad]
-    allowed = params.max_quarantined if params.on_bad_image == "quarantine" else 0
-    listing = "\n".join(f"  {item['name']}: {item['reason']}" for item in bad)
-    if len(bad) > allowed:
-        quarantines = params.on_bad_image == "quarantine"
-        remedy = f"shard.max_quarantined: {len(bad)}" + ("" if quarantines else " and shard.on_bad_image: quarantine")
-        raise BadData(
-            f"{counted(len(bad), 'unusable image')} ({allowed} allowed):\n{listing}\n"
-            f"Repair or remove them, or set {remedy}."
-        )
-    if bad:
-        log.warning("%s left out (listed in the manifest):\n%s", counted(len(bad), "unusable image"), listing)
-    for split in splits:
-        if not any(result.rows for path, result in results.items() if path.startswith(split)):
-            raise BadData(f"no usable image in split {split!r}")
-
-
 def _reader(source: Source, splits: dict[str, list[Original]]) -> Callable[[str, str], bytes]:
     """The bytes of an original by (split, key)."""
 
@@ -292,9 +277,11 @@ def _refuse_duplicate_keys(splits: dict[str, list[Original]]) -> None:
         names: dict[str, str] = {}
         repeated = [(o.key, names[o.key], o.name) for o in originals if names.setdefault(o.key, o.name) != o.name]
         if repeated:
-            listing = "\n".join(f"  {key}: {first} and {second}" for key, first, second in repeated[:10])
+            pairs = [f"{key}: {first} and {second}" for key, first, second in repeated]
             raise BadData(
-                f"split {split!r}: {len(repeated)} duplicate keys; remove or rename one of each pair:\n{listing}"
+                f"split {split!r}: {counted(len(pairs), 'duplicate key')}; remove or rename one of each pair:\n"
+                f"{listing(pairs)}",
+                pairs,
             )
 
 
@@ -328,8 +315,9 @@ def _refuse_other_files(target: Target) -> None:
             pass  # damaged: it is written again
     if others:
         raise WrongParameters(
-            f"{target.name}: holds {', '.join(others[:5])}{' …' if len(others) > 5 else ''}, which is not written by "
-            "this stage. Choose an empty location for the shards."
+            f"{target.name}: holds {some(others)}, which is not written by this stage. Choose an empty location for "
+            "the shards.",
+            others,
         )
 
 

@@ -6,15 +6,19 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from runtime import manifest
+from runtime.errors import BadData
 from runtime.shardset import row_type
+from runtime.wording import counted, listing
+from vgg.params.shard import ShardParams
 from vgg.sharding.inspect import NUM_SUMS
+from vgg.sharding.sources import ImageClass
 
 log = logging.getLogger("vgg.shards")
 
@@ -71,10 +75,13 @@ def timm_info(packed: dict[str, list[Packed]]) -> dict[str, bytes]:
     return {"_info.json": (json.dumps({"splits": splits}, indent=1) + "\n").encode()}
 
 
-def describe(packed: dict[str, list[Packed]], duplicates: list[list[str]]) -> dict[str, Any]:
+def describe(
+    packed: dict[str, list[Packed]], duplicates: list[list[str]], strays: Sequence[dict[str, str]]
+) -> dict[str, Any]:
     """The part of the manifest that describes the images.
 
     images_sha256 does not depend on the order of the images in the shards.  duplicates: from duplicates().
+    strays: what was left out besides images, as Packed.bad.
     """
     shards = [shard for split_shards in packed.values() for shard in split_shards]
     return {
@@ -90,7 +97,7 @@ def describe(packed: dict[str, list[Packed]], duplicates: list[list[str]]) -> di
         "images_sha256": manifest.digest_of(sorted(_samples(packed))),
         "amended": [item for shard in shards for item in shard.amended],
         "remarks": [item for shard in shards for item in shard.remarks],
-        "quarantined": [item for shard in shards for item in shard.bad],
+        "quarantined": [*strays, *(item for shard in shards for item in shard.bad)],
         "duplicates": duplicates,
     }
 
@@ -135,3 +142,37 @@ def duplicates(packed: dict[str, list[Packed]], read: Callable[[str, str], bytes
     if across:
         log.warning("%d images are in more than one split (see 'duplicates' in the manifest)", len(across))
     return found
+
+
+def refuse_unusable(
+    params: ShardParams, classes: list[ImageClass], bad: list[dict[str, str]], packed: dict[str, list[Packed]]
+) -> None:
+    """Raises BadData for more unusable images than the parameters allow, or classes without a usable image.
+
+    bad: what was left out, as Packed.bad, strays included.
+    """
+    bare = list(_classes_without_images(classes, packed))
+    allowed = params.max_quarantined if params.on_bad_image == "quarantine" else 0
+    names = [f"{item['name']}: {item['reason']}" for item in bad]
+    counts = f"{counted(len(bad), 'unusable image')} ({allowed:,} allowed)"
+    if bare:
+        heading = counted(len(bare), "class folder") + " without a usable image" + (f", {counts}" if bad else "")
+        raise BadData(
+            f"{heading}:\n{listing([*bare, *names])}\n"
+            "Every class needs an image in every split: repair or add some, or remove the class everywhere.",
+            [*bare, *names],
+        )
+    if len(bad) > allowed:
+        quarantines = params.on_bad_image == "quarantine"
+        remedy = f"shard.max_quarantined: {len(bad)}" + ("" if quarantines else " and shard.on_bad_image: quarantine")
+        raise BadData(f"{counts}:\n{listing(names)}\nRepair or remove them, or set {remedy}.", names)
+    if bad:
+        log.warning("%s left out (listed in the manifest):\n%s", counted(len(bad), "unusable image"), listing(names))
+
+
+def _classes_without_images(classes: list[ImageClass], packed: dict[str, list[Packed]]) -> Iterator[str]:
+    """A line for every class and split without one: it would be learned or measured by nothing."""
+    for split, shards in packed.items():
+        found = {label for shard in shards for _, _, label, *_ in shard.rows}
+        for label in sorted(set(range(len(classes))) - found):
+            yield f"{split}/{classes[label].wnid}: no usable image of this class"

@@ -11,18 +11,25 @@ import os
 import re
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from runtime.errors import BadData
+from runtime.wording import counted, listing
 from vgg.data.images import BadImage
 
 Report = Callable[[int, int], None]  # called with (done, total)
+
+# names of files that are never images: hidden ones, notes of Windows, lists and descriptions of the images
+NOT_IMAGES = re.compile(r"\..*|thumbs\.db|desktop\.ini|.*\.(txt|csv|xml|json|md)", re.IGNORECASE | re.DOTALL)
+LIKE_IMAGES = re.compile(r".*\.(jpe?g|png|webp|bmp|gif|tiff?|p[bgp]m)", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +67,25 @@ class Original:
         return self.key.endswith("-" + _short_digest(self.name))
 
 
+class Stray(NamedTuple):
+    """Something in a source that cannot become an image of a class; it counts as an unusable image.
+
+    split, name: as of an Original.  reason: for people.
+    """
+
+    split: str
+    name: str
+    reason: str
+
+
 class Source(ABC):
     """Sources are small and picklable: read() is called in worker processes."""
 
     splits: tuple[str, ...] = ("train", "val")
     classes: list[ImageClass]
+    strays: Sequence[Stray] = ()
+    passed_over: Mapping[str, int] = MappingProxyType({})  # numbers of files that are never images, by ending
+    linked_folders: Sequence[str] = ()
 
     @abstractmethod
     def originals(self, split: str) -> list[Original]:
@@ -125,79 +146,127 @@ class Digits(Source):
 
 
 class Folder(Source):
-    """<root>/{train,val}/<class>/<image>, as torchvision's ImageFolder reads it.
+    """<root>/{train,val}/<class>/<image>, as torchvision's ImageFolder reads it: links are followed.
 
-    Every file counts, by content and not by extension; only names that start with a dot are ignored.
+    Every file counts, by content and not by extension, but those that no one means as images (NOT_IMAGES).
     """
 
+    strays: list[Stray]
+    passed_over: Counter[str]
+    linked_folders: list[str]
+
     def __init__(self, root: Path) -> None:
+        """Raises BadData if a split is missing or has no class folder with files, or there are fewer than two classes.
+
+        All other faults of the layout are strays, to be reported with the unusable images.
+        """
         self.root = root
+        self.strays, self.passed_over, self.linked_folders = [], Counter(), []
         for split in self.splits:
             if not (root / split).is_dir():
                 raise BadData(
                     f"{root / split}: no such folder. shard.source 'folder' reads {root}/train/<class>/<image> and "
                     f"{root}/val/<class>/<image>; put or link your images there."
                 )
-        names = {split: self._class_names(split) for split in self.splits}
-        for split, other in (("val", "train"), ("train", "val")):
-            if missing := sorted(names[other] - names[split]):
-                raise BadData(
-                    f"{root / split}: lacks the classes {', '.join(missing)} of {root / other}. "
-                    "Both must have the same classes, with at least one image each."
-                )
-        if len(names["train"]) < 2:
-            raise BadData(f"{root / 'train'}: holds {len(names['train'])} class folders; at least two are needed")
-        self.classes = [ImageClass(name, name.replace("_", " ")) for name in sorted(names["train"])]
+        folders = {split: self._class_folders(split) for split in self.splits}
+        names = {name for split in self.splits for name, files in folders[split].items() if files}
+        for split in self.splits:
+            empty = sorted(folders[split].keys() - names)
+            self.strays += [Stray(split, f"{split}/{name}", "a folder without images") for name in empty]
+            if not names & folders[split].keys():
+                raise self._no_classes(split, f"holds no class folder with images; expected {split}/<class>/<image>")
+        if len(names) < 2:
+            raise self._no_classes("train", f"holds {counted(len(names), 'class folder')}; at least two are needed")
+        self.classes = [ImageClass(name, name.replace("_", " ")) for name in sorted(names)]
+        self._files = folders
 
-    def _class_names(self, split: str) -> set[str]:
-        with os.scandir(self.root / split) as entries:
-            folders = [entry for entry in entries if not entry.name.startswith(".")]
-        if stray := sorted(entry.name for entry in folders if not entry.is_dir()):
-            raise BadData(f"{self.root / split}: {', '.join(stray)}: not in a class folder; move or remove")
-        return {entry.name for entry in folders}
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root}
+
+    def _no_classes(self, split: str, what: str) -> BadData:
+        found = [f"{stray.name}: {stray.reason}" for stray in self.strays if stray.split == split]
+        return BadData(f"{self.root / split}: {what}" + (f":\n{listing(found)}" if found else ""), found)
+
+    def _class_folders(self, split: str) -> dict[str, list[str]]:
+        """Paths of all files, relative to the root and sorted, by class folder."""
+        found = {}
+        for entry in self._entries(split):
+            name = f"{split}/{entry.name}"
+            if self._is_folder(entry, name):
+                found[entry.name] = sorted(self._walk(split, name, ()))
+            elif not self._is_passed_over(entry.name):
+                self.strays.append(Stray(split, name, "not in a class folder"))
+        return found
+
+    def _walk(self, split: str, folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+        """Paths of a folder's files, relative to the root; subfolders included.  above: the folders that hold it."""
+        status = os.stat(self.root / folder)
+        identity = status.st_dev, status.st_ino
+        if identity in above:
+            self.strays.append(Stray(split, folder, "a link to a folder that holds it"))
+            return
+        for entry in self._entries(folder):
+            name = f"{folder}/{entry.name}"
+            if self._is_folder(entry, name):
+                inner = list(self._walk(split, name, (*above, identity)))
+                if not inner and LIKE_IMAGES.fullmatch(entry.name):
+                    self.strays.append(Stray(split, name, "a folder, not an image"))
+                yield from inner
+            elif not self._is_passed_over(entry.name):
+                yield name
+
+    def _entries(self, folder: str) -> list[os.DirEntry[str]]:
+        """Raises BadData if the folder cannot be read: nothing is known of its images."""
+        try:
+            with os.scandir(self.root / folder) as entries:
+                return sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            raise BadData(f"{error.filename}: {error.strerror}") from None
+
+    def _is_folder(self, entry: os.DirEntry[str], name: str) -> bool:
+        """Whether to walk into it: folders whose names start with a dot are passed over as files are."""
+        try:
+            is_folder = entry.is_dir() and not entry.name.startswith(".")
+        except OSError:  # a loop of links
+            return False
+        if is_folder and entry.is_symlink():
+            self.linked_folders.append(name)
+        return is_folder
+
+    def _is_passed_over(self, name: str) -> bool:
+        if NOT_IMAGES.fullmatch(name) is None:
+            return False
+        self.passed_over[".*" if name.startswith(".") else Path(name).suffix.lower()] += 1
+        return True
+
+    def metadata(self) -> dict[str, Any]:
+        """passed_over: numbers of files that are never images, by ending."""
+        return {"passed_over": dict(self.passed_over)} if self.passed_over else {}
 
     def originals(self, split: str) -> list[Original]:
-        found, empty = [], []
+        found = []
         for label, image_class in enumerate(self.classes):
-            names = self._files(split, image_class.wnid)
-            if not names:
-                empty.append(image_class.wnid)
-            for name in names:
-                status = os.lstat(self.root / name)
-                stamp = f"{status.st_size}:{status.st_mtime_ns}"
-                key = _key(image_class.wnid, name)
-                found.append(Original(split, key, label, name=name, stamp=stamp, size=status.st_size))
-        if empty:
-            raise BadData(f"{self.root / split}: no images in the classes {', '.join(empty)}")
+            for name in self._files[split].get(image_class.wnid, ()):
+                try:
+                    status = os.stat(self.root / name)  # of the target: a link that stays may lead to another image
+                    size, stamp = status.st_size, f"{status.st_size}:{status.st_mtime_ns}"
+                except OSError:
+                    size, stamp = 0, "unreadable"  # read() says why
+                found.append(Original(split, _key(image_class.wnid, name), label, name=name, stamp=stamp, size=size))
         return _unique(found)
-
-    def _files(self, split: str, wnid: str) -> list[str]:
-        """Paths of a class's files, relative to the root, sorted; subfolders included."""
-        names = []
-
-        def unreadable(error: OSError) -> None:
-            raise BadData(f"{error.filename}: {error.strerror}")
-
-        for folder, inner, files in os.walk(self.root / split / wnid, onerror=unreadable, followlinks=False):
-            inner[:] = [name for name in inner if not name.startswith(".")]
-            links = [name for name in inner if os.path.islink(os.path.join(folder, name))]
-            for name in [*files, *links]:
-                if not name.startswith("."):
-                    names.append(os.path.relpath(os.path.join(folder, name), self.root))
-        return sorted(names)
 
     def read(self, original: Original) -> bytes:
         path = os.path.join(self.root, original.name)
         try:
-            if stat.S_ISLNK(os.lstat(path).st_mode):
-                folder = self.root.joinpath(*Path(original.name).parts[:2])  # of the class; may itself be a link
-                if not Path(path).resolve().is_relative_to(folder.resolve()) and os.stat(path):
-                    raise BadImage("a link that leads out of the folder")
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # O_NONBLOCK: a FIFO would block
             with open(fd, "rb", buffering=0) as file:
                 if not stat.S_ISREG(os.fstat(fd).st_mode):
                     raise BadImage("not a regular file")
                 return file.read()
+        except FileNotFoundError as error:
+            is_link = os.path.islink(path)
+            why = f"a link to nothing: {os.readlink(path)}" if is_link else f"cannot be read: {error.strerror}"
+            raise BadImage(why) from None
         except OSError as error:
             raise BadImage(f"cannot be read: {error.strerror}") from None
 
