@@ -27,6 +27,7 @@ from safetensors.torch import load, load_file, save_file
 
 from runtime import filesystem, manifest
 from runtime.errors import Refused
+from runtime.wording import listing, some
 
 log = logging.getLogger("vgg.checkpoint")
 
@@ -186,7 +187,7 @@ def _expect_files(metadata: dict[str, Any], path: Path, names: Iterable[str]) ->
     """Raises Refused if the manifest lists other files, for example outside its directory."""
     listed = sorted(entry["path"] for entry in metadata["files"])
     if listed != sorted(names):
-        raise Refused(f"{path / manifest.NAME}: lists {listed} instead of {sorted(names)}. {NOT_OURS}")
+        raise Refused(f"{path / manifest.NAME}: lists {some(listed)} instead of {some(sorted(names))}. {NOT_OURS}")
 
 
 def _read_state(path: Path, step: int) -> dict[str, Any]:
@@ -270,17 +271,17 @@ def newest(directory: Path, shapes_of: ShapesOf, differs: Callable[[Step], list[
             others.append((candidate, changes))
             continue
         for other, changes in others:
-            log.warning("checkpoint refused: %s belongs to another run: %s", other.path, "; ".join(changes))
+            log.warning("checkpoint refused: %s belongs to another run: %s", other.path, some(changes, "; "))
         if step != found[-1]:
             log.warning("falling back to %s", candidate.path)
         return candidate
     if others:
         other, changes = others[0]
-        listing = "\n".join(f"  {change}" for change in changes)
         raise Refused(
-            f"{directory}: contains an unfinished run (step {other.step}) that differs:\n{listing}\n"
+            f"{directory}: contains an unfinished run (step {other.step}) that differs:\n{listing(changes)}\n"
             "To continue it, restore these values (if only code differs: --accept-code-change). "
-            f"To start again: rm -r {directory}"
+            f"To start again: rm -r {directory}",
+            changes,
         )
     if found:
         raise Refused(

@@ -22,11 +22,11 @@ from runtime import manifest
 from runtime.errors import Refused
 from runtime.shardset import SCHEMA
 from runtime.store import storage
+from runtime.wording import listing, some
 from vgg.sharding.pack import member_head, padding
 
 NUM_READERS = 8
 CHUNK_BYTES = 1 << 20
-SHOWN = 5  # keys of damaged images listed per shard
 
 
 class Location(Protocol):
@@ -72,16 +72,17 @@ def main(argv: Sequence[str]) -> None:
         check = Check(location, address)
         check.run(bar)
     if check.damaged:
-        listing = "\n".join(f"  {line}" for line in check.damaged)
         raise Refused(
-            f"{address}: {len(check.damaged)} of {check.num_files} files are damaged:\n{listing}\n"
-            "Restore them (dvc checkout, or a copy), or run the shard stage again."
+            f"{address}: {len(check.damaged)} of {check.num_files} files are damaged:\n{listing(check.damaged)}\n"
+            "Restore them (dvc checkout, or a copy), or run the shard stage again.",
+            [*check.damaged, *check.images],
         )
     program.log.info("%s: %d files, %s bytes, all intact", address, check.num_files, f"{check.num_bytes:,}")
 
 
 class Check:
-    """One verification.  damaged: after run(), a line for every file that differs from the manifest."""
+    """One verification.  After run(), damaged has a line for every file that differs from the manifest, and images one
+    for every image of these files that is lost or damaged."""
 
     def __init__(self, location: Location, address: str) -> None:
         """Raises Refused if the manifest itself is missing or damaged."""
@@ -93,6 +94,7 @@ class Check:
         self.entries: dict[str, dict[str, Any]] = {entry["path"]: entry for entry in self.manifest["files"]}
         self.num_files, self.num_bytes = len(self.entries), sum(entry["size"] for entry in self.entries.values())
         self.damaged: list[str] = []
+        self.images: list[str] = []
 
     def run(self, report: progress.Progress) -> None:
         done, wrong = 0, {}
@@ -109,7 +111,7 @@ class Check:
                 readers.shutdown(cancel_futures=True)
         self.damaged = [f"{name}: {self._describe(name, *wrong[name])}" for name in sorted(wrong)]
         if unknown := sorted(set(self.location.names()) - self.entries.keys() - {manifest.NAME}):
-            program.log.warning("%s: not part of this data set: %s", self.address, ", ".join(unknown))
+            program.log.warning("%s: not part of this data set: %s", self.address, some(unknown))
 
     def _fingerprint(self, name: str) -> tuple[int, str]:
         """(bytes, sha256) of a file; (-1, "") if it is missing."""
@@ -137,6 +139,8 @@ class Check:
         lost = [key(row) for row in rows if row["offset"] + row["size"] > len(data)]
         damaged = [key(row) for row in rows if key(row) not in lost and not is_intact(data, row)]
         headers = [key(row) for row in rows if key(row) not in lost and not has_intact_headers(data, row)]
+        for what, keys in (("lost", lost), ("damaged", damaged), ("header or label damaged", headers)):
+            self.images += [f"{name}: {key}: {what}" for key in keys]
         findings = [
             length,
             f"{len(lost)} of its {len(rows)} images are lost: {some(lost)}" if lost else "",
@@ -175,7 +179,3 @@ def has_intact_headers(data: bytes, row: Any) -> bool:
     expected = member_head(f"{key(row)}.cls", len(label)) + label + padding(len(label))
     expected += member_head(f"{key(row)}.jpg", int(row["size"]))
     return data[end - len(expected) : end] == expected
-
-
-def some(keys: list[str]) -> str:
-    return ", ".join(keys[:SHOWN]) + (f" and {len(keys) - SHOWN:,} more" if len(keys) > SHOWN else "")

@@ -136,6 +136,7 @@ def expect_same_run(trained: Trained, stage: Stage[TrainParams]) -> None:
     """Raises Refused if a finished training has other parameters, data, first weights or code."""
     from runtime import checkpoint
     from runtime.errors import Refused
+    from runtime.wording import listing
 
     run = trained.manifest["run"]
     expected = {
@@ -144,8 +145,7 @@ def expect_same_run(trained: Trained, stage: Stage[TrainParams]) -> None:
     }  # fmt: skip
     recorded = {**{name: run.get(name) for name in expected}, "data": run.get("data", {}).get("digest")}
     if changes := list(checkpoint.differences(recorded, expected)):
-        listing = "\n".join(f"  {change}" for change in changes)
-        raise Refused(f"{trained.directory}: belongs to another training:\n{listing}")
+        raise Refused(f"{trained.directory}: belongs to another training:\n{listing(changes)}", changes)
 
 
 def reporting(

@@ -17,7 +17,7 @@ from pipelines.preflight.cluster import Cluster, NotAllowed
 from pipelines.preflight.registry import Registries
 from pipelines.preflight.scheduling import fitting
 from runtime.errors import Problem, Refused, Unreachable
-from runtime.wording import counted
+from runtime.wording import counted, some
 
 OK, MISSING, NOTE, UNKNOWN = "ok", "MISSING", "note", "not checked"
 TRAINER = ("trainer.kubeflow.org", "v1alpha1")
@@ -99,7 +99,7 @@ class Preflight:
         if absent := [key for key, optional in keys.items() if key not in data and not optional]:
             self.add(what, MISSING, f"has no {' and no '.join(absent)}")
         else:
-            self.add(what, OK, ", ".join(sorted(data)) or "empty")
+            self.add(what, OK, some(sorted(data)) or "empty")
         for key in sorted(set(data) - set(keys)):
             close = difflib.get_close_matches(key, keys, n=1)
             self.add(what, NOTE, f"its key {key} is not used" + (f"; did you mean {close[0]}?" if close else ""))
@@ -113,7 +113,7 @@ class Preflight:
             state = NOTE if all(keys.values()) else MISSING
             self.add(what, state, f"not in namespace {cluster.namespace}, so steps run without {', '.join(keys)}")
         elif absent := [key for key in keys if key not in found]:
-            present = f"; it has {', '.join(sorted(found))}" if found else ""
+            present = f"; it has {some(sorted(found))}" if found else ""
             self.add(what, MISSING, f"{', '.join(absent)} missing or empty{present}")
         else:
             self.add(what, OK, ", ".join(keys))
@@ -181,6 +181,6 @@ class Preflight:
         if len(fit) >= needed:
             self.add(what, OK, f"{len(fit)} nodes with {gpus} {kind} (possibly in use), {needed} needed")
             return
-        why = f": {'; '.join(others)}" if others else ""
+        why = f": {some(others, '; ')}" if others else ""
         change = "-C gpus, gpu_type, node_selector, tolerations; --no-gpu-check if nodes are created on demand"
         self.add(what, MISSING, f"{needed} nodes with {gpus} {kind} needed, {len(fit)} found{why}. Change {change}")

@@ -20,6 +20,7 @@ from pathlib import Path
 from runtime import environment, stopping
 from runtime.errors import Preempted
 from runtime.ranks.nodes import Nodes, rendezvous
+from runtime.wording import some
 
 log = logging.getLogger("vgg.launch")
 
@@ -103,7 +104,7 @@ class Watchdog:
             silent = [rank for rank in living if now - rank.last_heartbeat > self._patience_with(rank)]
             if silent:
                 self.found_hang = True
-                names = ", ".join(f"{rank.number} (process {rank.pid})" for rank in silent)
+                names = some([f"{rank.number} (process {rank.pid})" for rank in silent])
                 patience = self._patience_with(silent[0])
                 log.error("no heartbeat for %d s from rank %s; killing all ranks", patience, names)
                 self._save_stacks()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from runtime import environment, manifest
 from runtime.errors import Preempted, Refused, WrongParameters
+from runtime.wording import some
 
 if TYPE_CHECKING:
     from runtime.distributed import Group
@@ -110,7 +111,7 @@ def rendezvous(nodes: Nodes, patience: float) -> Iterator[None]:
         )  # fmt: skip
         store.set(f"vgg/node/{nodes.number}", socket.gethostname())
         while missing := [n for n in range(nodes.count) if not store.check([f"vgg/node/{n}"])]:
-            wait.pause(f"node {nodes.number} waits for node {', '.join(map(str, missing))} of {nodes.count}")
+            wait.pause(f"node {nodes.number} waits for node {some(list(map(str, missing)))} of {nodes.count}")
         log.info("node %d: all %d nodes are connected", nodes.number, nodes.count)
         yield
     except DistError as lost:
@@ -150,6 +151,7 @@ def expect_shared(directory: Path, group: Group) -> None:
         probe.unlink()
     if blind:
         raise Refused(
-            f"{directory}: {', '.join(blind)} does not see the files that node 0 writes. All nodes need the same "
-            "storage for checkpoints: a volume that all can write (ReadWriteMany), or an object store (VGG_STORE)."
+            f"{directory}: {some(blind)} does not see the files that node 0 writes. All nodes need the same "
+            "storage for checkpoints: a volume that all can write (ReadWriteMany), or an object store (VGG_STORE).",
+            blind,
         )

@@ -96,14 +96,14 @@ def test_wrong_counts_and_names_are_reported(split: str, pictures: Pictures, exp
     assert "Download " in text
 
 
-def test_ten_wrong_classes_are_listed_and_the_others_counted(tmp_path: Path) -> None:
+def test_five_wrong_classes_are_listed_and_the_others_counted(tmp_path: Path) -> None:
     source = opened(tmp_path, write_2012)
     more = {f"n9{i:07d}_1": b"" for i in range(14)}
     (tmp_path / TRAIN_TAR).write_bytes(tar_of_tars({**pictures_2012()["train"], **more}))
     text = message(lambda: source.originals("train"))
     assert "the images of 14 classes" in text
-    assert "n90000009: found 1, expected 0\nand 4 more" in text
-    assert "n90000010" not in text
+    assert "n90000004: found 1, expected 0\nand 9 more" in text
+    assert "n90000005" not in text
 
 
 def test_an_unexpected_member_is_named(tmp_path: Path) -> None:

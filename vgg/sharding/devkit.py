@@ -11,7 +11,7 @@ import re
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import BadData
+from runtime.wording import some
 from vgg.sharding.editions import Edition, Images
 
 MAX_DEVKIT_BYTES = 2**28  # 256 MiB unpacked
@@ -180,11 +181,5 @@ def ground_truth(text: bytes, where: str, images: Images, rank: dict[int, int]) 
     counts, (fewest, most) = Counter(labels), images.per_class
     wrong = [f"id {i}: {counts[label]}" for i, label in rank.items() if not fewest <= counts[label] <= most]
     if wrong:
-        raise BadData(f"{where}: expected {fewest} images per class, found {first_of(wrong)}. {advice}")
+        raise BadData(f"{where}: expected {fewest} images per class, found {some(wrong)}. {advice}", wrong)
     return labels
-
-
-def first_of(items: Sequence[str], separator: str = ", ") -> str:
-    """The first ten, and the number of the others."""
-    more = [f"and {len(items) - 10:,} more"] if len(items) > 10 else []
-    return separator.join([*items[:10], *more])

@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import BadData
+from runtime.wording import some
 from vgg.data.images import BadImage
-from vgg.sharding.devkit import Devkit, first_of, ground_truth, read_devkit
+from vgg.sharding.devkit import Devkit, ground_truth, read_devkit
 from vgg.sharding.editions import Archive, Edition
 from vgg.sharding.sources import ImageClass, Original, Report, Source
 from vgg.sharding.tars import Member, members
@@ -196,8 +197,9 @@ class Archives(Source):
         unused = sorted(patches.keys() - {original.key for original in found})
         if unused:
             raise BadData(
-                f"{self.root / tar.name}: {len(unused)} patches replace no image of {split}: {first_of(unused)}. "
-                f"The archives are not of the same edition; download all of {self.edition.name} again."
+                f"{self.root / tar.name}: {len(unused)} patches replace no image of {split}: {some(unused)}. "
+                f"The archives are not of the same edition; download all of {self.edition.name} again.",
+                unused,
             )
         return [
             replace(patches[original.key], label=original.label) if original.key in patches else original
@@ -217,9 +219,10 @@ class Archives(Source):
             raise BadData(
                 f"{self.root / archive}: the images of {len(wrong)} classes differ from {self.edition.name} "
                 f"({sum(found.values()):,} found in total, {sum(expected.values()):,} expected):\n"
-                + first_of(wrong, "\n")
-                + (f"\nmissing: {first_of(missing)}" if missing else "")
-                + f"\nDownload {archive} and {self.edition.devkit.name} again, both of {self.edition.name}."
+                + some(wrong, "\n")
+                + (f"\nmissing: {some(missing)}" if missing else "")
+                + f"\nDownload {archive} and {self.edition.devkit.name} again, both of {self.edition.name}.",
+                [*wrong, *(f"missing: {name}" for name in missing)],
             )
 
     def _unexpected(self, where: str, name: str, expected: str) -> BadData:

@@ -15,6 +15,7 @@ from runtime import checkpoint
 from runtime.distributed import Group
 from runtime.errors import Preempted, Refused
 from runtime.shardset import ShardSet
+from runtime.wording import some
 from vgg.data import roi
 from vgg.network.model import Architecture
 from vgg.network.trained import Trained, shapes_of
@@ -151,8 +152,9 @@ def find_run(directory: Path, metadata: dict[str, Any], accept_code_change: bool
     earlier = checkpoint.newest(directory, shapes_of, differs)
     found = group.gather(earlier.step if earlier else None)  # also a barrier before rank 0 moves checkpoints
     if len(set(found)) > 1:
+        steps = some(sorted(set(map(str, found))))
         raise Preempted(  # not Refused: the storage may have been unavailable for a moment
-            f"{directory}: rank {group.rank} finds another newest checkpoint than rank 0 (steps {found}). All nodes "
+            f"{directory}: rank {group.rank} finds another newest checkpoint than rank 0 (steps {steps}). All nodes "
             "need the same storage, a shared volume or s3://. If they have it, run again."
         )
     if earlier is None:

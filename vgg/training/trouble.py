@@ -22,26 +22,24 @@ from runtime.checkpoint import read_tensors
 from runtime.errors import Problem, Refused
 from runtime.loader import Loader
 from runtime.shardset import Split
-from runtime.wording import counted
+from runtime.wording import counted, listing
 from vgg.data.augment import Prepare
 from vgg.data.stream import training_batches
 from vgg.network.model import Architecture, blank
 from vgg.training.run import Run
 
 SCHEMA = "vgg.trouble/1"
-LISTED = 1000  # maximum number of image names in a message
 
 
-def save_batch(run: Run, split: Split, step: int, directory: Path) -> tuple[str, str]:
+def save_batch(run: Run, split: Split, step: int, directory: Path) -> tuple[str, list[str]]:
     """Write the global batch, weights and momentum before its update to <directory>.trouble/step-….
 
     The batch is loaded again; it is a function of (seed, step) for any number of ranks.
-    Returns the folder, or a message if it could not be written, and a listing of the images.
+    Returns the folder, or a message if it could not be written, and the images.
     """
     params = run.params
     crops = next(training_batches(Loader(), split, params, range(step, step + 1)))
     images = [split.where(int(number)) for number in crops.numbers]
-    listing = "\n".join(f"  {image}" for image in images[:LISTED])
     folder = manifest.sibling(directory, ".trouble") / f"step-{step:08d}"
     metadata = {
         "step": step,
@@ -66,8 +64,8 @@ def save_batch(run: Run, split: Split, step: int, directory: Path) -> tuple[str,
         entries = [manifest.file_entry(folder, f"{name}.safetensors", md5=False) for name in tensors]
         manifest.write(folder, SCHEMA, metadata, entries)
     except Exception as error:  # the caller reports a more important error
-        return f"({folder} could not be written: {error})", listing
-    return str(folder), listing
+        return f"({folder} could not be written: {error})", images
+    return str(folder), images
 
 
 def stop_if_not_finite(run: Run, split: Split, directory: Path) -> None:
@@ -79,11 +77,12 @@ def stop_if_not_finite(run: Run, split: Split, directory: Path) -> None:
     if step < 0:
         return
     saved = save_batch(run, split, step, directory) if run.group.is_first else None
-    folder, listing = next(found for found in run.group.gather(saved) if found)
+    folder, images = next(found for found in run.group.gather(saved) if found)
     raise Refused(
         f"step {step}: loss or gradient is not finite (learning rate {run.schedule.rate(step):g}). No update was made; "
         f"the last checkpoint is good. Lower train.learning_rate or lengthen the warm-up. {folder} contains the batch "
-        f"and the weights (analyse it with: python -m vgg.training.trouble {folder}). The batch:\n{listing}"
+        f"and the weights (analyse it with: python -m vgg.training.trouble {folder}). The batch:\n{listing(images)}",
+        images,
     )
 
 
