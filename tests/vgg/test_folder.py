@@ -108,7 +108,9 @@ def test_files_that_no_one_means_are_passed_over_and_counted(
         assert path.name == manifest.NAME or (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_all_findings_come_together_and_quarantine_gets_past_odd_entries(images: Path, tmp_path: Path) -> None:
+def test_all_findings_come_together_and_quarantine_gets_past_odd_entries(
+    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A damaged image, an image beside the class folders, an empty folder like an image, an empty class."""
     (images / "train" / "cat" / "0000.jpg").write_bytes(b"")
     (images / "train" / "stray.jpg").write_bytes(b"")
@@ -127,8 +129,10 @@ def test_all_findings_come_together_and_quarantine_gets_past_odd_entries(images:
     assert [c["wnid"] for c in made["classes"]] == ["cat", "dog", "emu"]  # type: ignore[attr-defined]
     assert ShardSet(tmp_path / "shards").split("train").rows["label"].max() == 2
     draw(images / "train" / "yak" / "1.jpg", 1)  # now it is a class, which nothing measures
+    caplog.clear()
     with pytest.raises(BadData, match="1 class folder without a usable image, 3 unusable images") as caught:
         packed(images, tmp_path / "shards", **lenient)
+    assert caplog.messages[0].startswith("faults of the layout, before images are checked:\n  val/yak: no usable")
     assert set(caught.value.everything) == {"val/yak: no usable image of this class"} | odd - {
         "val/yak: a folder without images"
     }

@@ -137,6 +137,13 @@ def test_the_orientation_of_exif_is_listed_and_not_applied() -> None:
     assert (turned.width, turned.height, turned.amended) == (*picture.size[::-1], "TIFF re-coded as JPEG")
 
 
+def test_a_pointer_says_how_to_get_the_image() -> None:
+    lfs = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 110000\n"
+    for pointer, remedy in ((lfs, "git lfs pull"), (b"/annex/objects/SHA256E-s110000--00.jpg\n", "git annex get")):
+        with pytest.raises(BadImage, match=f"a pointer of .*, not the image: {remedy}"):
+            inspect(pointer, LARGE)
+
+
 def test_damaged_and_unknown_files_have_a_reason() -> None:
     data = encoded(pictures()[2], "TIFF", compression="tiff_lzw")
     for broken in (data[: len(data) // 2], b"II*\0" + bytes(40), b"GIF89a", b"P6 5", b"%PDF-1.4"):

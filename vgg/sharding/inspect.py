@@ -26,6 +26,10 @@ NUM_SUMS = 11  # see Inspected
 FEW_ROWS = 128  # below this height, every row is used
 KEPT_COLOURS = ("YCbCr", "RGB", "Gray")  # colour spaces that all readers decode to the same RGB
 MAX_REPAIRS = 4  # of one image
+POINTERS = {  # files that stand for one that is not here, by their first bytes
+    b"version https://git-lfs": "a pointer of Git LFS, not the image: git lfs pull",
+    b"/annex/objects/": "a pointer of git-annex, not the image: git annex get",
+}
 
 REVISION = re.compile("unknown JFIF revision")
 LEFT_OVER = re.compile("([0-9]+) extraneous bytes before marker 0x([0-9a-f]{2})")
@@ -54,6 +58,9 @@ def inspect(raw: bytes, max_pixels: int) -> Inspected:
     """Check an image.  Raises BadImage if it is rejected."""
     if not raw:
         raise BadImage("empty file")
+    for start, reason in POINTERS.items():
+        if raw.startswith(start):
+            raise BadImage(reason)
     if not raw.startswith(b"\xff\xd8"):
         found = decode_with_notes(raw, max_pixels)
         return _encoded(found.image, "; ".join([f"{found.format} re-coded as JPEG", *found.notes]))

@@ -35,7 +35,15 @@ from vgg import draws
 from vgg.data.images import BadImage
 from vgg.params.shard import ShardParams
 from vgg.sharding.inspect import NUM_SUMS, inspect
-from vgg.sharding.packed import Packed, describe, duplicates, index_bytes, refuse_unusable, timm_info
+from vgg.sharding.packed import (
+    Packed,
+    classes_without_images,
+    describe,
+    duplicates,
+    index_bytes,
+    refuse_unusable,
+    timm_info,
+)
 from vgg.sharding.sources import Original, Report, Source
 
 log = logging.getLogger("vgg.shards")
@@ -92,6 +100,7 @@ def pack(
     target.delete(manifest.NAME)  # unfinished from here on
     splits = {split: source.originals(split) for split in source.splits}
     _refuse_duplicate_keys(splits)
+    _warn_of_layout(source, splits)
     tasks = {split: plan(params, split, originals) for split, originals in splits.items()}
     all_tasks = [task for split in source.splits for task in tasks[split]]
     _delete_leftovers(target, {task.path for task in all_tasks})
@@ -129,6 +138,14 @@ def pack(
     target.write(manifest.NAME, holding(manifest.text(finished)))
     _delete_leftovers(target, {entry["path"] for entry in entries} | {manifest.NAME}, receipts=True)
     return finished
+
+
+def _warn_of_layout(source: Source, splits: dict[str, list[Original]]) -> None:
+    """What the names alone show is said before hours of decoding, and again with all that decoding finds."""
+    labels = {split: {original.label for original in originals} for split, originals in splits.items()}
+    strays = [f"{stray.name}: {stray.reason}" for stray in source.strays]
+    if found := [*classes_without_images(source.classes, labels), *strays]:
+        log.warning("faults of the layout, before images are checked:\n%s", listing(found))
 
 
 def plan(params: ShardParams, split: str, originals: list[Original]) -> list[Task]:

@@ -151,7 +151,9 @@ def refuse_unusable(
 
     bad: what was left out, as Packed.bad, strays included.
     """
-    bare = list(_classes_without_images(classes, packed))
+    bare = classes_without_images(
+        classes, {split: {row[2] for shard in shards for row in shard.rows} for split, shards in packed.items()}
+    )
     allowed = params.max_quarantined if params.on_bad_image == "quarantine" else 0
     names = [f"{item['name']}: {item['reason']}" for item in bad]
     counts = f"{counted(len(bad), 'unusable image')} ({allowed:,} allowed)"
@@ -170,9 +172,14 @@ def refuse_unusable(
         log.warning("%s left out (listed in the manifest):\n%s", counted(len(bad), "unusable image"), listing(names))
 
 
-def _classes_without_images(classes: list[ImageClass], packed: dict[str, list[Packed]]) -> Iterator[str]:
-    """A line for every class and split without one: it would be learned or measured by nothing."""
-    for split, shards in packed.items():
-        found = {label for shard in shards for _, _, label, *_ in shard.rows}
-        for label in sorted(set(range(len(classes))) - found):
-            yield f"{split}/{classes[label].wnid}: no usable image of this class"
+def classes_without_images(classes: list[ImageClass], labels: dict[str, set[int]]) -> list[str]:
+    """A line for every class and split without an image: it would be learned or measured by nothing.
+
+    labels: of the images of a split.
+    """
+    return [
+        f"{split}/{image_class.wnid}: no usable image of this class"
+        for split, found in labels.items()
+        for label, image_class in enumerate(classes)
+        if label not in found
+    ]
