@@ -20,6 +20,7 @@ from vgg.params.shard import ShardParams
 from vgg.sharding.editions import Edition
 from vgg.sharding.ilsvrc import Archives
 from vgg.sharding.pack import pack
+from vgg.sharding.sources import Folder
 
 
 def packed(source: Archives, num_workers: int) -> ShardSet:
@@ -133,3 +134,32 @@ def test_indexes_for_other_readers_match_the_tars(tmp_path: Path) -> None:
                     found = members[member]
                     assert (found.offset_data, found.size, kind) == (int(offset), int(size), member.split(".")[1])
                     assert len(data) >= int(offset) + int(size)
+
+
+def test_warnings_of_libjpeg_count_alike_for_archives_and_folders(tmp_path: Path) -> None:
+    """The same odd bytes in the archives and as files: the same remarks, repairs and refusals."""
+    pictures = pictures_2012()
+    train = pictures["train"]
+    revision, cut, between = "n01440764_77", "n01739381_30", "n02105855_80"
+    train[revision] = train[revision][:11] + b"\x03" + train[revision][12:]
+    train[between] = train[between][:20] + b"left over" + train[between][20:]  # behind the first segment
+    train[cut] = train[cut][:-100]
+    archives = Archives(tmp_path, write_2012(tmp_path, pictures))
+    wnids = [image_class.wnid for image_class in archives.classes]
+    for split in archives.splits:
+        for original in archives.originals(split):
+            path = tmp_path / "folder" / split / wnids[original.label] / f"{original.key}.JPEG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(archives.read(original))
+    params = ShardParams(**{**SHARD, "on_bad_image": "quarantine", "max_quarantined": 1})
+    made = []
+    for name, source in (("a", archives), ("b", Folder(tmp_path / "folder"))):
+        found = pack(params, source, Directory(tmp_path / name), "some code", 1)
+        listed = {item["key"]: item["reason"] for item in found["amended"]}
+        remarks = {(item["key"], item["remark"]) for item in found["remarks"] if item["split"] == "train"}
+        made.append((listed[between], remarks, [item["reason"] for item in found["quarantined"]]))
+    assert made[0] == made[1]
+    repaired, remarks, refused = made[0]
+    assert repaired == "repaired, with the same pixels: Corrupt JPEG data: 9 extraneous bytes before marker 0xdb"
+    assert (revision, "decodes with a warning: Warning: unknown JFIF revision number 3.01") in remarks
+    assert refused == ["damaged: Premature end of JPEG file"]
