@@ -144,6 +144,13 @@ def test_a_pointer_says_how_to_get_the_image() -> None:
             inspect(pointer, LARGE)
 
 
+def test_an_image_too_long_for_a_jpeg_is_refused() -> None:
+    for size in ((65_501, 2), (2, 65_501)):
+        with pytest.raises(BadImage, match="as a JPEG it may have at most 65,500 pixels a side"):
+            inspect(encoded(Image.new("L", size), "PNG"), LARGE)
+    assert inspect(encoded(Image.new("L", (65_500, 2)), "PNG"), LARGE).width == 65_500
+
+
 def test_damaged_and_unknown_files_have_a_reason() -> None:
     data = encoded(pictures()[2], "TIFF", compression="tiff_lzw")
     for broken in (data[: len(data) // 2], b"II*\0" + bytes(40), b"GIF89a", b"P6 5", b"%PDF-1.4"):

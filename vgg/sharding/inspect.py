@@ -26,6 +26,7 @@ NUM_SUMS = 11  # see Inspected
 FEW_ROWS = 128  # below this height, every row is used
 KEPT_COLOURS = ("YCbCr", "RGB", "Gray")  # colour spaces that all readers decode to the same RGB
 MAX_REPAIRS = 4  # of one image
+MAX_SIDE = 65_500  # pixels; libjpeg writes no more
 POINTERS = {  # files that stand for one that is not here, by their first bytes
     b"version https://git-lfs": "a pointer of Git LFS, not the image: git lfs pull",
     b"/annex/objects/": "a pointer of git-annex, not the image: git annex get",
@@ -148,6 +149,8 @@ def _is_read_by_all(warning: str) -> bool:
 
 def _encoded(image: Image.Image, reason: str) -> Inspected:
     """Re-code as a baseline JPEG, quality 95, without chroma subsampling."""
+    if max(image.size) > MAX_SIDE:
+        raise BadImage(f"{image.width} x {image.height}: as a JPEG it may have at most {MAX_SIDE:,} pixels a side")
     file = io.BytesIO()
     image.save(file, "JPEG", quality=95, subsampling=0)
     again = inspect(file.getvalue(), image.width * image.height)

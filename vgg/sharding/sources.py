@@ -171,8 +171,9 @@ class Folder(Source):
         folders = {split: self._class_folders(split) for split in self.splits}
         names = {name for split in self.splits for name, files in folders[split].items() if files}
         for split in self.splits:
-            empty = sorted(folders[split].keys() - names)
-            self.strays += [Stray(split, f"{split}/{name}", "a folder without images") for name in empty]
+            known = {stray.name for stray in self.strays}
+            empty = [f"{split}/{name}" for name in sorted(folders[split].keys() - names)]
+            self.strays += [Stray(split, name, "a folder without images") for name in empty if name not in known]
             if not names & folders[split].keys():
                 raise self._no_classes(split, f"holds no class folder with images; expected {split}/<class>/<image>")
         if len(names) < 2:
@@ -189,19 +190,19 @@ class Folder(Source):
 
     def _class_folders(self, split: str) -> dict[str, list[str]]:
         """Paths of all files, relative to the root and sorted, by class folder."""
-        found = {}
+        found, above = {}, (self._identity("."), self._identity(split))
         for entry in self._entries(split):
             name = f"{split}/{entry.name}"
             if self._is_folder(entry, name):
-                found[entry.name] = sorted(self._walk(split, name, ()))
+                found[entry.name] = sorted(self._walk(split, name, above))
             elif not self._is_passed_over(entry.name):
-                self.strays.append(Stray(split, name, "not in a class folder"))
+                exists = os.path.exists(self.root / name)
+                self.strays.append(Stray(split, name, "not in a class folder" if exists else "a link to nothing"))
         return found
 
     def _walk(self, split: str, folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
         """Paths of a folder's files, relative to the root; subfolders included.  above: the folders that hold it."""
-        status = os.stat(self.root / folder)
-        identity = status.st_dev, status.st_ino
+        identity = self._identity(folder)
         if identity in above:
             self.strays.append(Stray(split, folder, "a link to a folder that holds it"))
             return
@@ -214,6 +215,13 @@ class Folder(Source):
                 yield from inner
             elif not self._is_passed_over(entry.name):
                 yield name
+
+    def _identity(self, folder: str) -> tuple[int, int]:
+        try:
+            status = os.stat(self.root / folder)
+        except OSError as error:
+            raise BadData(f"{error.filename}: {error.strerror}") from None
+        return status.st_dev, status.st_ino
 
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
         """Raises BadData if the folder cannot be read: nothing is known of its images."""
