@@ -15,6 +15,7 @@ import traceback
 from components import findings
 from runtime import environment
 from runtime.errors import Problem, Refused, StorageFailure, Unreachable, WrongParameters
+from runtime.redaction import redacted
 
 BUG = Problem.exit_code  # EX_SOFTWARE
 HINTS = {  # what to do, by errno
@@ -67,8 +68,8 @@ def outcome(error: Exception) -> tuple[int, str]:
 def _of_system(error: OSError) -> tuple[int, str]:
     number = error.errno or 0
     reason = error.strerror or os.strerror(number)
-    named = error.filename2 or error.filename  # the second of two is the target of a rename
-    where = f"{os.fsdecode(named)}: " if isinstance(named, str | bytes | os.PathLike) else ""
+    path = failed_path(error)
+    where = "" if path is None else f"{path}: "
     if number in NETWORK:
         return Unreachable.exit_code, f"{where}{reason}. Check the network and the server, then run again."
     code = WrongParameters.exit_code if number in FINAL else StorageFailure.exit_code
@@ -84,7 +85,7 @@ def _is_of_accelerator(error: Exception) -> bool:
 def _bug(error: Exception) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     reason = " ".join(str(error).split())[:300]
-    text = "".join(traceback.format_exception(error))
+    text = redacted("".join(traceback.format_exception(error)))
     file = "stderr"
     try:
         with tempfile.NamedTemporaryFile(

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from components.outcome import outcome
 from runtime import environment, stopping
 from runtime.errors import Preempted, WrongParameters
+from runtime.redaction import redact_output, redacted
 
 log = logging.getLogger("vgg")
 
@@ -70,10 +71,14 @@ def _output_file(executor_input: str) -> str:
 
 
 def run(work: Callable[[], None]) -> NoReturn:
-    """Run a program and exit with the code of its outcome.  A user's mistake is one message without a traceback."""
+    """Run a program and exit with the code of its outcome.  A user's mistake is one message without a traceback.
+
+    Nothing that it prints contains a password or a key.
+    """
     for name in ("stdout", "stderr"):  # None if the caller closed it
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    redact_output()
     _raise_limit_of_open_files()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("alembic", "mlflow", "matplotlib", "botocore", "PIL"):
@@ -138,6 +143,7 @@ def expect_one_process(module: str) -> None:
 
 def end(exit_code: int, message: str) -> NoReturn:
     """Print the message and exit.  If components.step runs this program, it gets code and message too."""
+    message = redacted(message)
     print(message, file=sys.stderr)
     if path := environment.LAST_WORDS.get():
         with contextlib.suppress(OSError), open(path, "a") as file:

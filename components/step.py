@@ -26,6 +26,7 @@ from components import program
 from runtime import environment, stopping
 from runtime.errors import Preempted, StorageFailure, Unreachable
 from runtime.stopping import die_with_parent
+from runtime.redaction import redacted
 
 log = logging.getLogger("vgg.step")
 
@@ -100,7 +101,7 @@ def run_with_retries(args: argparse.Namespace, last_words: Path) -> int:
 def message_of(code: int, last_words: Path) -> str:
     """Message of the program for this exit code, '' if none.  Of several ranks, the first one's."""
     for line in last_words.read_bytes().splitlines():
-        with contextlib.suppress(ValueError):  # a process that is killed may write half a line
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):  # a killed process, a full disk
             entry = json.loads(line)
             if entry["exit_code"] == code:
                 return str(entry["message"])
@@ -114,7 +115,7 @@ def write_termination_message(path: Path, text: str) -> None:
     """
     if path.exists():
         with contextlib.suppress(OSError):
-            path.write_bytes(text.encode()[:MAX_MESSAGE_BYTES].decode(errors="ignore").encode())
+            path.write_bytes(redacted(text).encode()[:MAX_MESSAGE_BYTES].decode(errors="ignore").encode())
 
 
 class Step:

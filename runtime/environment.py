@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Callable
@@ -201,3 +202,21 @@ def _private_folder(name: str) -> str:
 def passed_on(names: tuple[str, ...]) -> dict[str, str]:
     """Values of those variables that are set, for another process or pod."""
     return {name: os.environ[name] for name in names if os.environ.get(name)}
+
+
+# names of variables with a secret, ours and those of other software; what ends in _FILE or _PATH is not one
+_SECRET_NAME = re.compile(
+    r"(PASSWORD|PASSWD|PASSPHRASE|(^|_)(PASS|SECRET|TOKEN|COOKIES?|KEY|ACCESS_KEY_ID|CONNECTION_STRING))$",
+    re.IGNORECASE,
+)
+
+
+def secret_values() -> list[str]:
+    """Values of the variables that hold secrets; of cookies also the value of each."""
+    found = [value for name, value in os.environ.items() if value and _SECRET_NAME.search(name)]
+    return found + [part for value in found for part in re.findall(r"=([^;\s]+)", value)]
+
+
+def addresses() -> list[str]:
+    """Values of all variables that hold an address with a user or a password."""
+    return [value for value in os.environ.values() if "://" in value and "@" in value]

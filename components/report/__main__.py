@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from components.tracking import server
     from runtime import manifest
     from runtime.errors import WrongParameters
+    from runtime.redaction import redacted
 
     try:
         status = dict(json.loads(args.status))
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Exception as error:  # write the page all the same: a report must not fail a successful run
         program.log.warning("MLflow at %s: %s", server.tracking_uri(), error)
         runs = []
-    text = page(status, runs, server.tracking_uri())
+    text = redacted(page(status, runs, server.tracking_uri()))
     manifest.write_atomically(Path(args.summary), lambda file: file.write(text.encode()))
     program.write_executor_output(args.executor_output, {}, {"summary": (args.summary, {})})
     program.log.info("%s", text)
@@ -60,9 +61,8 @@ def close(client: Any, state: str) -> list[Run]:
     experiment = client.get_experiment_by_name(server.EXPERIMENT)
     if experiment is None:
         return []
-    found = client.search_runs(
-        [experiment.experiment_id], f"tags.`vgg.lineage` = '{provenance.lineage('{}')}'", max_results=1
-    )
+    lineage = f"tags.`vgg.lineage` = '{provenance.lineage('{}')}' and tags.`vgg.stage` = 'pipeline'"
+    found = client.search_runs([experiment.experiment_id], lineage, max_results=1)
     if not found:
         return []
     parent = found[0]

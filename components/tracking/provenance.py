@@ -10,13 +10,14 @@ from typing import Any
 
 from components.closure import ROOT, fingerprints
 from runtime import environment, manifest
+from runtime.redaction import redacted_values
 
 LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "mlflow")
 
 
 def record(stage: str, params: dict[str, Any], inputs: dict[str, str]) -> dict[str, Any]:
-    """inputs: digests of the stage's inputs, by name."""
-    return {
+    """inputs: digests of the stage's inputs, by name.  Passwords in addresses are left out."""
+    made = {
         "stage": stage,
         "params": params,
         "inputs": inputs,
@@ -25,6 +26,7 @@ def record(stage: str, params: dict[str, Any], inputs: dict[str, str]) -> dict[s
         "pipeline_run": environment.PIPELINE_RUN.get() or None,
         "libraries": {name: _version(name) for name in LIBRARIES},
     }
+    return dict(redacted_values(made))
 
 
 def git() -> dict[str, Any]:

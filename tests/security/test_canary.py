@@ -17,7 +17,9 @@ from pathlib import Path
 
 import pytest
 import s3servers
-from conftest import ROOT, environment, flags, program
+from conftest import ROOT, environment, executor_input, flags, program
+from mlflowserver import server
+from s3servers import free_port
 
 from runtime.errors import BadData, Refused, WrongParameters
 from security import canary
@@ -123,14 +125,32 @@ CANARIES = {
 }
 
 
+IN_ADDRESSES = {
+    name: f"canary-{secrets.token_hex(12)}"
+    for name in ("tracking", "database", "store", "endpoint", "proxy", "pipelines", "presigned")
+}
+ADDRESSES = {  # nothing listens on port 9
+    "VGG_STORE": f"s3://user:{IN_ADDRESSES['store']}@bucket/prefix",
+    "AWS_ENDPOINT_URL": f"http://user:{IN_ADDRESSES['endpoint']}@127.0.0.1:9",
+    "KF_PIPELINES_ENDPOINT": f"http://user:{IN_ADDRESSES['pipelines']}@127.0.0.1:9",
+    "HTTP_PROXY": f"http://user:{IN_ADDRESSES['proxy']}@127.0.0.1:9",
+    "HTTPS_PROXY": f"http://user:{IN_ADDRESSES['proxy']}@127.0.0.1:9",
+}
+
+
 def nowhere(*places: Path | tuple[str, bytes]) -> None:
-    assert [line for secret in CANARIES.values() for line in find(secret, *places)] == []
+    every = [*CANARIES.values(), *IN_ADDRESSES.values()]
+    assert [line for secret in every for line in find(secret, *places)] == []
+
+
+def outputs(*runs: subprocess.CompletedProcess[str]) -> list[tuple[str, bytes]]:
+    return [(" ".join(run.args[2:4]), (run.stdout + run.stderr).encode()) for run in runs]
 
 
 def test_the_compiled_pipeline_holds_no_secret(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pipelines.submit", "--compile", str(tmp_path / "pipeline.yaml")],
-        cwd=ROOT, env=environment(**CANARIES), capture_output=True, timeout=120,
+        cwd=ROOT, env=environment(**CANARIES, **ADDRESSES), capture_output=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()
     nowhere(tmp_path, ("stdout", done.stdout), ("stderr", done.stderr))
@@ -153,7 +173,70 @@ def test_shards_logs_and_tracking_hold_no_secret(
         wrong = env | {"AWS_SECRET_ACCESS_KEY": CANARIES["KF_PIPELINES_TOKEN"]}
         refused = program("shard", *words, cwd=tmp_path, **wrong)
         assert refused.returncode not in (0, 1), refused.stderr
-    texts = [
-        (name, text.encode()) for run in (done, refused) for name, text in (("out", run.stdout), ("err", run.stderr))
-    ]
-    nowhere(tmp_path, *texts)
+    nowhere(tmp_path, *outputs(done, refused))
+
+
+def tracking_address(host: str) -> str:
+    return f"http://user:{IN_ADDRESSES['tracking']}@{host}"
+
+
+def test_passwords_in_addresses_of_services_that_are_down(tmp_path: Path, params_file: Path, images: Path) -> None:
+    """Every message quotes the address; the stage itself succeeds with tracking down."""
+    signed = f"https://bucket.example/x?X-Amz-Date=1&X-Amz-Signature={IN_ADDRESSES['presigned']}"
+    env = {
+        **CANARIES, **ADDRESSES, "AWS_REGION": "us-east-1", "VGG_S3_PATIENCE_SECONDS": "0.2", "no_proxy": "",
+        "MLFLOW_TRACKING_URI": tracking_address("127.0.0.1:9"),
+    }  # fmt: skip
+    database = {**env, "MLFLOW_TRACKING_URI": f"postgresql://user:{IN_ADDRESSES['database']}@127.0.0.1:9/mlflow"}
+    words = flags("shard", tmp_path, params_file)
+
+    def instead(old: Path, new: str) -> list[object]:
+        return [new if word == old else word for word in words]
+
+    shard, images_folder, store = words, tmp_path / "images", tmp_path / "shards"
+    kubeflow = ["--executor-input", executor_input(tmp_path / "executor.json")]
+    done = program("shard", *shard, *kubeflow, cwd=tmp_path, **env)
+    assert done.returncode == 0, done.stderr
+    assert "events pending" in done.stderr
+    failed = {
+        "a signed address": program("shard", *instead(images_folder, signed), cwd=tmp_path, **env),
+        "a store": program("shard", *instead(store, "s3://bucket/shards"), cwd=tmp_path, **env),
+        "a store with a password": program("shard", *instead(store, "store:shards"), cwd=tmp_path, **env),
+        "replay": program("tracking", "replay", cwd=tmp_path, **env),
+        "replay into a database": program("tracking", "replay", cwd=tmp_path, **database),
+    }
+    for name, run in failed.items():
+        assert run.returncode in (64, 69), f"{name}: {run.stderr}"
+        assert "127.0.0.1:9" in run.stderr or "***" in run.stderr, f"{name} does not name the address: {run.stderr}"
+        assert "Traceback" not in run.stderr, f"{name}: {run.stderr}"
+    submit = subprocess.run(
+        [sys.executable, "-m", "pipelines.submit", "--params", str(params_file)],
+        cwd=ROOT, env=environment(**env), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert submit.returncode == 64
+    nowhere(tmp_path, *outputs(done, submit, *failed.values()))
+
+
+@pytest.mark.faults
+def test_the_password_of_a_tracking_server_that_answers(
+    tmp_path: Path, params_file: Path, images: Path, empty_database: Path
+) -> None:
+    """All stages and the report: in no file, artifact, database row or output for Kubeflow."""
+    port, runs = free_port(), []
+    (tmp_path / "server").mkdir()
+    env = {**CANARIES, "MLFLOW_TRACKING_URI": tracking_address(f"127.0.0.1:{port}"), "VGG_PIPELINE_RUN": "run-1"}
+    del env["MLFLOW_TRACKING_PASSWORD"]
+    with server(tmp_path / "server", port, empty_database):
+        for stage in ("shard", "train", "evaluate", "register"):
+            kubeflow = ["--executor-input", executor_input(tmp_path / f"{stage}-executor.json")]
+            runs.append(program(stage, *flags(stage, tmp_path, params_file), *kubeflow, cwd=tmp_path, **env))
+            assert runs[-1].returncode == 0, runs[-1].stderr
+        status = json.dumps({"state": "FAILED", "error": {"message": f"failed at {env['MLFLOW_TRACKING_URI']}"}})
+        words = ["--status", status, "--summary", tmp_path / "page.md"]
+        runs.append(
+            program("report", *words, *["--executor-input", executor_input(tmp_path / "r.json")], cwd=tmp_path, **env)
+        )
+        assert runs[-1].returncode == 0, runs[-1].stderr
+    assert "user:***@127.0.0.1" in (tmp_path / "page.md").read_text()
+    assert list((tmp_path / "server/artifacts").rglob("MLmodel"))
+    nowhere(tmp_path, *outputs(*runs))
