@@ -184,7 +184,7 @@ class Cache:
     def _abandoned(self, name: str) -> bool:
         """Whether no process downloads the entry of a partial file."""
         with open(self.directory / (name + LOCK), "wb") as file:
-            return filesystem.lock(file)
+            return filesystem.lock(file, required=True)
 
 
 class _Checked:

@@ -113,7 +113,8 @@ def save(
     """
     final, temporary = directory / step_name(step), directory / f"{step_name(step)}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    with manifest.storage_errors(temporary):
+    needed = sum(tensor.nbytes for tensors in (weights, momentum) for tensor in tensors.values())
+    with manifest.storage_errors(temporary, needed):
         temporary.mkdir(parents=True)
         for name, tensors in (("weights", weights), ("momentum", momentum)):
             try:

@@ -17,11 +17,11 @@ UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errn
 _reported: set[str] = set()
 
 
-def lock(file: IO[Any], wait: bool = False) -> bool:
+def lock(file: IO[Any], wait: bool = False, required: bool = False) -> bool:
     """Lock an open file until it is closed or its process ends.  Returns False if another process holds the lock.
 
     wait: wait for the other process instead.  Without locks on the file system (NFS without lockd, Lustre without
-    -o flock, some FUSE) it says so once and returns True.
+    -o flock, some FUSE) it says so once and returns True; False if a lock is required.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -30,6 +30,8 @@ def lock(file: IO[Any], wait: bool = False) -> bool:
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise
+        if required:
+            return False
         folder = str(Path(file.name).parent)
         if folder not in _reported:
             _reported.add(folder)

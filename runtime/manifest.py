@@ -14,7 +14,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,6 +36,21 @@ def canonical_json(value: Any) -> bytes:
 def digest_of(value: Any) -> str:
     """sha256 (hex) of the canonical JSON of a value."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def sealed(body: dict[str, Any]) -> bytes:
+    """A JSON object in one line, with its own sha256: what unsealed() returns is what was written."""
+    return canonical_json({**body, "sha256": digest_of(body)}) + b"\n"
+
+
+def unsealed(raw: bytes) -> dict[str, Any] | None:
+    """The object that sealed() wrote; None if a single byte of it differs: after a power loss, of a failing disk."""
+    try:
+        body = json.loads(raw)
+        del body["sha256"]
+        return dict(body) if sealed(body) == raw else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def file_entry(directory: Path, name: str, md5: bool = True) -> dict[str, Any]:
@@ -60,19 +75,36 @@ def dvc_digest(entries: Iterable[dict[str, Any]]) -> str:
 
 
 @contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Raises StorageFailure, with path and free bytes, for OSErrors of a full or failing disk."""
+def storage_errors(path: Path, needed: int = 0) -> Iterator[None]:
+    """Raises StorageFailure, with path and free bytes, for OSErrors of a full or failing disk.
+
+    path: what is written; errors of write() have no path.  needed: its size in bytes, if known.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG):
             raise
-        existing = next(p for p in (path, *path.parents) if p.exists())
-        free = shutil.disk_usage(existing).free
+        where = failed_path(error) or str(path)
+        bytes_needed = f"{needed:,} bytes needed, " if needed else ""
         raise StorageFailure(
-            f"{error.filename or path}: {error.strerror} ({free:,} bytes free). "
+            f"{where}: {error.strerror} ({bytes_needed}{_free_bytes(Path(where))}). "
             "Free some space or choose another location, then run the same command again; finished work is kept."
         ) from error
+
+
+def failed_path(error: OSError) -> str | None:
+    """The file that an error is about.  Of a copy, Python names the source first, also if the target's disk is full."""
+    path = error.filename if error.errno == errno.EIO else error.filename2 or error.filename
+    return None if path is None else os.fsdecode(path) if isinstance(path, str | bytes) else str(path)
+
+
+def _free_bytes(path: Path) -> str:
+    """Free space of the disk of a path, in words; the path need not exist."""
+    for existing in (path, *path.absolute().parents):
+        with suppress(OSError):
+            return f"{shutil.disk_usage(existing).free:,} bytes free"
+    return "free space unknown"
 
 
 def sibling(directory: Path, ending: str) -> Path:
@@ -83,10 +115,10 @@ def sibling(directory: Path, ending: str) -> Path:
 
 def write_atomically(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     """Write a file atomically and durably.  fill: writes the content."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")  # in pods every PID is 1
     try:
         with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb") as file:
                 fill(file)
                 file.flush()
@@ -94,7 +126,8 @@ def write_atomically(path: Path, fill: Callable[[BinaryIO], object]) -> None:
             os.replace(temporary, path)
             filesystem.fsync_directory(path.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
 
 

@@ -1,6 +1,7 @@
 """Targets: the folder or object store prefix that a stage writes to, with one interface for both.
 
-Files are written atomically, and their checksums are computed while writing.  Targets are picklable: every process
+Files are written atomically, and their checksums are computed while writing.  Locks are flocks, which the kernel
+releases when a process is killed.  Targets are picklable: every process
 that packs shards writes its own files.
 """
 
@@ -117,13 +118,17 @@ def only_writer(directory: Path) -> Iterator[None]:
     """
     path = manifest.sibling(directory, ".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as file:
+    with open(path, "a+b", buffering=0) as file:
         if not filesystem.lock(file):
             file.seek(0)
-            raise Preempted(f"{directory}: process {file.read().strip()} is writing there; wait for it or stop it")
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+            holder = file.read(20).decode(errors="replace")
+            raise Preempted(
+                f"{directory}: {f'process {holder}' if holder.isdecimal() else 'another process'} is writing there; "
+                "wait for it or stop it"
+            )
+        with contextlib.suppress(OSError):  # only for that message; the disk may be full
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
         yield
 
 

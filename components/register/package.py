@@ -69,7 +69,8 @@ class Package:
             "max_pixels": self.shards.manifest["parameters"]["max_pixels"],
             "weights_sha256": self.trained.weights_sha256,
         }
-        shutil.copyfile(self.trained.step.path / "weights.safetensors", directory / "weights.safetensors")
+        with manifest.storage_errors(directory):  # TMPDIR
+            shutil.copyfile(self.trained.step.path / "weights.safetensors", directory / "weights.safetensors")
         manifest.write_json(directory / "network.json", network)
         manifest.write_json(directory / "provenance.json", provenance)
         card = self.card(provenance)

@@ -121,7 +121,9 @@ class Watchdog:
         """Read the files of the ranks; a rank that ends regularly deletes its own."""
         found = {}
         for path in self._folder.glob("*.json"):
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(
+                OSError, ValueError, KeyError, TypeError, RecursionError
+            ):  # half written, or on a full disk
                 mtime, status = path.stat().st_mtime_ns, json.loads(path.read_text())
                 stacks = Path(status["stacks"]) if status["stacks"] else None
                 known = self._ranks.get(path.stem)
@@ -140,7 +142,12 @@ class Watchdog:
             if rank.stacks and rank.stacks.exists() and not rank.stacks.stat().st_size:
                 rank.stacks.write_text(f"no answer; state in the kernel: {kernel_wait(rank.pid)}\n")
             if rank.stacks and rank.stacks.exists():
-                log.error("rank %s hung; stacks in %s:\n%s", rank.number, rank.stacks, rank.stacks.read_text()[-4000:])
+                log.error(
+                    "rank %s hung; stacks in %s:\n%s",
+                    rank.number,
+                    rank.stacks,
+                    rank.stacks.read_text(errors="replace")[-4000:],
+                )
 
     def _kill(self) -> None:
         for rank in self._ranks.values():

@@ -39,7 +39,8 @@ class Heartbeat:
 
     def _write(self) -> None:
         if self._file:
-            self._file.write_text(json.dumps(self._status))
+            with contextlib.suppress(OSError):  # the disk of TMPDIR is full: training goes on unwatched
+                self._file.write_text(json.dumps(self._status))
 
     def beat(self) -> None:
         """Touch the file, at most every BEAT_SECONDS."""

@@ -86,8 +86,8 @@ class Lease:
         if data is None:
             return {}, {}
         body: dict[str, Any] = {"owner": "an unknown process"}
-        with contextlib.suppress(ValueError, TypeError):
-            body.update(json.loads(data))
+        with contextlib.suppress(ValueError, TypeError, RecursionError):  # damaged: of an unknown process
+            body.update({name: str(value) for name, value in dict(json.loads(data)).items()})
         return body, answer
 
     def _write(self, condition: dict[str, str]) -> None:

@@ -116,13 +116,20 @@ def open_shards(path: str) -> ShardSet:
 def _copy(cache: Cache, entry: dict[str, Any], directory: Path) -> None:
     """Copy a file from the cache, which may evict it, into a folder."""
     with contextlib.suppress(Refused):
-        return manifest.verify_file(directory, entry)
+        manifest.verify_file(directory, entry)
+        return
 
     def fill(file: BinaryIO) -> None:
         with open(cache.path(entry), "rb") as cached:
             shutil.copyfileobj(cached, file)
 
-    return manifest.write_atomically(directory / entry["path"], fill)
+    manifest.write_atomically(directory / entry["path"], fill)
+    try:
+        manifest.verify_file(directory, entry)
+    except Refused:  # the cached file was damaged: fetch it again
+        cache.heal(entry)
+        manifest.write_atomically(directory / entry["path"], fill)
+        manifest.verify_file(directory, entry)
 
 
 def cache_folder() -> Path:

@@ -9,7 +9,6 @@ run.  Same source and parameters give the same bytes on any machine with any num
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import multiprocessing
 import os
@@ -212,20 +211,18 @@ def _pack_one(task: Task) -> Packed:
     packed = Packed(task.path)
     packed.entry = target.write(task.path, lambda file: _write_tar(file, params, source, task, packed))
     packed.dali_entry = target.write(packed.dali_name, holding(packed.dali_index()))
-    target.write(receipt, holding(json.dumps({"identity": identity, "packed": vars(packed)}).encode()))
+    target.write(receipt, holding(manifest.sealed({"identity": identity, "packed": vars(packed)})))
     return packed
 
 
 def _from_receipt(target: Target, receipt: str, identity: str) -> Packed | None:
     """The result of an earlier run of the same task, if its files are still complete."""
-    try:
-        found = json.loads(target.read(receipt) or b"{}")
-        packed = Packed(**found["packed"])
-        current = found["identity"] == identity
-    except (ValueError, KeyError, TypeError):
+    found = manifest.unsealed(target.read(receipt) or b"")
+    if found is None or found.get("identity") != identity:
         return None
+    packed = Packed(**found["packed"])
     packed.rows = [tuple(row) for row in packed.rows]  # type: ignore[misc]
-    return packed if current and target.holds(packed.entry) and target.holds(packed.dali_entry) else None
+    return packed if target.holds(packed.entry) and target.holds(packed.dali_entry) else None
 
 
 def _write_tar(file: BinaryIO, params: ShardParams, source: Source, task: Task, packed: Packed) -> None:
