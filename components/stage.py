@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 from components import findings, program
 from components.closure import fingerprints
 from components.tracking import provenance
-from components.tracking.tracker import Tracker, journal_key
+from components.tracking.tracker import Tracker, journal_key, output_key
 from runtime import manifest
 from runtime.errors import WrongParameters
 from runtime.shardset import ShardSet
@@ -89,8 +89,10 @@ class Stage(Generic[P]):
 
         location: of the output.  more_params: of earlier stages, by stage name.
         """
-        key = journal_key(self.identity(), location)
-        tracker = Tracker(self.name, key, provenance.lineage(self.args.params))
+        tracker = Tracker(
+            self.name, journal_key(self.identity(), location), provenance.lineage(self.args.params),
+            work=manifest.digest_of(self.identity()), output=output_key(location),
+        )  # fmt: skip
         tracker.params({self.name: self.params.model_dump(mode="json"), **(more_params or {})})
         tracker.tags(provenance.tags(self.record))
         return tracker

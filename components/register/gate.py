@@ -79,7 +79,8 @@ def check(params: RegisterParams, source: str, shards: str, path: Path, answer: 
     storage.expect(shards, opened.digest)
     inputs = {"shards": opened.digest, "weights_sha256": evaluation["weights_sha256"]}
     identity = {"gate": params.model_dump(), "evaluation": evaluation}
-    with Tracker("gate", journal_key(identity, answer), provenance.lineage(source)) as tracker:
+    key, work = journal_key(identity, answer), manifest.digest_of(identity)
+    with Tracker("gate", key, provenance.lineage(source), work) as tracker:
         tracker.tags(provenance.tags(provenance.record("register", params.model_dump(), inputs)))
         with registry.open_registry(params.model_name) as models:
             reasons = rejection_reasons(params, evaluation, opened, models.champion())

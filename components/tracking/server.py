@@ -9,10 +9,13 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from components.tracking.journal import Journal
+from components.tracking.runs import close, close_parent, close_replaced, find_child, reopen, send_points
 from runtime import environment
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+log = logging.getLogger("vgg.tracking")
 
 EXPERIMENT = "vgg-imagenet"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI's default is language models
@@ -33,6 +36,7 @@ def connect() -> MlflowClient:
 
     for noisy in ("alembic", "mlflow"):  # the import sets their levels
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of errors that we report
     mlflow.set_tracking_uri(tracking_uri())
     mlflow.set_registry_uri(tracking_uri())
     return mlflow.MlflowClient()
@@ -40,13 +44,15 @@ def connect() -> MlflowClient:
 
 def deliver(client: MlflowClient, journal: Journal) -> None:
     """Send all pending events in order.  An event may be sent again without harm."""
+    if not journal.runs() and (opening := journal.opening()):  # perhaps already delivered: see Journal._read_state
+        journal.save_runs(_open(client, opening))
     for event, offset in journal.events(journal.delivered()):
         _send(client, journal, event)
         journal.mark_delivered(offset)
 
 
 def _send(client: MlflowClient, journal: Journal, event: dict[str, Any]) -> None:
-    from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+    from mlflow.entities import DatasetInput, InputTag, Param, RunTag
     from mlflow.exceptions import MlflowException
 
     if event["kind"] == "open":
@@ -56,9 +62,8 @@ def _send(client: MlflowClient, journal: Journal, event: dict[str, Any]) -> None
     targets = {"child": ["child"], "parent": ["parent"], "both": ["child", "parent"]}[event.get("to", "child")]
     match event["kind"]:
         case "metrics":
-            points = [Metric(name, value, event["time"], event["step"]) for name, value in event["values"].items()]
             for target in targets:
-                client.log_batch(runs[target], metrics=points)
+                send_points(client, journal, runs[target], event)
         case "params":
             for target in ("child", "parent"):
                 try:
@@ -75,9 +80,15 @@ def _send(client: MlflowClient, journal: Journal, event: dict[str, Any]) -> None
             client.log_inputs(runs["child"], [DatasetInput(dataset, tags)])
             client.log_inputs(runs["parent"], [DatasetInput(dataset, tags)])
         case "artifact":
-            client.log_artifact(runs["child"], event["path"], event["folder"])
+            if (path := journal.directory / event["path"]).exists():
+                client.log_artifact(runs["child"], str(path), event["folder"])
+            else:
+                log.warning("tracking: %s is gone, so MLflow does not get it", path)
+        case "replace":
+            if (experiment := client.get_experiment_by_name(EXPERIMENT)) and (opening := journal.opening()):
+                close_replaced(client, experiment.experiment_id, runs, opening, event["time"])
         case "status":
-            _set_status(client, runs, event)
+            _set_status(client, runs, (journal.opening() or {}).get("lineage", ""), event)
 
 
 def _open(client: MlflowClient, event: dict[str, Any]) -> dict[str, str]:
@@ -91,25 +102,35 @@ def _open(client: MlflowClient, event: dict[str, Any]) -> dict[str, str]:
         experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT, tags=EXPERIMENT_TAGS)
     )
 
-    def find_or_create(key: dict[str, str], name: str, tags: dict[str, str]) -> str:
-        query = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in key.items())
-        if found := client.search_runs([experiment_id], query, max_results=1):
-            return str(found[0].info.run_id)
-        created = client.create_run(experiment_id, event["time"], {**key, **tags, "mlflow.source.name": "vgg"}, name)
+    def create(tags: dict[str, str], name: str) -> str:
+        created = client.create_run(experiment_id, event["time"], {**tags, "mlflow.source.name": "vgg"}, name)
         return str(created.info.run_id)
 
-    parent = find_or_create({"vgg.lineage": lineage, "vgg.stage": "pipeline"}, f"pipeline-{lineage[:8]}", {})
-    client.update_run(parent, "RUNNING")
-    child = find_or_create({"vgg.journal": event["uid"]}, stage, {"mlflow.parentRunId": parent, "vgg.stage": stage})
+    def find_or_create(key: dict[str, str], name: str) -> str:
+        query = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in key.items())
+        found = client.search_runs([experiment_id], query, max_results=1)
+        return str(found[0].info.run_id) if found else create(key, name)
+
+    parent = find_or_create({"vgg.lineage": lineage, "vgg.stage": "pipeline"}, f"pipeline-{lineage[:8]}")
+    if client.get_run(parent).info.status != "FINISHED":  # a stage that runs again does not end it a second time
+        client.update_run(parent, "RUNNING")
+    if child := find_child(client, experiment_id, parent, event):
+        reopen(client, child, event)
+    else:
+        key = {"vgg.work": event["work"], "vgg.output": event["output"], "vgg.stage": stage}
+        child = create({"mlflow.parentRunId": parent, **key}, stage)
     client.set_tag(parent, f"vgg.run.{stage}", child)
+    client.set_tag(parent, f"vgg.output.{stage}", event["output"])
     return {"child": child, "parent": parent}
 
 
-def _set_status(client: MlflowClient, runs: dict[str, str], event: dict[str, Any]) -> None:
+def _set_status(client: MlflowClient, runs: dict[str, str], lineage: str, event: dict[str, Any]) -> None:
     """Set the status of the child run.  The parent run ends with the last stage, or with the first that fails."""
     status = event["status"]
-    if status == "RUNNING":
-        client.update_run(runs["child"], status)
+    if status == "KILLED":  # replaced: see Tracker
+        close(client, runs["child"])
+        if runs["parent"] != runs["child"] and event["by"] != lineage:
+            close_parent(client, client.get_run(runs["parent"]).info.experiment_id, runs["parent"])
         return
     client.set_terminated(runs["child"], status, event["time"])
     is_last = client.get_run(runs["child"]).data.tags.get("vgg.stage") == "register"

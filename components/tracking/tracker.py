@@ -1,28 +1,34 @@
 """Asynchronous tracking in MLflow: events are written to a journal first, and one thread delivers them.
 
-Training never waits for the tracking server and never fails because of it.  Events that could not be delivered stay in
-the journal; they are sent when the same stage runs again, or with `python -m components.tracking replay`.  Points are
-not duplicated: a point has a fixed timestamp, and a resumed run skips the steps that are in its journal.
+Training never waits for the tracking server or for the journal's disk, and never fails because of them.  Events that
+could not be delivered stay in the journal; they are sent when the same stage runs again, or with
+`python -m components.tracking replay`.  Points are not duplicated: a resumed run skips the steps that are in its
+journal, and delivery skips those that the run in MLflow has.
 
-A pipeline run has one parent run (tag `vgg.lineage`) and one child run per stage.  If MLFLOW_RUN_ID is set (by the
-Kubeflow plugin), that run is used as the child.
+A pipeline run has one parent run (tag `vgg.lineage`) and one child run per stage.  A stage that runs again finds its
+run by the digest of its work (tag `vgg.work`), also after it was finished.  What an output held before is over: its run
+and, if nothing else of it runs, its parent run are closed as KILLED.  If MLFLOW_RUN_ID is set (by the Kubeflow plugin),
+that run is used as the child.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import math
+import secrets
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from components.tracking.journal import Journal
+from components.tracking.journal import Journal, opening_of
 from components.tracking.server import MLFLOW_LOCK, connect, deliver
 from runtime import environment, manifest
 from runtime.errors import Preempted, StorageFailure, Unreachable
+from runtime.redaction import redacted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,29 +49,53 @@ def journal_key(identity: dict[str, Any], output: str) -> str:
     return manifest.digest_of({**identity, "output": output if "://" in output else str(Path(output).resolve())})
 
 
+def _place(root: Path) -> str:
+    """A name of this folder of journals, which no other folder on any machine has; '' if none can be given.
+
+    It distinguishes outputs with the same path on two machines.
+    """
+    path = root / "place"
+    try:
+        if not path.exists() or not path.stat().st_size:
+            manifest.write_atomically(path, lambda file: file.write(secrets.token_hex(16).encode()))
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except (OSError, StorageFailure):
+        return ""
+
+
+def output_key(output: str) -> str:
+    """A name of an output, a path or an address, that no other output has on any machine; '' if none can be given."""
+    if "://" in output:
+        return manifest.digest_of({"output": output})
+    here = _place(environment.JOURNAL.get())
+    return manifest.digest_of({"place": here, "output": str(Path(output).resolve())}) if here else ""
+
+
 class Tracker:
     """One stage's run, as a context manager.
 
+    key: of the journal.  work: digest of what determines the stage's result.  output: see output_key().
     The run ends as FINISHED, or after an exception as FAILED; if the stage was preempted, the run stays open.
     """
 
-    def __init__(self, stage: str, key: str, lineage: str) -> None:
-        self.journal = Journal(environment.JOURNAL.get() / f"{stage}-{key[:16]}")
-        earlier = [event for event, _ in self.journal.events()]
-        metrics = [event for event in earlier if event["kind"] == "metrics"]
+    def __init__(self, stage: str, key: str, lineage: str, work: str = "", output: str = "") -> None:
+        self._root, self._name = environment.JOURNAL.get(), f"{stage}-{key[:16]}"
+        self.journal = Journal(self._root / self._name)
+        metrics = [event for event in self.journal.earlier if event["kind"] == "metrics"]
         self._logged = {
             (event["step"], name, event.get("to", "child")) for event in metrics for name in event["values"]
         }
-        if not any(event["kind"] == "open" for event in earlier):
-            self._add(
-                "open",
-                stage=stage,
-                lineage=lineage,
-                adopt=environment.TRACKING_RUN_ID.get() or None,
-                uid=uuid.uuid4().hex,
-            )
-        else:
-            self._add("status", status="RUNNING")
+        self.journal.earlier = []
+        opening = self.journal.opening() or {
+            "stage": stage,
+            "lineage": lineage,
+            "adopt": environment.TRACKING_RUN_ID.get() or None,
+            "work": work or key,
+            "output": output or key,
+        }
+        self._opening = {name: value for name, value in opening.items() if name not in ("kind", "time")}
+        self._add("open", **self._opening)
+        self._replaced: list[Journal] | None = None  # not known yet
         self._closing = threading.Event()
         self._failure: str | None = None
         self._sender = threading.Thread(target=self._send_all, name="tracking", daemon=True)
@@ -78,9 +108,33 @@ class Tracker:
         self._metrics(step, values, "child")
 
     def _metrics(self, step: int, values: dict[str, float], to: str) -> None:
-        new = {name: value for name, value in values.items() if (step, name, to) not in self._logged}
+        self._replace_earlier()
+        new = {
+            name: value for name, value in values.items()
+            if (step, name, to) not in self._logged and math.isfinite(value)
+        }  # fmt: skip
         if new:
             self._add("metrics", step=step, values=new, to=to)
+
+    def _replace_earlier(self) -> None:
+        """Close the runs of other work at this output.  Until the first result they are not replaced."""
+        if self._replaced is not None:
+            return
+        stage, output, found = self._opening["stage"], self._opening["output"], []
+        for directory in sorted(path.parent for path in self._root.glob(f"{stage}-*/events.jsonl")):
+            if directory.name == self._name or (opening_of(directory) or {}).get("output") != output:
+                continue
+            try:
+                other = Journal(directory)
+            except Preempted:  # it is just being replayed
+                continue
+            if not other.has_ended():
+                event = {"kind": "status", "status": "KILLED", "by": self._opening["lineage"]}
+                other.append({**event, "time": int(time.time() * 1000)})
+                other.sync()
+            found.append(other)
+        self._add("replace")
+        self._replaced = found  # from now on they are delivered by the thread
 
     def metrics(self, values: dict[str, float], to: str = "both") -> None:
         """Results without a step, on this run and on the parent (both), or on one of them (child, parent)."""
@@ -103,8 +157,7 @@ class Tracker:
 
     def artifact(self, path: Path, folder: str) -> None:
         """A small output file.  The journal keeps a copy, because the next run overwrites the file."""
-        copy = self.journal.copy_file(path)
-        self._add("artifact", path=str(copy), folder=folder)
+        self._add("artifact", path=str(self.journal.copy_file(path)), folder=folder)
 
     def run_id(self, client: MlflowClient) -> str:
         """The stage's run, created now if needed.  Call it with MLFLOW_LOCK held."""
@@ -121,6 +174,7 @@ class Tracker:
         # an orchestrator retries after these, and the retry continues this run
         resumable = isinstance(error, Preempted | Unreachable | StorageFailure | KeyboardInterrupt)
         if error is None:
+            self._replace_earlier()
             self._add("status", status="FINISHED")
         elif resumable:
             self._add("tags", values={"vgg.preempted": str(error)[:MAX_TAG]}, to="child")
@@ -130,15 +184,23 @@ class Tracker:
         self.journal.sync()
         self._closing.set()
         self._sender.join(PREEMPTED_FLUSH_SECONDS if resumable else FLUSH_SECONDS)
-        if pending := self.journal.pending():
+        self._report_pending()
+        if self._sender.is_alive():  # the locks end with the process
+            return
+        if not resumable and not self.journal.pending():
+            self.journal.remove()
+        for journal in (self.journal, *(self._replaced or [])):
+            journal.close()
+
+    def _report_pending(self) -> None:
+        pending, reason = self.journal.pending(), redacted(self._failure or "server slow")
+        if lost := self.journal.unwritten():
+            log.warning("tracking: %d events are lost: the journal could not be written, and MLflow: %s", lost, reason)
+        if pending > lost:
             log.warning(
                 "tracking: %d events pending in %s (%s). They are sent when this stage runs again, or with: "
-                "python -m components.tracking replay", pending, self.journal.directory, self._failure or "server slow",
+                "python -m components.tracking replay", pending - lost, self.journal.directory, reason,
             )  # fmt: skip
-        elif not resumable:
-            self.journal.remove()
-        if not self._sender.is_alive():  # otherwise the lock ends with the process
-            self.journal.close()
 
     def _send_all(self) -> None:
         client: MlflowClient | None = None
@@ -148,12 +210,19 @@ class Tracker:
                 with MLFLOW_LOCK:
                     client = client or connect()
                     deliver(client, self.journal)
+                    self._deliver_replaced(client)
                 self._failure = None
             except Exception as error:  # no failure of the server or its client may stop the stage
                 self._failure = f"{type(error).__name__}: {error}"
+            self.journal.sync()
             if closing:
                 return
             self._closing.wait(RETRY_SECONDS if self._failure else 1.0)
+
+    def _deliver_replaced(self, client: MlflowClient) -> None:
+        while self._replaced:
+            deliver(client, self._replaced[0])
+            self._replaced.pop(0).remove()
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -202,6 +202,7 @@ class Reporter(Silent):
         self.tracker.__exit__(*exception)
 
     def saved(self) -> None:
+        self.tracker.journal.sync()  # a resumed run does not compute earlier points again
         self.output.upload_checkpoints()
 
     def progress(self, step: int, num_steps: int) -> None:
