@@ -15,6 +15,7 @@ import traceback
 from components import findings
 from runtime import environment
 from runtime.errors import Problem, Refused, StorageFailure, Unreachable, WrongParameters
+from runtime.manifest import failed_path
 from runtime.redaction import redacted
 
 BUG = Problem.exit_code  # EX_SOFTWARE
@@ -50,7 +51,7 @@ NETWORK = {
 
 
 def outcome(error: Exception) -> tuple[int, str]:
-    """Exit code and message; what the message does not list is written to a file.  For a bug it writes the traceback to a file, in a container to stderr too."""
+    """Exit code and message.  What a message does not list goes to a file, and so does the traceback of a bug."""
     if isinstance(error, Problem):
         return error.exit_code, f"{error}{findings.rest(error)}"
     if isinstance(error, OSError) and error.errno:

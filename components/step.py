@@ -25,8 +25,8 @@ from types import FrameType
 from components import program
 from runtime import environment, stopping
 from runtime.errors import Preempted, StorageFailure, Unreachable
-from runtime.stopping import die_with_parent
 from runtime.redaction import redacted
+from runtime.stopping import die_with_parent
 
 log = logging.getLogger("vgg.step")
 
