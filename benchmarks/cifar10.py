@@ -198,8 +198,8 @@ def packed(tars: list[Path], work: Path, sharding: ShardParams, limit: int | Non
 
 def spend(file: Path, seconds: float) -> float:
     """Add to the time of a training that may be stopped and run again; returns the total."""
-    total = seconds + (float(file.read_text()) if file.exists() else 0.0)
-    file.write_text(str(total))
+    total = seconds + (float(file.read_text(encoding="utf-8")) if file.exists() else 0.0)
+    file.write_text(str(total), encoding="utf-8")
     return total
 
 

@@ -122,7 +122,7 @@ def decoders(_: Path, results: machine.Figures) -> None:
     tests = ["-m", "pytest", "tests/vgg/test_roi.py", "-k", f"device and {device}", "-n", "4", "-vv", "--no-header"]
     counts = {"passed": 0, "failed": 0, "error": 0, "skipped": 0}
     command = [sys.executable, *tests, "-p", "no:cacheprovider"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8", errors="backslashreplace") as running:
         assert running.stdout
         for line in running.stdout:
             if outcome := re.match(r"\[gw\d+\] .*(PASSED|FAILED|ERROR|SKIPPED) tests/", line):

@@ -140,7 +140,7 @@ class Lease:
     def __init__(self, directory: Path, work: Path, rehearse: bool, end: float) -> None:
         self.directory, self.work, self.rehearse, self.end = directory, work, rehearse, end
         self.results: dict[str, dict[str, Any]] = {}
-        self.log = open(directory / "log.txt", "w")  # noqa: SIM115  (open until this process ends)
+        self.log = open(directory / "log.txt", "w", encoding="utf-8")  # noqa: SIM115  (open until this process ends)
         self.environment = {
             **os.environ,
             # one cache for all programs, so that each graph is compiled once; `repeated` uses its own, empty ones
@@ -229,7 +229,7 @@ class Lease:
         document = {"rehearsal": self.rehearse, "programs": self.results}
         for name, text in (("results.json", json.dumps(document, indent=1)), ("table.md", self.table())):
             temporary = self.directory / f"{name}.new"
-            temporary.write_text(text + "\n")
+            temporary.write_text(text + "\n", encoding="utf-8")
             temporary.replace(self.directory / name)
 
 
@@ -247,12 +247,12 @@ class Running:
         self.name = self.program.name
         paths = [self.work / f"{self.name}.{kind}" for kind in ("out", "err")]
         command = [word.replace("{seconds}", str(self.seconds)) for word in self.program.command]
-        with open(paths[0], "w") as out, open(paths[1], "w") as err:
+        with open(paths[0], "w", encoding="utf-8") as out, open(paths[1], "w", encoding="utf-8") as err:
             self.process = subprocess.Popen(
                 ["nice", "-n", str(self.program.nice), sys.executable, "-m", f"benchmarks.{command[0]}", *command[1:]],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=self.environment, start_new_session=True,
             )  # fmt: skip
-        self._out, self._err = (Lines(open(path, errors="replace")) for path in paths)  # noqa: SIM115
+        self._out, self._err = (Lines(open(path, errors="replace", encoding="utf-8")) for path in paths)  # noqa: SIM115
 
     def lines(self) -> list[str]:
         """New lines of its standard output."""

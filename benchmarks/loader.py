@@ -184,9 +184,9 @@ def loop(shards: ShardSet, batch_size: int, num_steps: int, workers: int) -> Any
 def children() -> dict[int, dict[str, int]]:
     """Resident memory of this process's children, kB: current (VmRSS) and peak (VmHWM)."""
     found = {}
-    for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+    for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="utf-8").split():
         try:
-            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+            lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
         except OSError:
             continue
         values = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith(("VmHWM", "VmRSS"))}

@@ -62,7 +62,7 @@ def describe() -> str:
 
 
 def cpu() -> str:
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     names = [line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name")]
     return names[0] if names else platform.machine()
 
@@ -75,7 +75,9 @@ def gpu() -> str | None:
         return None
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        driver = subprocess.run(query, capture_output=True, text=True, check=True, timeout=60).stdout.split()[0]
+        driver = subprocess.run(
+            query, capture_output=True, check=True, timeout=60, encoding="utf-8", errors="backslashreplace"
+        ).stdout.split()[0]
     except (OSError, subprocess.SubprocessError, IndexError):
         driver = "unknown"
     memory = torch.cuda.get_device_properties(0).total_memory / 2**30
@@ -100,7 +102,7 @@ def reset_peak(device: torch.device) -> None:
 
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def peak_mb(device: torch.device) -> float:
@@ -109,7 +111,7 @@ def peak_mb(device: torch.device) -> float:
         import torch
 
         return torch.cuda.max_memory_allocated(device) / 2**20
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 

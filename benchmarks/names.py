@@ -43,8 +43,8 @@ def main() -> None:
     if args.record:
         if old := [name for name, wanted in RECORDED_WITH.items() if not version(name).startswith(wanted)]:
             sys.exit(f"--record needs {RECORDED_WITH}; other versions are installed of: {', '.join(old)}")
-        RECORD.write_text("".join(f"{name}\n" for name in sorted(used) if exists(name)))
-    recorded = set(RECORD.read_text().split())
+        RECORD.write_text("".join(f"{name}\n" for name in sorted(used) if exists(name)), encoding="utf-8")
+    recorded = set(RECORD.read_text(encoding="utf-8").split())
     missing = {name: path for name, path in sorted(used.items()) if name not in recorded or not exists(name)}
     machine.Figures(args.json).add(files=len(trees), names=len(used), missing=list(missing))
     for name, path in missing.items():

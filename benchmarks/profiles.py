@@ -38,7 +38,7 @@ def profile(step: Callable[[], None], device: torch.device, path: Path, steps: i
     events = recorded.key_averages()
     by = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(events.table(sort_by=by, row_limit=25, max_name_column_width=90) + "\n")
+    path.write_text(events.table(sort_by=by, row_limit=25, max_name_column_width=90) + "\n", encoding="utf-8")
 
     times: dict[str, float] = {}
     for event in events:
@@ -49,7 +49,7 @@ def profile(step: Callable[[], None], device: torch.device, path: Path, steps: i
             times[kind] = times.get(kind, 0.0) + float(getattr(event, by))
     total = sum(times.values()) or 1.0
     shares = {name: round(time / total, 4) for name, time in sorted(times.items(), key=lambda item: -item[1])}
-    with open(path, "a") as file:
+    with open(path, "a", encoding="utf-8") as file:
         file.write("\n".join(f"{name:14} {100 * share:5.1f} %" for name, share in shares.items()) + "\n")
     return shares
 

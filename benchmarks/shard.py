@@ -128,7 +128,7 @@ def _pack_here(images: Path, output: Path) -> dict[str, float]:
     for split in source.splits:
         for task in pack.plan(params, split, source.originals(split)):
             count += len(pack._pack_one(task).rows)
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))  # kB
     return {"rate": count / time.process_time(), "peak_mb": round(peak / 1024, 1)}
 

@@ -18,6 +18,7 @@ from components.outcome import outcome
 from runtime import environment, stopping
 from runtime.errors import Preempted, WrongParameters
 from runtime.redaction import redact_output, redacted
+from runtime.wording import print_in_every_locale
 
 log = logging.getLogger("vgg")
 
@@ -77,7 +78,8 @@ def run(work: Callable[[], None]) -> NoReturn:
     """
     for name in ("stdout", "stderr"):  # None if the caller closed it
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    print_in_every_locale()
     redact_output()
     _raise_limit_of_open_files()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -146,7 +148,7 @@ def end(exit_code: int, message: str) -> NoReturn:
     message = redacted(message)
     print(message, file=sys.stderr)
     if path := environment.LAST_WORDS.get():
-        with contextlib.suppress(OSError), open(path, "a") as file:
+        with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"exit_code": exit_code, "message": message}) + "\n")
     sys.exit(exit_code)
 
@@ -166,7 +168,7 @@ def write_executor_output(
         for name, (file, metadata) in artifacts.items()
     }
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps({"parameterValues": parameters, "artifacts": listed}))
+    Path(path).write_text(json.dumps({"parameterValues": parameters, "artifacts": listed}), encoding="utf-8")
 
 
 def numbers(metrics: dict[str, Any]) -> dict[str, Any]:

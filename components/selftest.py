@@ -85,7 +85,8 @@ def run(stage: str, folder: Path) -> None:
     }
     done = subprocess.run(
         [sys.executable, "-m", f"components.{stage}", "--params", json.dumps(SECTIONS[stage]), *FLAGS[stage]],
-        cwd=folder, env={**os.environ, **offline}, capture_output=True, text=True, timeout=TIMEOUT_SECONDS,
+        cwd=folder, env={**os.environ, **offline}, capture_output=True, timeout=TIMEOUT_SECONDS,
+        encoding="utf-8", errors="backslashreplace",
     )  # fmt: skip
     if done.returncode:
         raise Refused(f"{stage}: exit code {done.returncode}:\n{done.stdout}{done.stderr}")
@@ -99,11 +100,11 @@ def compiler() -> str:
     """Check gcc, with which Triton builds its driver on the first use of a GPU.  Raises Refused if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "module.c"
-        source.write_text("#include <Python.h>\nint answer(void) { return PY_MAJOR_VERSION; }\n")
+        source.write_text("#include <Python.h>\nint answer(void) { return PY_MAJOR_VERSION; }\n", encoding="utf-8")
         include = sysconfig.get_paths("posix_prefix")["include"]
         command = ["gcc", str(source), "-shared", "-fPIC", f"-I{include}", "-o", f"{folder}/module.so"]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+            done = subprocess.run(command, capture_output=True, timeout=60, encoding="utf-8", errors="backslashreplace")
         except FileNotFoundError:
             raise Refused("gcc is missing: the network cannot be compiled for a GPU") from None
     if done.returncode:

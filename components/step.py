@@ -83,7 +83,7 @@ def run_with_retries(args: argparse.Namespace, last_words: Path) -> int:
     step = Step([sys.executable, "-m", args.module, *args.arguments])
     failures = 0
     while True:
-        last_words.write_text("")
+        last_words.write_text("", encoding="utf-8")
         started = time.monotonic()
         code = step.attempt()
         failures = 1 if time.monotonic() - started > PROGRESS_SECONDS else failures + 1

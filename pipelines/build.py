@@ -73,7 +73,13 @@ def present(engine: str, name: str) -> bool:
 
 def pulled(engine: str, name: str) -> str:
     """Pull the image and return its reference by digest.  Raises Unreachable if the pull fails."""
-    done = subprocess.run([engine, "pull", "--quiet", name], capture_output=True, text=True, timeout=1800)
+    done = subprocess.run(
+        [engine, "pull", "--quiet", name],
+        capture_output=True,
+        timeout=1800,
+        encoding="utf-8",
+        errors="backslashreplace",
+    )
     if done.returncode:
         raise Unreachable(f"{name} cannot be pulled: {done.stderr.strip()}\nName another base with --base IMAGE.")
     return str(json.loads(output(engine, "image", "inspect", name))[0]["RepoDigests"][0])
@@ -101,7 +107,7 @@ def commit() -> str:
     """Of the work tree, with the suffix '-dirty' if it has changes."""
     done = subprocess.run(
         ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
-        cwd=ROOT, capture_output=True, text=True, timeout=60,
+        cwd=ROOT, capture_output=True, timeout=60, encoding="utf-8", errors="backslashreplace",
     )  # fmt: skip
     return done.stdout.strip()
 
@@ -138,7 +144,9 @@ def push(engine: str, name: str) -> str:
 
 
 def output(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+    return subprocess.run(
+        command, check=True, capture_output=True, timeout=300, encoding="utf-8", errors="backslashreplace"
+    ).stdout
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def connect(args: argparse.Namespace, access: Access) -> Pipelines:
     server = Server(access, args.patience)
     server.greet()
     if not args.namespace and server.multi_user and POD_NAMESPACE.exists():
-        args.namespace = POD_NAMESPACE.read_text().strip()
+        args.namespace = POD_NAMESPACE.read_text(encoding="utf-8").strip()
     if not args.namespace and server.multi_user:
         raise WrongParameters(f"{server.host}: every user has a namespace; give yours: --namespace NS")
     args.namespace, args.host = args.namespace or "kubeflow", server.host

@@ -87,7 +87,11 @@ def _text(name: str, meaning: str, default: str = "", shown: str = "") -> Variab
 
 STORE = _text("VGG_STORE", "folder or s3://bucket/prefix of 'store:' paths: shards, checkpoints, predictions")
 CACHE = Variable[Path | None](
-    "VGG_CACHE", "folder for shards of an object store and for compiled networks", None, Path, "~/.cache/vgg"
+    "VGG_CACHE",
+    "folder for shards of an object store, compiled networks, and the copy of images in parquet",
+    None,
+    Path,
+    "~/.cache/vgg",
 )
 CACHE_BYTES = Variable[int | None](
     "VGG_CACHE_BYTES", "bytes of shards that VGG_CACHE may hold", None, positive_integer, "4/5 of its disk"

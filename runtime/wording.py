@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Sequence
 
 SHOWN = 5
@@ -25,3 +27,9 @@ def some(items: Sequence[str], separator: str = ", ") -> str:
 def listing(items: Sequence[str]) -> str:
     """As some(), on indented lines of their own."""
     return "  " + some(items, "\n  ")
+
+
+def print_in_every_locale() -> None:
+    """From now on, print() escapes characters that standard output's encoding lacks, as standard error does."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")

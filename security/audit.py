@@ -134,7 +134,9 @@ def locked(lock: Path) -> set[tuple[str, str]]:
         raise BadData(f"{lock}: does not exist")
     from packaging.version import Version
 
-    entries = re.split(r"\n(?=[A-Za-z0-9])", re.sub(r"^\s*#.*\n", "", lock.read_text(), flags=re.MULTILINE))
+    entries = re.split(
+        r"\n(?=[A-Za-z0-9])", re.sub(r"^\s*#.*\n", "", lock.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    )
     packages = set()
     for entry in filter(str.strip, entries):
         match = re.match(r"\s*([A-Za-z0-9._-]+)(?:\[[\w,-]+\])?==([^\s;\\]+)", entry)
@@ -156,7 +158,9 @@ def look_up(lock: Path, service: str) -> list[dict[str, Any]]:
         "--vulnerability-service", "osv", "--osv-url", service, "--format", "json", "--progress-spinner", "off",
     ]  # fmt: skip
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=AUDIT_SECONDS)
+        done = subprocess.run(
+            command, capture_output=True, timeout=AUDIT_SECONDS, encoding="utf-8", errors="backslashreplace"
+        )
     except subprocess.TimeoutExpired:
         raise NotRun(f"{service} took longer than {AUDIT_SECONDS} s") from None
     try:

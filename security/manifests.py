@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = Parser("security.manifests", __doc__)
     flags.add_argument("file", help="rendered YAML; - for standard input")
     file = flags.parse_args(argv).file
-    documents = load(sys.stdin.read() if file == "-" else Path(file).read_text())
+    documents = load(sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8"))
     if found := [line for document in documents for line in faults(document)]:
         raise Refused("\n".join(found))
     print(f"{len(documents)} objects: schemas of Kubernetes {' and '.join(KUBERNETES)} and our rules: passed")

@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         compare(found, Path(args.lock))
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(bill(args.name, args.version, found, distribution(root)))
+    out.write_text(bill(args.name, args.version, found, distribution(root)), encoding="utf-8")
     kinds = [package.kind for package in found]
     print(f"{out}: {kinds.count('pypi')} Python distributions, {kinds.count('deb')} Debian packages")
 
@@ -86,7 +86,7 @@ def debian_packages(root: Path) -> Iterator[Package]:
     """Installed packages of dpkg; images without dpkg have its records in status.d."""
     for path in [root / "var/lib/dpkg/status", *sorted((root / "var/lib/dpkg/status.d").glob("*"))]:
         if path.is_file() and path.suffix != ".md5sums":
-            for stanza in path.read_text(errors="replace").split("\n\n"):
+            for stanza in path.read_text(errors="replace", encoding="utf-8").split("\n\n"):
                 fields = dict(re.findall(r"^([A-Za-z-]+): (.*)$", stanza, re.MULTILINE))
                 if "Package" in fields and fields.get("Status", "installed").split()[-1] == "installed":
                     yield Package("deb", fields["Package"], fields["Version"], fields.get("Architecture", "all"))
@@ -105,7 +105,11 @@ def compare(found: list[Package], lock: Path) -> None:
 def distribution(root: Path) -> str:
     """'debian-12', or '' if unknown."""
     path = root / "usr/lib/os-release"  # etc/os-release is a link to it, absolute in some images
-    fields = dict(re.findall(r'^(\w+)="?([^"\n]*)"?$', path.read_text(), re.MULTILINE)) if path.is_file() else {}
+    fields = (
+        dict(re.findall(r'^(\w+)="?([^"\n]*)"?$', path.read_text(encoding="utf-8"), re.MULTILINE))
+        if path.is_file()
+        else {}
+    )
     return f"{fields['ID']}-{fields['VERSION_ID']}" if {"ID", "VERSION_ID"} <= fields.keys() else ""
 
 

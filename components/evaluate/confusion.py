@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from components.evaluate.table import as_csv
 from runtime.shardset import ShardSet
 from vgg.evaluation.evaluate import Evaluation
 
@@ -32,8 +33,8 @@ def table(shards: ShardSet, evaluation: Evaluation) -> bytes:
     """CSV with one row per image: its class and the one predicted by the headline mode."""
     rows = evaluation.predictions
     predicted = rows["modes"]["classes"][:, -1, 0]
-    pairs = (f"{shards.wnids[t]},{shards.wnids[p]}" for t, p in zip(rows["label"], predicted, strict=True))
-    return ("\n".join(["actual,predicted", *pairs]) + "\n").encode()
+    pairs = ((shards.wnids[t], shards.wnids[p]) for t, p in zip(rows["label"], predicted, strict=True))
+    return as_csv(("actual", "predicted"), *pairs)
 
 
 def for_kubeflow(shards: ShardSet, evaluation: Evaluation) -> dict[str, Any]:

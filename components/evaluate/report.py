@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from components.evaluate.confusion import matrix, most_misclassified
+from components.evaluate.table import as_csv
 from runtime import manifest
 from runtime.shardset import ShardSet
 from vgg.evaluation.evaluate import Evaluation
@@ -17,6 +20,9 @@ from vgg.evaluation.evaluate import Evaluation
 SCHEMA = "vgg.predictions/1"
 REPORT_FILES = ("confusion.png", "confusion.csv", "mistakes.png", "mistakes.csv")
 MAX_MISTAKES, COLUMNS = 32, 8  # of mistakes.png
+MAX_NAME = 30  # characters of a class name in pictures; the tables have the whole name
+
+log = logging.getLogger("vgg")
 
 
 def write(directory: Path, shards: ShardSet, evaluation: Evaluation, params: dict[str, Any]) -> str:
@@ -24,6 +30,7 @@ def write(directory: Path, shards: ShardSet, evaluation: Evaluation, params: dic
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a dollar
     directory.mkdir(parents=True, exist_ok=True)
     (directory / manifest.NAME).unlink(missing_ok=True)
     rows = evaluation.predictions
@@ -39,14 +46,13 @@ def _write_confusion(directory: Path, shards: ShardSet, confusion: np.ndarray) -
     from matplotlib import pyplot
 
     pairs = sorted(((int(confusion[t, p]), t, p) for t, p in np.argwhere(confusion) if t != p), reverse=True)
-    lines = ["count,true,guessed", *(f"{n},{shards.wnids[t]},{shards.wnids[p]}" for n, t, p in pairs)]
-    text = "\n".join(lines) + "\n"
-    manifest.write_atomically(directory / "confusion.csv", lambda file: file.write(text.encode()))
+    rows = as_csv(("count", "true", "guessed"), *((n, shards.wnids[t], shards.wnids[p]) for n, t, p in pairs))
+    manifest.write_atomically(directory / "confusion.csv", lambda file: file.write(rows))
 
     shown = most_misclassified(confusion)
     part = confusion[np.ix_(shown, shown)]
     share = part / np.maximum(confusion[shown].sum(1, keepdims=True), 1)
-    names = [shards.class_names[c] for c in shown]
+    names = [shortened(shards.class_names[c]) for c in shown]
     side = 2.5 + 0.38 * len(shown)
     figure, axes = pyplot.subplots(figsize=(side, side), layout="constrained")
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -71,13 +77,13 @@ def _write_mistakes(directory: Path, shards: ShardSet, rows: np.ndarray, mode: s
     headline = rows["modes"][:, -1]
     wrong = np.flatnonzero(headline["rank"] > 0)
     wrong = wrong[np.argsort(-headline["probabilities"][wrong, 0], kind="stable")]
-    lines = ["key,true,guessed,probability"]
+    mistakes = []
     for i in wrong:
         predicted, probability = headline["classes"][i, 0], headline["probabilities"][i, 0]
         number, label = int(rows["number"][i]), rows["label"][i]
-        lines.append(f"{split.key(number)},{shards.wnids[label]},{shards.wnids[predicted]},{probability:.4f}")
-    text = "\n".join(lines) + "\n"
-    manifest.write_atomically(directory / "mistakes.csv", lambda file: file.write(text.encode()))
+        mistakes.append((split.key(number), shards.wnids[label], shards.wnids[predicted], f"{probability:.4f}"))
+    table = as_csv(("key", "true", "guessed", "probability"), *mistakes)
+    manifest.write_atomically(directory / "mistakes.csv", lambda file: file.write(table))
 
     rows_shown = -(-max(1, min(len(wrong), MAX_MISTAKES)) // COLUMNS)
     size = (2 * COLUMNS, 0.5 + 2.4 * rows_shown)
@@ -87,8 +93,8 @@ def _write_mistakes(directory: Path, shards: ShardSet, rows: np.ndarray, mode: s
     for axes, i in zip(grid.flat, wrong, strict=False):
         number = int(rows["number"][i])
         axes.imshow(np.asarray(Image.open(io.BytesIO(split.read(number))).convert("RGB")))
-        predicted = shards.class_names[headline["classes"][i, 0]]
-        truth, probability = shards.class_names[rows["label"][i]], headline["probabilities"][i, 0]
+        predicted, truth = (shortened(shards.class_names[c]) for c in (headline["classes"][i, 0], rows["label"][i]))
+        probability = headline["probabilities"][i, 0]
         axes.set_title(f"{predicted} {100 * probability:.0f} %\ntrue: {truth}", fontsize=8)
     figure.suptitle(f"{len(wrong):,} of {len(rows):,} images misclassified ({mode}); most confident errors first")
     _save(figure, directory / "mistakes.png")
@@ -97,7 +103,14 @@ def _write_mistakes(directory: Path, shards: ShardSet, rows: np.ndarray, mode: s
 def _save(figure: Any, path: Path) -> None:
     from matplotlib import pyplot
 
-    manifest.write_atomically(
-        path, lambda file: figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
-    )
+    with warnings.catch_warnings(record=True) as caught:  # matplotlib has one for every letter
+        manifest.write_atomically(
+            path, lambda file: figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
+        )
+    if any("missing from font" in str(warning.message) for warning in caught):
+        log.warning("%s: its font lacks letters of the class names; the tables beside it have them", path)
     pyplot.close(figure)
+
+
+def shortened(name: str) -> str:
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…"

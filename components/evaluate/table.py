@@ -1,7 +1,10 @@
-"""The table of errors."""
+"""Tables: the errors as text, names and counts as CSV."""
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -15,3 +18,10 @@ def table(metrics: dict[str, Any]) -> str:
             f"{result['loss']:6.4f}  {result['num_images']:7,}{'  ← headline' if mode == metrics['headline'] else ''}"
         )
     return "\n".join(lines)
+
+
+def as_csv(*rows: Iterable[Any]) -> bytes:
+    """The rows as CSV, UTF-8: names are quoted where necessary.  Sharding refuses names that spreadsheets calculate."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(rows)
+    return file.getvalue().encode()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def parser() -> argparse.ArgumentParser:
     flags = program.StageParser("shard", __doc__)
     flags.add_argument(
-        "--images", required=True, metavar="DIR", help="in: the archives, or train/<class>/* and val/<class>/*"
+        "--images", required=True, metavar="DIR", help="in: the archives, or a folder as shard.source describes it"
     )
     flags.add_argument(
         "--shards", required=True, metavar="DIR", help="out: shards, indexes, manifest.json; may be s3://bucket/prefix"
@@ -46,14 +46,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     from runtime.store.place import writing_shards
     from runtime.wording import some
     from vgg.params.shard import ShardParams
+    from vgg.sharding.names import text
     from vgg.sharding.open import open_source
     from vgg.sharding.pack import pack
 
     stage = Stage("shard", args, ShardParams)
     images = storage.locate(args.images)
-    stage.inputs["images"] = args.images
+    stage.inputs["images"] = text(args.images)
     location, code = stage.location(args.shards), manifest.digest_of(stage.code)
-    source = open_source(stage.params.source, images)
+    source = open_source(stage.params.source, images, storage.cache_folder)
     links = [split for split in source.splits if (images / split).is_symlink()]
     if links := [str(images / name) for name in (*links, *source.linked_folders)]:
         program.log.warning(

@@ -45,7 +45,9 @@ def git() -> dict[str, Any]:
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, timeout=30, encoding="utf-8", errors="backslashreplace"
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None
@@ -65,7 +67,7 @@ def lineage(source: str) -> str:
     """
     if named := environment.PIPELINE_RUN.get():
         return manifest.digest_of({"pipeline_run": named})
-    params = source if source.lstrip().startswith("{") else Path(source).read_text()
+    params = source if source.lstrip().startswith("{") else Path(source).read_text(encoding="utf-8")
     return manifest.digest_of({"params": params, "git": git()})
 
 

@@ -195,7 +195,7 @@ def connect() -> Cluster:
             context = config.list_kube_config_contexts()[1]["context"]
             return Cluster(configuration, context.get("namespace", "default"))
         config.load_incluster_config(configuration)
-        return Cluster(configuration, NAMESPACE_FILE.read_text().strip())
+        return Cluster(configuration, NAMESPACE_FILE.read_text(encoding="utf-8").strip())
     except (config.ConfigException, OSError) as error:
         raise WrongParameters(
             f"training on several nodes needs Kubernetes, for a TrainJob ({error}). Run this in a pod with a service "

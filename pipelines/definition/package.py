@@ -86,7 +86,7 @@ def compiled() -> Package:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / f"{NAME}.yaml"
         compile_package(path)
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     from google.protobuf.json_format import MessageToDict
 
     from pipelines.definition.imagenet import vgg_imagenet
@@ -108,8 +108,9 @@ def _git(*arguments: str) -> str:
     """Its output; '' if it fails, as outside of a repository."""
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=30
-        )
+            ["git", *arguments], cwd=Path(__file__).parents[2], capture_output=True, timeout=30,
+            encoding="utf-8", errors="backslashreplace",
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout if done.returncode == 0 else ""

@@ -60,7 +60,7 @@ class Access:
         token = self._token
         if self._file:
             try:
-                token = Path(self._file).read_text().strip()
+                token = Path(self._file).read_text(encoding="utf-8").strip()
             except (OSError, UnicodeDecodeError) as error:
                 raise WrongParameters(f"{self._file}: cannot read the token: {error}") from None
         if token and token not in self._secrets:

@@ -88,7 +88,7 @@ class Pipelines:
         def create() -> tuple[str, str]:
             with tempfile.TemporaryDirectory() as scratch:
                 path = Path(scratch) / f"{NAME}.yaml"
-                path.write_text(package.text)
+                path.write_text(package.text, encoding="utf-8")
                 upload = self.server.uploads.upload_pipeline_version
                 uploaded = self.server.send(upload, str(path), name=name, pipelineid=pipeline)
             log.info("uploaded as version %s", name)

@@ -124,7 +124,7 @@ class Watchdog:
             with contextlib.suppress(
                 OSError, ValueError, KeyError, TypeError, RecursionError
             ):  # half written, or on a full disk
-                mtime, status = path.stat().st_mtime_ns, json.loads(path.read_text())
+                mtime, status = path.stat().st_mtime_ns, json.loads(path.read_text(encoding="utf-8"))
                 stacks = Path(status["stacks"]) if status["stacks"] else None
                 known = self._ranks.get(path.stem)
                 last = known.last_heartbeat if known and known.mtime == mtime else time.monotonic()
@@ -140,13 +140,13 @@ class Watchdog:
         time.sleep(DUMP_SECONDS)
         for rank in self._ranks.values():
             if rank.stacks and rank.stacks.exists() and not rank.stacks.stat().st_size:
-                rank.stacks.write_text(f"no answer; state in the kernel: {kernel_wait(rank.pid)}\n")
+                rank.stacks.write_text(f"no answer; state in the kernel: {kernel_wait(rank.pid)}\n", encoding="utf-8")
             if rank.stacks and rank.stacks.exists():
                 log.error(
                     "rank %s hung; stacks in %s:\n%s",
                     rank.number,
                     rank.stacks,
-                    rank.stacks.read_text(errors="replace")[-4000:],
+                    rank.stacks.read_text(encoding="utf-8", errors="replace")[-4000:],
                 )
 
     def _kill(self) -> None:
@@ -163,7 +163,8 @@ def send(pid: int, number: int) -> None:
 
 def state(pid: int) -> str:
     """The state of a process, a letter of proc(5).  Raises OSError if the process does not exist."""
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]  # the name may contain spaces and ')'
+    stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    return stat.rsplit(")", 1)[1].split()[0]  # the name may contain spaces and ')'
 
 
 def alive(pid: int) -> bool:
@@ -177,6 +178,6 @@ def alive(pid: int) -> bool:
 def kernel_wait(pid: int) -> str:
     """The state of a process and the kernel function in which it waits, if known."""
     try:
-        return f"state {state(pid)}, in {Path(f'/proc/{pid}/wchan').read_text() or 'user space'}"
+        return f"state {state(pid)}, in {Path(f'/proc/{pid}/wchan').read_text(encoding='utf-8') or 'user space'}"
     except OSError as error:
         return str(error)

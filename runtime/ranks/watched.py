@@ -40,7 +40,7 @@ class Heartbeat:
     def _write(self) -> None:
         if self._file:
             with contextlib.suppress(OSError):  # the disk of TMPDIR is full: training goes on unwatched
-                self._file.write_text(json.dumps(self._status))
+                self._file.write_text(json.dumps(self._status), encoding="utf-8")
 
     def beat(self) -> None:
         """Touch the file, at most every BEAT_SECONDS."""
@@ -66,7 +66,7 @@ class Heartbeat:
             return
         path = manifest.sibling(directory, ".stacks") / f"rank-{self._rank}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w") as file:
+        with open(path, "w", encoding="utf-8") as file:
             faulthandler.register(signal.SIGUSR1, file, all_threads=True)
             self._status["stacks"] = str(path)
             self._write()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pydantic import BaseModel
 
 from runtime.parameters import models_in, permitted
+from runtime.wording import print_in_every_locale
 from vgg.params import STAGES, section_model
 
 
@@ -29,6 +30,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    print_in_every_locale()
     try:
         main()
         sys.stdout.flush()

@@ -11,9 +11,10 @@ from vgg.params import Section
 
 
 class ShardParams(Section):
-    source: Literal["digits", "folder", "ilsvrc2012", "ilsvrc2010"] = Field(
-        description="source of the images: the digits in scikit-learn, <images>/{train,val}/<class>/*, or the "
-        "published archives of a year in <images>"
+    source: Literal["digits", "folder", "ilsvrc2012", "ilsvrc2010", "kaggle", "tiny-imagenet", "huggingface"] = Field(
+        description="source of the images: the digits in scikit-learn, <images>/{train,val}/<class>/*, the published "
+        "archives of a year in <images>, or there the unpacked download of Kaggle's ILSVRC, Tiny ImageNet, or parquet "
+        "files of Hugging Face"
     )
     check_md5: bool = Field(
         description="first compare archives with their published md5 (minutes; false: already done)"

@@ -34,6 +34,7 @@ from vgg import draws
 from vgg.data.images import BadImage
 from vgg.params.shard import ShardParams
 from vgg.sharding.inspect import NUM_SUMS, inspect
+from vgg.sharding.names import judge
 from vgg.sharding.packed import (
     Packed,
     classes_without_images,
@@ -98,6 +99,11 @@ def pack(
     _refuse_other_files(target)
     target.delete(manifest.NAME)  # unfinished from here on
     splits = {split: source.originals(split) for split in source.splits}
+    judge(
+        [c.wnid for c in source.classes],
+        [original.name for originals in splits.values() for original in originals] + [s.name for s in source.strays],
+        [c.name for c in source.classes],
+    )
     _refuse_duplicate_keys(splits)
     _warn_of_layout(source, splits)
     tasks = {split: plan(params, split, originals) for split, originals in splits.items()}
@@ -186,7 +192,7 @@ def _start_worker(params: ShardParams, source: Source, target: Target, code_sha2
     _worker = Job(params, source, target, code_sha256)
     # a worker that survives a killed parent would write at the same time as the next run
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
     allowed = pages * resource.getpagesize() + SPARE_BYTES + DECODER_BYTES * params.max_pixels
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (allowed if hard < 0 else min(allowed, hard), hard))

@@ -24,6 +24,7 @@ from PIL import Image
 from runtime.errors import BadData
 from runtime.wording import counted, listing
 from vgg.data.images import BadImage
+from vgg.sharding.names import encoded, local, text
 
 Report = Callable[[int, int], None]  # called with (done, total)
 
@@ -192,11 +193,12 @@ class Folder(Source):
         """Paths of all files, relative to the root and sorted, by class folder."""
         found, above = {}, (self._identity("."), self._identity(split))
         for entry in self._entries(split):
-            name = f"{split}/{entry.name}"
+            folder = text(entry.name)
+            name = f"{split}/{folder}"
             if self._is_folder(entry, name):
-                found[entry.name] = sorted(self._walk(split, name, above))
+                found[folder] = sorted(self._walk(split, name, above))
             elif not self._is_passed_over(entry.name):
-                exists = os.path.exists(self.root / name)
+                exists = os.path.exists(self.root / local(name))
                 self.strays.append(Stray(split, name, "not in a class folder" if exists else "a link to nothing"))
         return found
 
@@ -207,7 +209,7 @@ class Folder(Source):
             self.strays.append(Stray(split, folder, "a link to a folder that holds it"))
             return
         for entry in self._entries(folder):
-            name = f"{folder}/{entry.name}"
+            name = f"{folder}/{text(entry.name)}"
             if self._is_folder(entry, name):
                 inner = list(self._walk(split, name, (*above, identity)))
                 if not inner and LIKE_IMAGES.fullmatch(entry.name):
@@ -218,7 +220,7 @@ class Folder(Source):
 
     def _identity(self, folder: str) -> tuple[int, int]:
         try:
-            status = os.stat(self.root / folder)
+            status = os.stat(self.root / local(folder))
         except OSError as error:
             raise BadData(f"{error.filename}: {error.strerror}") from None
         return status.st_dev, status.st_ino
@@ -226,8 +228,8 @@ class Folder(Source):
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
         """Raises BadData if the folder cannot be read: nothing is known of its images."""
         try:
-            with os.scandir(self.root / folder) as entries:
-                return sorted(entries, key=lambda entry: entry.name)
+            with os.scandir(self.root / local(folder)) as entries:
+                return sorted(entries, key=lambda entry: text(entry.name))
         except OSError as error:
             raise BadData(f"{error.filename}: {error.strerror}") from None
 
@@ -256,7 +258,9 @@ class Folder(Source):
         for label, image_class in enumerate(self.classes):
             for name in self._files[split].get(image_class.wnid, ()):
                 try:
-                    status = os.stat(self.root / name)  # of the target: a link that stays may lead to another image
+                    status = os.stat(
+                        self.root / local(name)
+                    )  # of the target: a link that stays may lead to another image
                     size, stamp = status.st_size, f"{status.st_size}:{status.st_mtime_ns}"
                 except OSError:
                     size, stamp = 0, "unreadable"  # read() says why
@@ -264,7 +268,7 @@ class Folder(Source):
         return _unique(found)
 
     def read(self, original: Original) -> bytes:
-        path = os.path.join(self.root, original.name)
+        path = os.path.join(self.root, local(original.name))
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # O_NONBLOCK: a FIFO would block
             with open(fd, "rb", buffering=0) as file:
@@ -283,13 +287,13 @@ def _key(wnid: str, name: str) -> str:
     """<class>_<stem>, as in n01440764_10026; names that do not fit this form get a digest of the path."""
     stem = Path(*Path(name).parts[2:]).with_suffix("")
     plain = str(stem) if str(stem).startswith(f"{wnid}_") else f"{wnid}_{stem}"
-    if re.fullmatch(r"[A-Za-z0-9_-]{1,80}", plain):
+    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}", plain):  # with a dash first it would look like an option
         return plain
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", plain)[:64] + "-" + _short_digest(name)
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", plain).lstrip("-")[:64] + "-" + _short_digest(name)
 
 
 def _short_digest(name: str) -> str:
-    return hashlib.sha256(os.fsencode(name)).hexdigest()[:12]
+    return hashlib.sha256(encoded(name)).hexdigest()[:12]
 
 
 def _unique(originals: list[Original]) -> list[Original]:

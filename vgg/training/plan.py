@@ -22,6 +22,7 @@ from vgg.params import load
 from vgg.params.shard import ShardParams
 from vgg.params.train import Plateau, Steps, TrainParams
 from vgg.sharding.editions import EDITIONS
+from vgg.sharding.layouts import LAYOUTS
 from vgg.training.agenda import num_steps_of
 from vgg.training.schedule import Schedule
 from vgg.training.task import share_of
@@ -67,6 +68,9 @@ def _in_source(params: str) -> tuple[tuple[int, int], str]:
     if source in EDITIONS:
         edition = EDITIONS[source]
         return (edition.train.num_images, edition.num_classes), edition.name
+    if source in LAYOUTS:
+        layout = LAYOUTS[source]
+        return (layout.num_train, layout.num_classes), layout.title
     if source == "digits":
         from vgg.sharding.sources import Digits
 
