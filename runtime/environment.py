@@ -48,7 +48,8 @@ class Variable(Generic[T]):
     """One environment variable.
 
     default: value of get() if the variable is not set or empty.  shown: the default in words, if it is computed.
-    parse: raises ValueError with a description of valid values.
+    parse: raises ValueError with a description of valid values.  computed: the default, if it depends on where the
+    program runs.
     """
 
     name: str
@@ -56,12 +57,13 @@ class Variable(Generic[T]):
     default: T
     parse: Callable[[str], T]
     shown: str = ""
+    computed: Callable[[], T] | None = None
 
     def get(self) -> T:
         """The value, or the default.  Raises WrongParameters for an invalid value."""
         text = os.environ.get(self.name, "")
         if not text:
-            return self.default
+            return self.computed() if self.computed else self.default
         try:
             return self.parse(text)
         except ValueError as expected:
@@ -85,6 +87,41 @@ def _text(name: str, meaning: str, default: str = "", shown: str = "") -> Variab
     return Variable(name, meaning, default, str, shown)
 
 
+PROJECT = _text("DVC_ROOT", "project for which DVC runs a stage; that of the user, also in a temporary copy of it")
+
+
+def project() -> Path:
+    """The user's project, absolute: home of the tracking database, of artifacts and of journals that wait for it.
+
+    DVC runs queued experiments in copies of the project, below .dvc/tmp/exps, and deletes them.  DVC_ROOT names the
+    project in every stage; without it, the path of the copy does.
+    """
+    if root := PROJECT.get():
+        return Path(root).absolute()
+    here = Path.cwd()
+    copies = [folder for folder in here.parents if folder.parts[-3:] == (".dvc", "tmp", "exps")]
+    return copies[-1].parents[2] if copies else here
+
+
+def _database() -> str:
+    return f"sqlite:///{_in_project('mlflow.db')}"
+
+
+def _journals() -> Path:
+    return _in_project(".tracking")
+
+
+def _in_project(name: str) -> Path:
+    """A path in the user's project; relative if the program runs there."""
+    root = project()
+    return Path(name) if root == Path.cwd() else root / name
+
+
+def artifacts() -> Path | None:
+    """Folder of MLflow's artifacts, absolute; None if they belong to another database or a server, which decides."""
+    return project() / "mlruns" if TRACKING_URI.get() == _database() else None  # MLflow sets the variable itself
+
+
 STORE = _text("VGG_STORE", "folder or s3://bucket/prefix of 'store:' paths: shards, checkpoints, predictions")
 CACHE = Variable[Path | None](
     "VGG_CACHE",
@@ -96,7 +133,9 @@ CACHE = Variable[Path | None](
 CACHE_BYTES = Variable[int | None](
     "VGG_CACHE_BYTES", "bytes of shards that VGG_CACHE may hold", None, positive_integer, "4/5 of its disk"
 )
-JOURNAL = Variable("VGG_JOURNAL", "folder of events that wait for MLflow", Path(".tracking"), Path)
+JOURNAL = Variable(
+    "VGG_JOURNAL", "folder of events that wait for MLflow", Path(), Path, ".tracking in the project", _journals
+)
 WORKERS = Variable[int | None](
     "VGG_WORKERS", "decoding processes of a rank", None, count, "0 on a CPU, else its share of the cores, at most 14"
 )
@@ -118,7 +157,9 @@ _group(
     KUBERNETES_PATIENCE_SECONDS, REGISTRY,
 )  # fmt: skip
 
-TRACKING_URI = _text("MLFLOW_TRACKING_URI", "MLflow server or database", "sqlite:///mlflow.db")
+TRACKING_URI = Variable(
+    "MLFLOW_TRACKING_URI", "MLflow server or database", "", str, "sqlite:///mlflow.db in the project", _database
+)
 TRACKING_USERNAME = _text("MLFLOW_TRACKING_USERNAME", "user of the MLflow server, with MLFLOW_TRACKING_PASSWORD")
 TRACKING_RUN_ID = _text("MLFLOW_RUN_ID", "existing MLflow run that a stage uses as its own")
 KUBECONFIG = _text("KUBECONFIG", "kubeconfig file, outside of the cluster")
@@ -135,7 +176,7 @@ CACHE_HOME = Variable[Path | None]("XDG_CACHE_HOME", "folder for caches", None, 
 _group(
     "defined by other software", TRACKING_URI, TRACKING_USERNAME, TRACKING_RUN_ID, KUBECONFIG, PIPELINES_ENDPOINT,
     PIPELINES_UI_ENDPOINT, PIPELINES_TOKEN, PIPELINES_TOKEN_FILE, PIPELINES_COOKIES, REGISTRY_AUTH_FILE, CA_FILE,
-    CACHE_HOME,
+    CACHE_HOME, PROJECT,
 )  # fmt: skip
 
 IMAGE = _text("VGG_IMAGE", "image of a step, recorded as provenance")

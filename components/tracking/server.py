@@ -98,9 +98,7 @@ def _open(client: MlflowClient, event: dict[str, Any]) -> dict[str, str]:
         adopted = str(event["adopt"])
         return {"child": adopted, "parent": client.get_run(adopted).data.tags.get("mlflow.parentRunId", adopted)}
     experiment = client.get_experiment_by_name(EXPERIMENT)
-    experiment_id = (
-        experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT, tags=EXPERIMENT_TAGS)
-    )
+    experiment_id = experiment.experiment_id if experiment else _create_experiment(client)
 
     def create(tags: dict[str, str], name: str) -> str:
         created = client.create_run(experiment_id, event["time"], {**tags, "mlflow.source.name": "vgg"}, name)
@@ -122,6 +120,11 @@ def _open(client: MlflowClient, event: dict[str, Any]) -> dict[str, str]:
     client.set_tag(parent, f"vgg.run.{stage}", child)
     client.set_tag(parent, f"vgg.output.{stage}", event["output"])
     return {"child": child, "parent": parent}
+
+
+def _create_experiment(client: MlflowClient) -> str:
+    folder = environment.artifacts()  # MLflow's default is the working directory: under DVC perhaps a temporary one
+    return client.create_experiment(EXPERIMENT, str(folder) if folder else None, EXPERIMENT_TAGS)
 
 
 def _set_status(client: MlflowClient, runs: dict[str, str], lineage: str, event: dict[str, Any]) -> None:

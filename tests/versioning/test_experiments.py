@@ -1,0 +1,86 @@
+"""Where DVC's experiments leave their results: in the user's project, not in the copies that DVC deletes."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import environment
+from mlflow import MlflowClient
+
+from components.tracking import server
+from runtime import environment as variables
+
+STAGE = """
+import pathlib, sys
+from components.tracking.tracker import Tracker
+pathlib.Path("out.txt").write_text("a result")
+with Tracker("register", "k" * 16, pathlib.Path("params.yaml").read_text()) as tracker:
+    tracker.metrics({"eval/top1_error": 0.25})
+    tracker.artifact(pathlib.Path("out.txt"), "eval")
+"""
+DVC_YAML = "stages: {register: {cmd: python stage.py, params: [rate], outs: [out.txt]}}\n"
+
+
+def project(where: Path, **files: str) -> Path:
+    """A DVC project with these files, committed."""
+    where.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (where / name.replace("_", ".", 1)).write_text(text)
+    for command in ("git init -q", "dvc init -q", "git add -A", "git commit -qm begin"):
+        call(where, *command.split())
+    return where
+
+
+def call(where: Path, *command: str, timeout: float = 240, **env: str) -> str:
+    """What a command prints; it must succeed."""
+    done = subprocess.run(
+        command, cwd=where, env=user(**env), capture_output=True, text=True, timeout=timeout
+    )  # fmt: skip
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def user(**env: str) -> dict[str, str]:
+    """The environment of a user with git and dvc, without configuration of their own."""
+    return environment(
+        PATH=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin", GIT_CONFIG_GLOBAL="/dev/null",
+        GIT_AUTHOR_NAME="a", GIT_AUTHOR_EMAIL="a@b.c", GIT_COMMITTER_NAME="a", GIT_COMMITTER_EMAIL="a@b.c",
+        DVC_NO_ANALYTICS="1", DVC_SITE_CACHE_DIR="", **env,
+    )  # fmt: skip
+
+
+def test_a_temporary_experiment_tracks_into_the_users_project(empty_database: Path, tmp_path: Path) -> None:
+    """dvc exp run --temp: run, artifact and journal, in a path with a space."""
+    where = project(tmp_path / "a project", stage_py=STAGE, dvc_yaml=DVC_YAML, params_yaml="rate: 1\n")
+    shutil.copy(empty_database, where / "mlflow.db")
+    call(where, "dvc", "exp", "run", "--temp", "-S", "rate=2")
+    client = MlflowClient(f"sqlite:///{where}/mlflow.db")
+    [run] = client.search_runs(
+        [client.get_experiment_by_name(server.EXPERIMENT).experiment_id], "tags.`vgg.stage` = 'register'"
+    )
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics == {"eval/top1_error": 0.25}
+    assert Path(run.info.artifact_uri).is_relative_to(where / "mlruns")
+    assert (Path(run.info.artifact_uri) / "eval/out.txt").read_text() == "a result"
+    assert not list((where / ".tracking").iterdir())
+
+
+def test_the_project_is_found_from_every_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI", "VGG_JOURNAL"):
+        monkeypatch.delenv(name, raising=False)
+    copy = tmp_path / ".dvc/tmp/exps/standalone/tmp1"
+    nested = copy / "part/.dvc/tmp/exps/tmp2"
+    nested.mkdir(parents=True)
+    for where in (copy, copy / "part", nested):  # a program started by hand, without DVC_ROOT
+        monkeypatch.chdir(where)
+        assert variables.TRACKING_URI.get() == f"sqlite:///{tmp_path}/mlflow.db"
+        assert variables.JOURNAL.get() == tmp_path / ".tracking"
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "elsewhere"))  # .dvc/tmp may be a link to another disk
+    assert variables.artifacts() == tmp_path / "elsewhere/mlruns"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert variables.TRACKING_URI.get() == "sqlite:///mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert variables.artifacts() is None
