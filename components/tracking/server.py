@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import logging
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from components.tracking.journal import Journal
@@ -39,7 +43,20 @@ def connect() -> MlflowClient:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of errors that we report
     mlflow.set_tracking_uri(tracking_uri())
     mlflow.set_registry_uri(tracking_uri())
-    return mlflow.MlflowClient()
+    with _one_process(tracking_uri()):
+        return mlflow.MlflowClient()
+
+
+@contextmanager
+def _one_process(uri: str) -> Iterator[None]:
+    """Only one process at a time creates the tables of a database file: two at once leave it unusable for ever."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    with open(uri.removeprefix("sqlite:///") + ".lock", "ab") as file:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def deliver(client: MlflowClient, journal: Journal) -> None:

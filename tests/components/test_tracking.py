@@ -173,6 +173,23 @@ def test_two_identical_trainings_at_once(shards: ShardSet, params_file: Path, tm
     assert [path.name for path in (tmp_path / ".tracking").iterdir()] == ["place"]
 
 
+@pytest.mark.faults
+def test_processes_that_create_the_database_together(tmp_path: Path) -> None:
+    """Two experiments of a queue that start in a project without one."""
+    script = """import sys; from components.tracking.tracker import Tracker
+with Tracker("train", "key" + sys.argv[1], "lineage") as tracker: tracker.point(1, {"train/loss": 2.0})"""
+    started = [
+        subprocess.Popen([sys.executable, "-c", script, name], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE)
+        for name in "ab"
+    ]
+    for process in started:
+        _, log = process.communicate(timeout=120)
+        assert b"pending" not in log, log.decode()
+        assert process.returncode == 0
+    found = mlflow_server.connect()
+    assert len(found.search_runs([found.get_experiment_by_name(mlflow_server.EXPERIMENT).experiment_id])) == 3
+
+
 def test_a_file_system_without_locks_does_not_stop_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unsupported(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
