@@ -1,0 +1,1 @@
+"""The paper's evaluation, exact counts, the gate."""
