@@ -61,6 +61,13 @@ def add_executor_input(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_dvc_metrics(parser: argparse.ArgumentParser) -> None:
+    """Add --dvc-metrics, the counterpart of --executor-input: dvc.yaml sets it, the Kubeflow pipeline does not."""
+    parser.add_argument(
+        "--dvc-metrics", metavar="FILE", help="out: the few numbers that DVC shows and compares, JSON; set by dvc.yaml"
+    )
+
+
 def _output_file(executor_input: str) -> str:
     """Path of the ExecutorOutput file.  Raises argparse.ArgumentTypeError."""
     try:

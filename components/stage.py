@@ -102,6 +102,11 @@ class Stage(Generic[P]):
         profile = {"num_images": len(shards.split(split)), "num_classes": len(shards.wnids)}
         tracker.dataset(shards.manifest["dataset"], self.args.shards, shards.digest, context, profile)
 
+    def write_dvc_metrics(self, metrics: dict[str, Any], *names: str) -> None:
+        """Write those that one compares, for DVC's tables: all of them, with hashes and modes, would be too wide."""
+        if path := self.args.dvc_metrics:
+            manifest.write_json(Path(path), {name: metrics[name] for name in names})
+
     def finish(
         self,
         metrics: dict[str, Any],

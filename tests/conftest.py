@@ -272,6 +272,8 @@ def make_repository(where: Path) -> Path:
         shutil.copytree(ROOT / name, where / name, ignore=shutil.ignore_patterns("__pycache__"))
     (where / "data/initial").mkdir(parents=True)
     (where / "images").rename(where / "data/images")
-    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore"):
+        (where / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, where / name)
+    shutil.copytree(ROOT / ".dvc/plots", where / ".dvc/plots")
     return where

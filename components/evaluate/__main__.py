@@ -26,10 +26,11 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--checkpoint", required=True, metavar="DIR", help="in: the train stage's output")
     flags.add_argument("--predictions", required=True, metavar="DIR", help="out: predictions.npy, confusion, mistakes")
     flags.add_argument(
-        "--confusion", required=True, metavar="FILE", help="out: true and predicted class of every image, CSV"
+        "--confusion", required=True, metavar="FILE", help="out: images by true and predicted class, CSV"
     )
     flags.add_argument("--report", required=True, metavar="FILE", help="out: the evaluation on one page, HTML")
     flags.add_argument("--metrics", required=True, metavar="FILE", help="out: errors of every mode, JSON; written last")
+    program.add_dvc_metrics(flags)
     program.add_executor_input(flags)
     return flags
 
@@ -98,10 +99,11 @@ def evaluate_and_write(stage: Stage[EvaluateParams], shards: ShardSet, trained: 
         tracker.note(f"```\n{table(metrics)}\n```")
         for name in report.REPORT_FILES:
             tracker.artifact(output.directory / name, "eval")
-        table_of_images, html = confusion.table(shards, evaluation), page.page(metrics, output.directory, shards)
-        manifest.write_atomically(Path(args.confusion), lambda file: file.write(table_of_images))
+        table_of_classes, html = confusion.table(shards, evaluation), page.page(metrics, output.directory, shards)
+        manifest.write_atomically(Path(args.confusion), lambda file: file.write(table_of_classes))
         manifest.write_atomically(Path(args.report), lambda file: file.write(html))
         tracker.artifact(Path(args.report), "eval")
+        stage.write_dvc_metrics(metrics, "top1_error", "top5_error")
         stage.finish(
             metrics,
             {"predictions": storage.address(location, predictions)},

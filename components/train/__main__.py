@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.add_argument("--curves", required=True, metavar="FILE", help="out: loss and error of every epoch, CSV")
     flags.add_argument("--metrics", required=True, metavar="FILE", help="out: the last epoch, JSON; written last")
+    program.add_dvc_metrics(flags)
     program.add_executor_input(flags)
     flags.add_argument(
         "--finished", action="store_true", help="train nothing: verify the finished checkpoint and write the outputs"
@@ -248,6 +249,7 @@ def write_outputs(stage: Stage[TrainParams], location: str, trained: Trained) ->
         "samples": state["samples"],
         "weights_sha256": trained.weights_sha256,
     }
+    stage.write_dvc_metrics(metrics, "train_loss", "val_loss", "val_top1_error")
     stage.finish(metrics, {"checkpoint": storage.address(location, trained.digest)}, {"curves": (args.curves, {})})
     program.log.info("%s: step %d, weights %s", location, state["step"], trained.weights_sha256)
 
