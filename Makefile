@@ -5,11 +5,18 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode every program starts seconds later
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run install test test-images faults lint security ui compile images push locks clean
+.PHONY: run repository install test test-images faults lint security ui compile images push locks clean
 
-run: install           ## the whole pipeline on params.yaml; re-runs only what changed
+run: repository install  ## the whole pipeline on params.yaml; re-runs only what changed
 	@dvc repro
 	@python -m components.summary
+
+repository:            ## DVC needs git, or must be told that there is none; it says only that this is no repository
+	@LC_ALL=C git rev-parse 2>&1 | grep -q 'not a git repository' && ! grep -qs 'no_scm = true' .dvc/config .dvc/config.local && { \
+		echo "$(CURDIR) is in no git repository (an exported archive?), and DVC works in one. To make it one:"; \
+		echo "    git init && git add -A && git commit -m begin"; \
+		echo "Without git (no dvc exp, and runs record no commit):"; \
+		echo "    make install && .venv/bin/dvc config --local core.no_scm true"; exit 1; } || true
 
 install: $(BIN)/.installed
 
@@ -60,4 +67,4 @@ locks: install         ## update requirements.lock and the lock file of each ima
 		--no-emit-index-url --python-version 3.11 -c ../requirements.lock $$target.in -o $$target.lock; done
 
 clean:                 ## remove everything that a run creates; keeps .venv
-	rm -rf data/shards data/predictions models build .tracking mlflow.db mlruns metrics/register.json .dvc/cache .dvc/tmp
+	rm -rf data/shards data/predictions models build .tracking mlflow.db mlruns dvc_plots metrics/register.json .dvc/cache .dvc/tmp

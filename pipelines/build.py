@@ -19,6 +19,7 @@ from pathlib import Path
 from components.closure import ROOT
 from components.images import TARGETS, listing, reference
 from components.program import Parser, run
+from components.tracking import provenance
 from pipelines.preflight.registry import Registries
 from runtime.errors import Refused, Unreachable, WrongParameters
 
@@ -104,12 +105,9 @@ def build(engine: str, target: str, base: str, ca: str | None, names: list[str])
 
 
 def commit() -> str:
-    """Of the work tree, with the suffix '-dirty' if it has changes."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
-        cwd=ROOT, capture_output=True, timeout=60, encoding="utf-8", errors="backslashreplace",
-    )  # fmt: skip
-    return done.stdout.strip()
+    """Of the work tree, with the suffix '-dirty' if it has changes; '' if git does not say (a warning says why)."""
+    found = provenance.git()
+    return f"{found['commit'] or ''}{'-dirty' if found['dirty'] else ''}"
 
 
 def contents(engine: str, name: str) -> str:

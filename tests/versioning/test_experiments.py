@@ -1,12 +1,11 @@
 """Where DVC's experiments leave their results: in the user's project, not in the copies that DVC deletes."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import environment
+from conftest import ROOT
+from dvcproject import call
 from mlflow import MlflowClient
 
 from components.tracking import server
@@ -25,37 +24,18 @@ DVC_YAML = "stages: {register: {cmd: python stage.py, params: [rate], outs: [out
 
 def project(where: Path, **files: str) -> Path:
     """A DVC project with these files, committed."""
-    where.mkdir(parents=True, exist_ok=True)
+    where.mkdir(parents=True)
     for name, text in files.items():
-        (where / name.replace("_", ".", 1)).write_text(text)
-    for command in ("git init -q", "dvc init -q", "git add -A", "git commit -qm begin"):
-        call(where, *command.split())
+        (where / name.replace("_", ".")).write_text(text)
+    call(where, "git init -q && dvc init -q && git add -A && git commit -qm begin")
     return where
-
-
-def call(where: Path, *command: str, timeout: float = 240, **env: str) -> str:
-    """What a command prints; it must succeed."""
-    done = subprocess.run(
-        command, cwd=where, env=user(**env), capture_output=True, text=True, timeout=timeout
-    )  # fmt: skip
-    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-    return done.stdout + done.stderr
-
-
-def user(**env: str) -> dict[str, str]:
-    """The environment of a user with git and dvc, without configuration of their own."""
-    return environment(
-        PATH=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin", GIT_CONFIG_GLOBAL="/dev/null",
-        GIT_AUTHOR_NAME="a", GIT_AUTHOR_EMAIL="a@b.c", GIT_COMMITTER_NAME="a", GIT_COMMITTER_EMAIL="a@b.c",
-        DVC_NO_ANALYTICS="1", DVC_SITE_CACHE_DIR="", **env,
-    )  # fmt: skip
 
 
 def test_a_temporary_experiment_tracks_into_the_users_project(empty_database: Path, tmp_path: Path) -> None:
     """dvc exp run --temp: run, artifact and journal, in a path with a space."""
     where = project(tmp_path / "a project", stage_py=STAGE, dvc_yaml=DVC_YAML, params_yaml="rate: 1\n")
     shutil.copy(empty_database, where / "mlflow.db")
-    call(where, "dvc", "exp", "run", "--temp", "-S", "rate=2")
+    call(where, "dvc exp run --temp -S rate=2", PYTHONPATH=str(ROOT))
     client = MlflowClient(f"sqlite:///{where}/mlflow.db")
     [run] = client.search_runs(
         [client.get_experiment_by_name(server.EXPERIMENT).experiment_id], "tags.`vgg.stage` = 'register'"
