@@ -9,6 +9,7 @@ import logging
 import os
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from components.closure import ROOT, fingerprints
