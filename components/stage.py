@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar
 from components import findings, program
 from components.closure import fingerprints
 from components.tracking import provenance
+from components.tracking.address import tracking_uri
 from components.tracking.tracker import Tracker, journal_key, output_key
 from runtime import manifest
 from runtime.errors import WrongParameters
@@ -36,9 +37,10 @@ class Stage(Generic[P]):
     """One run of a stage's program.  params: its section.  inputs: digests of the inputs opened so far, by name."""
 
     def __init__(self, name: str, args: argparse.Namespace, model: type[P]) -> None:
-        """Raises WrongParameters with every mistake in the parameters."""
+        """Raises WrongParameters with every mistake in the parameters, or for a wrong MLFLOW_TRACKING_URI."""
         self.name, self.args = name, args
         self.params = load(args.params, name, model)
+        tracking_uri()  # checked before any work
         self.inputs: dict[str, str] = {}
         self._expect_writable()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from components.given import ADDRESSES, STORE_SECRET, TRACKING_SECRET
+from components.tracking.address import tracking_uri
 from pipelines.definition.harden import USER
 from pipelines.kfp.failure import RunFailed
 from runtime import environment
@@ -25,8 +26,8 @@ IMAGE = re.compile(r"\{\{\$\.inputs\.parameters\['pipelinechannel--(\w+)'\]\}\}"
 def run(arguments: dict[str, Any], outputs: Path = OUTPUTS) -> None:
     """Run the compiled graph, one container per step.
 
-    outputs: folder of Kubeflow's artifacts.  Raises WrongParameters without VGG_STORE, Unreachable without a container
-    engine, Refused without the images, RunFailed if the run fails.
+    outputs: folder of Kubeflow's artifacts.  Raises WrongParameters without VGG_STORE or for a wrong address of MLflow,
+    Unreachable without a container engine, Refused without the images, RunFailed if the run fails.
     """
     import docker
     from docker.errors import DockerException
@@ -40,6 +41,7 @@ def run(arguments: dict[str, Any], outputs: Path = OUTPUTS) -> None:
         raise WrongParameters(
             f"--local: set {', '.join(sorted(missing))}; steps in containers take their addresses from it"
         )
+    tracking_uri()  # checked before any container
     try:
         docker.from_env().ping()
     except DockerException as error:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from components import program
 from components.register import registry
+from components.register.champion import Champion
 from components.tracking import provenance
 from components.tracking.tracker import Tracker, journal_key
 from runtime import manifest
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def rejection_reasons(
-    params: RegisterParams, evaluation: dict[str, Any], shards: ShardSet, champion: registry.Champion | None
+    params: RegisterParams, evaluation: dict[str, Any], shards: ShardSet, champion: Champion | None
 ) -> list[str]:
     """Why a model must not be registered; empty if it passes the gate or is the champion itself."""
     if champion and champion.weights_sha256 == evaluation["weights_sha256"]:

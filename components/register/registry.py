@@ -11,86 +11,53 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from components.closure import ROOT
+from components.register import champion
+from components.register.champion import Champion
 from components.register.package import Package, requirements
-from components.tracking import server
+from components.tracking import artifacts, server
+from components.tracking.address import shown
+from components.tracking.problems import problem, translated
 from components.tracking.tracker import Tracker
 from runtime import environment
 from runtime.errors import Refused, Unreachable
 
-if TYPE_CHECKING:
-    from mlflow.exceptions import MlflowException
-
 log = logging.getLogger("vgg.register")
 
 DESCRIPTION = "VGG (arXiv 1409.1556): JPEG bytes to classes"
-CHAMPION, PREVIOUS = "champion", "previous"
+PREVIOUS = "previous"  # alias of the champion before the last one
 PROBABILITY_TOLERANCE = 0.02  # bf16 and batch sizes differ between evaluation and serving
-
-
-@dataclass(frozen=True)
-class Champion:
-    version: str
-    weights_sha256: str
-    evaluation: dict[str, Any]
 
 
 @contextmanager
 def open_registry(name: str) -> Iterator[Registry]:
     """Open a registered model, with exclusive use of MLflow in this process.
 
-    Raises Unreachable if the server cannot be reached, Refused if it refuses the credentials or denies a permission.
+    Raises Unreachable if the server does not answer, Refused if it refuses: the login, a permission, or for good.
     """
-    with server.MLFLOW_LOCK, _translate_errors(name):
+    with server.MLFLOW_LOCK, translated(), _permissions_explained(name):
         yield Registry(name)
 
 
 @contextmanager
-def _translate_errors(name: str) -> Iterator[None]:
-    import requests
+def _permissions_explained(name: str) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import OperationalError
 
     try:
         yield
-    except (requests.exceptions.ConnectionError, OperationalError) as error:
-        raise Unreachable(
-            f"MLflow at {server.tracking_uri()}: {error}. Start it, or set MLFLOW_TRACKING_URI."
-        ) from error
     except MlflowException as error:
-        if error.error_code == "UNAUTHENTICATED":
-            raise Refused(
-                f"MLflow at {server.tracking_uri()} refuses the credentials: check MLFLOW_TRACKING_USERNAME and "
-                "MLFLOW_TRACKING_PASSWORD (on a cluster, the secret vgg-tracking)."
-            ) from error
-        if error.error_code == "PERMISSION_DENIED":
-            raise Refused(
-                f"MLflow at {server.tracking_uri()} denies user {environment.TRACKING_USERNAME.get() or '?'} "
-                f"a permission on registered model {name!r}: {error}. An administrator can grant MANAGE on it, or "
-                "delete it if it is empty: the user who creates a model gets MANAGE."
-            ) from error
-        if _is_network_error(error):
-            raise Unreachable(
-                f"MLflow at {server.tracking_uri()}: {error}. Start it, or set MLFLOW_TRACKING_URI."
-            ) from error
-        raise
-
-
-def _is_network_error(error: MlflowException) -> bool:
-    """Whether the server was not reached, or a proxy answered instead (without JSON, so no RestException)."""
-    import requests
-    from mlflow.exceptions import RestException
-
-    if isinstance(error.__cause__ or error.__context__, requests.exceptions.RequestException):
-        return True
-    by_http = server.tracking_uri().startswith("http")
-    return by_http and not isinstance(error, RestException) and error.get_http_status_code() >= 500  # type: ignore[no-untyped-call]
+        if error.error_code != "PERMISSION_DENIED":
+            raise
+        raise Refused(
+            f"MLflow at {shown(server.tracking_uri())} denies user {environment.TRACKING_USERNAME.get() or '?'} "
+            f"a permission on registered model {name!r}: {error}. An administrator can grant MANAGE on it, or "
+            "delete it if it is empty: the user who creates a model gets MANAGE."
+        ) from error
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
@@ -111,18 +78,18 @@ class Registry:
         self.client = server.connect()
 
     def champion(self) -> Champion | None:
-        """The version with the alias champion; None if no version has it yet."""
+        """The version with the alias champion; None if no version has it.  Raises Refused as champion.read does."""
         from mlflow.exceptions import MlflowException
 
         if not self._exists():
             return None
         try:
-            found = self.client.get_model_version_by_alias(self.name, CHAMPION)
+            found = self.client.get_model_version_by_alias(self.name, champion.ALIAS)
         except MlflowException as error:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise
-        return Champion(found.version, found.tags["weights_sha256"], json.loads(found.tags["evaluation"]))
+        return champion.read(self.name, found)
 
     def _exists(self) -> bool:
         """Whether the registered model exists.
@@ -149,11 +116,16 @@ class Registry:
         return False
 
     def register(self, package: Package, provenance: dict[str, Any], tracker: Tracker) -> tuple[str, bool]:
-        """Returns (version, whether it is new)."""
+        """Returns (version, whether it is new).  A version whose files are gone is not found again."""
         for found in self.client.search_model_versions(f"name = '{self.name}'"):
-            if found.tags.get("weights_sha256") == package.trained.weights_sha256:
-                return found.version, False
-        return self._create(package, provenance, tracker.run_id(self.client)), True
+            if found.tags.get("weights_sha256") != package.trained.weights_sha256:
+                continue
+            if _has_files(self.name, found.version):
+                return str(found.version), False
+            log.warning("%s version %s: has the same weights, but its files are gone", self.name, found.version)
+        run_id = tracker.run_id(self.client)
+        artifacts.check_destination(self.client, run_id)
+        return self._create(package, provenance, run_id), True
 
     def _create(self, package: Package, provenance: dict[str, Any], run_id: str) -> str:
         import mlflow
@@ -188,10 +160,22 @@ class Registry:
         self.client.update_model_version(self.name, created.version, package.card(provenance))
         return str(created.version)
 
-    def promote(self, version: str, champion: Champion | None) -> None:
-        if champion and champion.version != version:
-            self.client.set_registered_model_alias(self.name, PREVIOUS, champion.version)
-        self.client.set_registered_model_alias(self.name, CHAMPION, version)
+    def promote(self, version: str, before: Champion | None) -> None:
+        if before and before.version != version:
+            self.client.set_registered_model_alias(self.name, PREVIOUS, before.version)
+        self.client.set_registered_model_alias(self.name, champion.ALIAS, version)
+
+
+def _has_files(name: str, version: str | int) -> bool:
+    """Whether the files of a version are still there; MLflow lists nothing, or fails, if they are not."""
+    import mlflow
+
+    try:
+        return any(file.path == "MLmodel" for file in mlflow.artifacts.list_artifacts(f"models:/{name}/{version}"))
+    except Exception as error:  # of any store's library
+        if isinstance(found := problem(error), Unreachable):
+            raise found from error
+        return False
 
 
 def _signature() -> Any:

@@ -35,6 +35,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     from components.tracking import server
+    from components.tracking.address import shown
+    from components.tracking.problems import problem
     from runtime import manifest
     from runtime.errors import WrongParameters
     from runtime.redaction import redacted
@@ -43,12 +45,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         status = dict(json.loads(args.status))
     except (ValueError, TypeError):
         raise WrongParameters(f"--status: {args.status!r} is not a JSON object") from None
+    runs, address = [], ""
     try:
         runs = close(server.connect(), STATES.get(status.get("state", ""), "FAILED"))
+        address = shown(server.tracking_uri())
     except Exception as error:  # write the page all the same: a report must not fail a successful run
-        program.log.warning("MLflow at %s: %s", server.tracking_uri(), error)
-        runs = []
-    text = redacted(page(status, runs, server.tracking_uri()))
+        program.log.warning("the page has no figures: %s", problem(error) or error)
+    text = redacted(page(status, runs, address))
     manifest.write_atomically(Path(args.summary), lambda file: file.write(text.encode()))
     program.write_executor_output(args.executor_output, {}, {"summary": (args.summary, {})})
     program.log.info("%s", text)
@@ -78,7 +81,7 @@ def close(client: Any, state: str) -> list[Run]:
     return [client.get_run(run.info.run_id) for run in (parent, *children)]
 
 
-def page(status: dict[str, Any], runs: list[Run], tracking_uri: str) -> str:
+def page(status: dict[str, Any], runs: list[Run], address: str) -> str:
     """Markdown: state of the run, figures of every stage, where to look, what to do next."""
     name, state = environment.PIPELINE_RUN.get(), status.get("state", "unknown")
     lines = [f"# Run {name} {state.lower()}", ""]
@@ -97,7 +100,7 @@ def page(status: dict[str, Any], runs: list[Run], tracking_uri: str) -> str:
             lines += [f"Gate: {gate}", ""]
         if model := tags.get("vgg.model"):
             lines += [f"Model: {model}", ""]
-        lines += [f"MLflow: {tracking_uri}/#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}", ""]
+        lines += [f"MLflow: {address}/#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}", ""]
     if state != "SUCCEEDED":
         resume = f"`python -m pipelines.submit resume {name}`"
         what = "run the same command again" if name.startswith("local-") else resume

@@ -1,4 +1,7 @@
-"""python -m components.tracking replay: deliver all pending journals."""
+"""Deliver what waits for MLflow: python -m components.tracking replay.
+
+Exit code: 0 if nothing waits any more, 69 if the server does not answer, 78 if it refuses; the message says why.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,26 @@ from pathlib import Path
 
 from components import program
 from components.tracking.journal import Journal
-from components.tracking.server import connect, deliver, tracking_uri
+from components.tracking.server import connect, deliver
 from runtime import environment
-from runtime.errors import Preempted, Unreachable, WrongParameters
+from runtime.errors import Preempted, Problem, Unreachable
+from runtime.wording import counted
 
 log = program.log
 
 
 def replay(root: Path) -> int:
-    """Deliver all journals below a folder; returns the number of events that are still pending."""
-    try:
-        client, total = connect(), 0
-    except ImportError as error:  # the driver of a database
-        raise WrongParameters(f"MLFLOW_TRACKING_URI: {tracking_uri()}: {error}. Install it, or use a server.") from None
-    except Exception as error:  # of MLflow, or of the database
-        raise Unreachable(f"MLflow at {tracking_uri()}: {error}. Start it, or set MLFLOW_TRACKING_URI.") from error
-    for directory in sorted(path.parent for path in root.glob("*/events.jsonl")):
+    """Deliver all journals below a folder; returns the number of events that are still pending.
+
+    Raises Problem as connect does, and the first one, if one or more journals cannot be delivered.
+    """
+    directories = sorted(path.parent for path in root.glob("*/events.jsonl"))
+    if not directories:
+        log.info("%s: nothing waits", root)
+        return 0
+    client, total = connect(), 0
+    errors: list[Exception] = []
+    for directory in directories:
         try:
             journal = Journal(directory)
         except Preempted:
@@ -30,23 +37,32 @@ def replay(root: Path) -> int:
             continue
         try:
             deliver(client, journal)
-        except Exception as error:
+        except Exception as error:  # the other journals may be deliverable
+            errors.append(error)
             log.warning("%s: %s", directory, error)
         pending = journal.pending()
-        log.info("%s: %d events pending", directory, pending)
+        log.info("%s: %s pending", directory, counted(pending, "event"))
         if not pending and journal.has_ended():
             journal.remove()
         journal.close()
         total += pending
+    if errors:
+        worst = max(errors, key=lambda error: getattr(error, "exit_code", 0))  # a refusal needs a person, others time
+        raise (
+            type(worst)(f"{counted(total, 'event')} pending in {root}: {worst}")
+            if isinstance(worst, Problem)
+            else worst
+        )
     return total
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     flags = program.Parser("components.tracking", __doc__)
-    flags.add_argument("action", choices=["replay"], help="deliver the events that MLflow does not have yet")
+    flags.add_argument("command", choices=["replay"], help="deliver all journals")
     flags.parse_args(argv)
-    if pending := replay(environment.JOURNAL.get()):
-        raise Unreachable(f"MLflow at {tracking_uri()}: {pending} events are still pending. Run this again later.")
+    root = environment.JOURNAL.get()
+    if pending := replay(root):
+        raise Unreachable(f"{counted(pending, 'event')} pending in {root}. Run again.")
 
 
 if __name__ == "__main__":

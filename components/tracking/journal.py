@@ -1,7 +1,7 @@
 """The journal of a stage's tracking: its events, until MLflow has them.
 
     <journal>/events.jsonl      one event a line, numbered, each with its sha256
-    <journal>/delivered.json    the number of the last event that MLflow has, and the runs there
+    <journal>/delivered.json    the numbers of the last event and the last artifact that MLflow has, and the runs there
     <journal>/files/            copies of output files
     <journal>.damaged           what could not be read, for example after a power loss
 
@@ -51,14 +51,15 @@ class Journal:
         self._lock, self._state_lock = threading.Lock(), threading.Lock()
         existed = os.path.exists(self.path)
         self._file, self._size = self._locked(), 0
-        self._delivered, self._runs, self._saved, self._is_saved = 0, dict[str, str](), 0.0, True
+        self._delivered = {"events": 0, "artifacts": 0}
+        self._runs, self._saved, self._is_saved = dict[str, str](), 0.0, True
         self._read_state()
         found = self._read_events()
         if existed and not self._size:  # a journal begins with an event
             log.warning("tracking: %s was empty: what MLflow did not have is lost", self.path)
         self.earlier = [event for event, _ in found]
-        self._last_number = max([self._delivered, *(number for _, number in found)])
-        self._events = deque((event, number) for event, number in found if number > self._delivered)
+        self._last_number = max([*self._delivered.values(), *(number for _, number in found)])
+        self._events = deque((event, number) for event, number in found if self._waits(event, number))
         self._last = self.earlier[-1] if found else {}
         self._opening = next((event for event in self.earlier if event["kind"] == "open"), None)
 
@@ -103,7 +104,8 @@ class Journal:
         raw = self._read(self._state_path)
         state = manifest.unsealed(raw)
         if state is not None:
-            self._delivered, self._runs = int(state["delivered"]), dict(state["runs"])
+            self._delivered = {what: int(state["delivered"][what]) for what in self._delivered}
+            self._runs = dict(state["runs"])
         elif raw or self._state_path.exists():
             self._set_aside(self._state_path, raw, "is damaged; all events of the journal are sent again")
             self._state_path.unlink(missing_ok=True)
@@ -210,32 +212,43 @@ class Journal:
                 self._file.close()
             self._file = None
 
-    def events(self, position: int = 0) -> Iterator[tuple[Event, int]]:
-        """The events after a position that are not delivered yet, each with its position."""
+    def events(self, what: str = "events") -> Iterator[tuple[Event, int]]:
+        """What is not delivered yet, each with its position.
+
+        what: events, or artifacts: they have a position of their own, so that they hold back nothing else.
+        """
         with self._lock:
             waiting = list(self._events)
-        return ((event, number) for event, number in waiting if number > position)
+        return ((event, number) for event, number in waiting if _kind(event) == what and self._waits(event, number))
 
-    def delivered(self) -> int:
-        """The position of the last delivered event."""
-        return self._delivered
+    def _waits(self, event: Event, number: int) -> bool:
+        return number > self._delivered[_kind(event)]
 
-    def mark_delivered(self, position: int) -> None:
+    def mark_delivered(self, position: int, what: str = "events") -> None:
         with self._lock:
-            self._delivered, self._is_saved = position, False
-            while self._events and self._events[0][1] <= position:
+            self._delivered[what], self._is_saved = position, False
+            while self._events and not self._waits(*self._events[0]):
                 self._events.popleft()
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self._save_state()
 
+    def rewind(self) -> None:
+        """Make all events pending again."""
+        with self._lock:
+            found = {number: event for event, number in (*self._read_events(), *self._events)}
+            self._events = deque((found[number], number) for number in sorted(found))
+            self._delivered, self._is_saved = dict.fromkeys(self._delivered, 0), False
+        self.known.clear()
+        self._save_state()
+
     def pending(self) -> int:
         """Number of events that are not delivered yet."""
-        return len(self._events)
+        with self._lock:
+            return sum(self._waits(event, number) for event, number in self._events)
 
     def unwritten(self) -> int:
         """Number of events that are neither delivered nor in the file."""
-        lines = self._unwritten.count(b"\n")
-        return min(lines, self.pending())
+        return min(self._unwritten.count(b"\n"), self.pending())
 
     def opening(self) -> Event | None:
         """The event that describes the run; None if it is lost."""
@@ -283,6 +296,10 @@ class Journal:
             self._is_saved = True  # a later save would create the folder again
             shutil.rmtree(self.directory, ignore_errors=True)  # another process may be creating it again
         self.close()
+
+
+def _kind(event: Event) -> str:
+    return "artifacts" if event["kind"] == "artifact" else "events"
 
 
 def _write(file: FileIO, data: bytes) -> None:

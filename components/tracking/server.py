@@ -1,71 +1,82 @@
-"""The MLflow server: connecting to it, and delivering the events of a journal.  Delivery is idempotent."""
+"""Delivering the events of a journal to MLflow.  Delivery is idempotent."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import logging
-import os
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from components.tracking import artifacts
+from components.tracking.access import EXPERIMENT, MLFLOW_LOCK, connect
+from components.tracking.address import tracking_uri
 from components.tracking.journal import Journal
+from components.tracking.problems import translated
 from components.tracking.runs import close, close_parent, close_replaced, find_child, reopen, send_points
 from runtime import environment
+from runtime.errors import Problem
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+__all__ = ["EXPERIMENT", "MLFLOW_LOCK", "connect", "deliver", "tracking_uri"]
+
 log = logging.getLogger("vgg.tracking")
 
-EXPERIMENT = "vgg-imagenet"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI's default is language models
-MLFLOW_LOCK = threading.Lock()  # held while MLflow is imported or called: its lazy imports are not thread-safe
-
-
-def tracking_uri() -> str:
-    return environment.TRACKING_URI.get()
-
-
-def connect() -> MlflowClient:
-    """A client that gives up soon, because events that fail stay in the journal."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # MLFLOW_RUN_ID is read by our code, once; the library would delete it, or start another run with it
-    import mlflow
-
-    for noisy in ("alembic", "mlflow"):  # the import sets their levels
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of errors that we report
-    mlflow.set_tracking_uri(tracking_uri())
-    mlflow.set_registry_uri(tracking_uri())
-    with _one_process(tracking_uri()):
-        return mlflow.MlflowClient()
-
-
-@contextmanager
-def _one_process(uri: str) -> Iterator[None]:
-    """Only one process at a time creates the tables of a database file: two at once leave it unusable for ever."""
-    if not uri.startswith("sqlite:///"):
-        yield
-        return
-    with open(uri.removeprefix("sqlite:///") + ".lock", "ab") as file:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")  # MLflow's codes for deleted runs
 
 
 def deliver(client: MlflowClient, journal: Journal) -> None:
-    """Send all pending events in order.  An event may be sent again without harm."""
+    """Send all pending events in order, artifacts last.  An event may be sent again without harm.
+
+    Artifacts that cannot be stored hold back nothing else.  If a run of the journal was deleted, all its events are
+    sent again, to a new one.  Raises Problem with the first event that cannot be sent.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with translated():
+        try:
+            _deliver_events(client, journal)
+        except MlflowException as error:
+            if error.error_code not in GONE or not (lost := _deleted(client, journal.runs())):
+                raise
+            log.warning("MLflow: %s was deleted; its events are sent again, to a new run", " and ".join(lost))
+            journal.rewind()
+            _deliver_events(client, journal)
+        _deliver_artifacts(client, journal)
+
+
+def _deliver_events(client: MlflowClient, journal: Journal) -> None:
     if not journal.runs() and (opening := journal.opening()):  # perhaps already delivered: see Journal._read_state
-        journal.save_runs(_open(client, opening))
-    for event, offset in journal.events(journal.delivered()):
+        journal.save_runs(_open(client, opening, {}))
+    for event, position in journal.events():
         _send(client, journal, event)
-        journal.mark_delivered(offset)
+        journal.mark_delivered(position)
+
+
+def _deliver_artifacts(client: MlflowClient, journal: Journal) -> None:
+    for event, position in journal.events("artifacts"):
+        if (path := journal.directory / event["path"]).is_file():
+            artifacts.store(client, journal.runs()["child"], str(path), event["folder"])
+        else:
+            log.warning("tracking: %s is gone, so MLflow does not get it", path)
+        journal.mark_delivered(position, "artifacts")
+
+
+def _deleted(client: MlflowClient, runs: dict[str, str]) -> list[str]:
+    """The runs that were deleted, in words; a parent and its child may be the same run."""
+    return [f"run {run} ({name})" for name, run in runs.items() if not _is_active(client, run)]
+
+
+def _is_active(client: MlflowClient, run: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(client.get_run(run).info.lifecycle_stage == "active")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
 
 
 def _send(client: MlflowClient, journal: Journal, event: dict[str, Any]) -> None:
@@ -73,7 +84,11 @@ def _send(client: MlflowClient, journal: Journal, event: dict[str, Any]) -> None
     from mlflow.exceptions import MlflowException
 
     if event["kind"] == "open":
-        journal.save_runs(_open(client, event))
+        journal.save_runs(_open(client, event, journal.runs()))
+        try:
+            artifacts.check_destination(client, journal.runs()["child"])
+        except Problem as problem:
+            log.warning("%s Metrics, parameters and states are tracked all the same.", problem)
         return
     runs = journal.runs()
     targets = {"child": ["child"], "parent": ["parent"], "both": ["child", "parent"]}[event.get("to", "child")]
@@ -86,7 +101,7 @@ def _send(client: MlflowClient, journal: Journal, event: dict[str, Any]) -> None
                 try:
                     client.log_batch(runs[target], params=[Param(k, v) for k, v in event["values"].items()][:100])
                 except MlflowException as error:  # MLflow parameters are immutable; the first value stays
-                    if error.error_code != "INVALID_PARAMETER_VALUE":
+                    if error.error_code != "INVALID_PARAMETER_VALUE" or not _is_active(client, runs[target]):
                         raise
         case "tags":
             for target in targets:
@@ -96,11 +111,6 @@ def _send(client: MlflowClient, journal: Journal, event: dict[str, Any]) -> None
             tags = [InputTag("mlflow.data.context", event["context"])]
             client.log_inputs(runs["child"], [DatasetInput(dataset, tags)])
             client.log_inputs(runs["parent"], [DatasetInput(dataset, tags)])
-        case "artifact":
-            if (path := journal.directory / event["path"]).exists():
-                client.log_artifact(runs["child"], str(path), event["folder"])
-            else:
-                log.warning("tracking: %s is gone, so MLflow does not get it", path)
         case "replace":
             if (experiment := client.get_experiment_by_name(EXPERIMENT)) and (opening := journal.opening()):
                 close_replaced(client, experiment.experiment_id, runs, opening, event["time"])
@@ -108,14 +118,14 @@ def _send(client: MlflowClient, journal: Journal, event: dict[str, Any]) -> None
             _set_status(client, runs, (journal.opening() or {}).get("lineage", ""), event)
 
 
-def _open(client: MlflowClient, event: dict[str, Any]) -> dict[str, str]:
-    """Find or create the parent and the child run."""
+def _open(client: MlflowClient, event: dict[str, Any], earlier: dict[str, str]) -> dict[str, str]:
+    """Find or create the parent and the child run.  earlier: those of this journal so far; they may be deleted."""
     stage, lineage = event["stage"], event["lineage"]
-    if event["adopt"]:
-        adopted = str(event["adopt"])
-        return {"child": adopted, "parent": client.get_run(adopted).data.tags.get("mlflow.parentRunId", adopted)}
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    experiment_id = experiment.experiment_id if experiment else _create_experiment(client)
+    if adopted := str(event["adopt"] or ""):
+        if _is_active(client, adopted):
+            return {"child": adopted, "parent": client.get_run(adopted).data.tags.get("mlflow.parentRunId", adopted)}
+        log.warning("MLflow: run %s (MLFLOW_RUN_ID) does not exist or was deleted; this stage makes its own", adopted)
+    experiment_id = _experiment(client)
 
     def create(tags: dict[str, str], name: str) -> str:
         created = client.create_run(experiment_id, event["time"], {**tags, "mlflow.source.name": "vgg"}, name)
@@ -129,7 +139,11 @@ def _open(client: MlflowClient, event: dict[str, Any]) -> dict[str, str]:
     parent = find_or_create({"vgg.lineage": lineage, "vgg.stage": "pipeline"}, f"pipeline-{lineage[:8]}")
     if client.get_run(parent).info.status != "FINISHED":  # a stage that runs again does not end it a second time
         client.update_run(parent, "RUNNING")
-    if child := find_child(client, experiment_id, parent, event):
+    child = find_child(client, experiment_id, parent, event)
+    if not child and earlier and _is_active(client, earlier["child"]):  # only its parent was deleted
+        child = earlier["child"]
+        client.set_tag(child, "mlflow.parentRunId", parent)
+    if child:
         reopen(client, child, event)
     else:
         key = {"vgg.work": event["work"], "vgg.output": event["output"], "vgg.stage": stage}
@@ -139,9 +153,19 @@ def _open(client: MlflowClient, event: dict[str, Any]) -> dict[str, str]:
     return {"child": child, "parent": parent}
 
 
-def _create_experiment(client: MlflowClient) -> str:
-    folder = environment.artifacts()  # MLflow's default is the working directory: under DVC perhaps a temporary one
-    return client.create_experiment(EXPERIMENT, str(folder) if folder else None, EXPERIMENT_TAGS)
+def _experiment(client: MlflowClient) -> str:
+    """ID of the experiment; a missing or renamed one is created anew, a deleted one is restored.
+
+    MLflow keeps the name of a deleted experiment, until `mlflow gc`: no other one can have it.
+    """
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is None:
+        folder = environment.artifacts()  # MLflow's default is the working directory: under DVC perhaps a temporary one
+        return str(client.create_experiment(EXPERIMENT, str(folder) if folder else None, EXPERIMENT_TAGS))
+    if found.lifecycle_stage != "active":
+        log.warning("MLflow: experiment %s was deleted; it is restored, with its runs, to take new ones", EXPERIMENT)
+        client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
 
 
 def _set_status(client: MlflowClient, runs: dict[str, str], lineage: str, event: dict[str, Any]) -> None:

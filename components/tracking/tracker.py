@@ -25,9 +25,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from components.tracking.journal import Journal, opening_of
-from components.tracking.server import MLFLOW_LOCK, connect, deliver
+from components.tracking.server import MLFLOW_LOCK, connect, deliver, tracking_uri
 from runtime import environment, manifest
-from runtime.errors import Preempted, StorageFailure, Unreachable
+from runtime.errors import Preempted, Problem, Refused, StorageFailure, Unreachable
 from runtime.redaction import redacted
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ log = logging.getLogger("vgg.tracking")
 FLUSH_SECONDS = 30.0  # limit for delivering the last events at the end of a stage
 PREEMPTED_FLUSH_SECONDS = 5.0  # the same for a preempted stage, which will be killed soon
 RETRY_SECONDS = 5.0
+REFUSED_SECONDS = 60.0  # the same after a refusal: many failed logins lock an account
 MAX_TAG, MAX_PARAM = 5000, 500  # characters: MLflow truncates longer values silently
 
 
@@ -79,6 +80,8 @@ class Tracker:
     """
 
     def __init__(self, stage: str, key: str, lineage: str, work: str = "", output: str = "") -> None:
+        """Raises WrongParameters if MLFLOW_TRACKING_URI can never work, Preempted if the journal is in use."""
+        tracking_uri()
         self._root, self._name = environment.JOURNAL.get(), f"{stage}-{key[:16]}"
         self.journal = Journal(self._root / self._name)
         metrics = [event for event in self.journal.earlier if event["kind"] == "metrics"]
@@ -209,15 +212,21 @@ class Tracker:
             try:
                 with MLFLOW_LOCK:
                     client = client or connect()
-                    deliver(client, self.journal)
-                    self._deliver_replaced(client)
-                self._failure = None
+                    try:
+                        deliver(client, self.journal)
+                    finally:
+                        self._deliver_replaced(client)
+                self._failure, pause = None, 1.0
             except Exception as error:  # no failure of the server or its client may stop the stage
-                self._failure = f"{type(error).__name__}: {error}"
+                failure = (str(error) if isinstance(error, Problem) else f"{type(error).__name__}: {error}").rstrip(".")
+                if self._failure is None and not closing:
+                    log.warning("tracking: %s. The stage continues; events wait in %s", failure, self.journal.directory)
+                self._failure = failure
+                pause = REFUSED_SECONDS if isinstance(error, Refused) else RETRY_SECONDS
             self.journal.sync()
             if closing:
                 return
-            self._closing.wait(RETRY_SECONDS if self._failure else 1.0)
+            self._closing.wait(pause)
 
     def _deliver_replaced(self, client: MlflowClient) -> None:
         while self._replaced:

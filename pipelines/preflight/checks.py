@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from components.tracking.address import check_address
 from pipelines.definition.package import Package
 from pipelines.preflight.cluster import Cluster, NotAllowed
 from pipelines.preflight.registry import Registries
 from pipelines.preflight.scheduling import fitting
-from runtime.errors import Problem, Refused, Unreachable
+from runtime.errors import Problem, Refused, Unreachable, WrongParameters
 from runtime.wording import counted, some
 
 OK, MISSING, NOTE, UNKNOWN = "ok", "MISSING", "note", "not checked"
@@ -103,8 +104,16 @@ class Preflight:
         for key in sorted(set(data) - set(keys)):
             close = difflib.get_close_matches(key, keys, n=1)
             self.add(what, NOTE, f"its key {key} is not used" + (f"; did you mean {close[0]}?" if close else ""))
-        if not self.addresses.get("MLFLOW_TRACKING_URI"):
+        self._tracking_uri(what, self.addresses.get("MLFLOW_TRACKING_URI", ""))
+
+    def _tracking_uri(self, what: str, uri: str) -> None:
+        if not uri:
             self.add(what, NOTE, "without MLFLOW_TRACKING_URI every step tracks into a file that is lost with its pod")
+            return
+        try:
+            check_address(uri)
+        except WrongParameters as wrong:
+            self.add(what, MISSING, str(wrong))
 
     def _secret(self, cluster: Cluster, argument: str, what: str) -> None:
         keys = self.package.keys(argument)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -85,7 +86,13 @@ def test_from_evaluation_to_served_model(
     assert (registered["version"], registered["uri"]) == (1, "models:/tiny@champion")
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         assert database.execute("select count(*) from model_versions").fetchone() == (1,)
+        assert database.execute("select alias, version from registered_model_aliases").fetchall() == [("champion", 1)]
 
+    check_the_model(tmp_path, shards)
+    shutil.rmtree(tmp_path / "mlruns")  # somebody cleaned up: the version is there, its files are not
+    log = stage("register")
+    assert "tiny version 1: has the same weights, but its files are gone" in log
+    assert "version 2 is champion\n" in log
     check_the_model(tmp_path, shards)
 
     # an evaluation of other weights must not be registered

@@ -62,4 +62,7 @@ def test_an_unreachable_tracking_server_does_not_fail_the_run(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("VGG_PIPELINE_RUN", "run-2")
     assert "# Run run-2 succeeded" in report(tmp_path, state="SUCCEEDED")
-    assert "http://127.0.0.1:9" in caplog.text
+    assert "the page has no figures: MLflow at http://127.0.0.1:9 does not answer" in caplog.text
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://x")
+    assert "# Run run-2 succeeded" in report(tmp_path, state="SUCCEEDED")
+    assert "the page has no figures: MLFLOW_TRACKING_URI=nonsense://x: unknown scheme" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,10 @@ def test_the_server_of_the_deployment(tmp_path: Path, empty_database: Path, monk
         missing_permission_is_reported(pod, "readable", "READ")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "not-the-password")
         with pytest.raises(Refused, match="refuses the credentials: check MLFLOW_TRACKING_USERNAME"):
+            with open_registry("first") as models:
+                models.champion()
+        monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD")
+        with pytest.raises(Refused, match=r"refuses the credentials.*It says: 'You are not authenticated"):
             with open_registry("first") as models:
                 models.champion()
     written = {str(path.relative_to(tmp_path / "pod")) for path in (tmp_path / "pod").rglob("*") if path.is_file()}
@@ -79,11 +84,12 @@ def champion_is_found_from_the_first_run_on() -> None:
             models.client.create_registered_model("first")
         assert models.champion() is None
         run = models.client.create_run(models.client.search_experiments()[0].experiment_id).info
-        tags = {"weights_sha256": "a" * 64, "evaluation": '{"top1_error": 0.1}'}
+        evaluation = {"top1_error": 0.1, "top5_error": 0, "num_images": 5, "data_digest": "d"}
+        tags = {"weights_sha256": "a" * 64, "evaluation": json.dumps(evaluation)}
         created = models.client.create_model_version("first", run.artifact_uri, run.run_id, tags)
         models.promote(created.version, None)
         found = models.champion()
-        assert found and (found.version, found.evaluation) == (created.version, {"top1_error": 0.1})
+        assert found and (found.version, found.evaluation) == (created.version, evaluation)
 
 
 def missing_permission_is_reported(pod: Pod, name: str, permission: str) -> None:

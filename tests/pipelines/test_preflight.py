@@ -53,6 +53,9 @@ def test_the_preflight_reports_what_exists_and_what_it_could_not_check(world: Wo
     with pytest.raises(Refused, match="has no MLFLOW_TRACKING_URI"):
         world.submit(*world.images(), "--preflight", "-C", "nodes=2")
     output = world.caplog.text
+    world.kube.put("configmaps/vgg-addresses", data={"VGG_STORE": "s3://bucket/x", "MLFLOW_TRACKING_URI": "m:5000"})
+    with pytest.raises(Refused, match="ConfigMap vgg-addresses: MLFLOW_TRACKING_URI=m:5000: write http://m:5000"):
+        world.submit(*world.images(), "--preflight")
     world.kube.put("configmaps/vgg-addresses", data={"VGG_STORE": "s3://bucket/x", "MLFLOW_TRACKING_URI": "http://m"})
     output = world.submit(*world.images(), "--preflight")
     assert "not checked  GPUs: no permission to read /api/v1/nodes in Kubernetes (403)" in output

@@ -387,6 +387,16 @@ def test_locally_the_same_arguments_run(world: World, monkeypatch: pytest.Monkey
     assert not world.kfp.seen
 
 
+def test_locally_a_wrong_address_of_mlflow_starts_no_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipelines import local
+
+    monkeypatch.setenv("VGG_STORE", "/store")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mlflow:5000")
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere")
+    with pytest.raises(WrongParameters, match="MLFLOW_TRACKING_URI=mlflow:5000: write http://mlflow:5000"):
+        local.run({})
+
+
 def test_the_program_itself(world: World, tmp_path: Path) -> None:
     """As a process: fast help, exit codes, and no secrets in its output."""
     started = time.monotonic()

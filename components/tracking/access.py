@@ -1,0 +1,111 @@
+"""Access to MLflow: a client for an address that is valid, and the first questions to a server."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
+
+from components.tracking.address import shown, tracking_uri
+from components.tracking.problems import OLDEST_SERVER, database_problem, judge, translated
+from runtime import filesystem
+from runtime.errors import Refused
+
+if TYPE_CHECKING:
+    import requests
+    from mlflow import MlflowClient
+
+EXPERIMENT = "vgg-imagenet"
+MLFLOW_LOCK = threading.Lock()  # held while MLflow is imported or called: its lazy imports are not thread-safe
+
+
+def connect() -> MlflowClient:
+    """A client that gives up soon, because events that fail stay in the journal.
+
+    Raises WrongParameters for a wrong address, Unreachable if the server does not answer, Refused if it never will: it
+    is no MLflow server, it is too old, it refuses the login, the certificate or the host name.
+    """
+    uri = tracking_uri()
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # MLFLOW_RUN_ID is read by our code, once; the library would delete it, or start another run with it
+    import mlflow
+
+    for noisy in ("alembic", "mlflow"):  # the import sets their levels
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs tracebacks of what it raises too
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it logs every retry
+    if uri.startswith("http"):
+        _greet(uri)
+    elif uri.startswith("sqlite"):
+        _check_sqlite(uri)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    with _one_process(uri):
+        return mlflow.MlflowClient()
+
+
+@contextlib.contextmanager
+def _one_process(uri: str) -> Iterator[None]:
+    """Only one process at a time creates the tables of a database file: two at once leave it unusable for ever."""
+    if not uri.startswith("sqlite"):
+        yield
+        return
+    with open(f"{_database_file(uri)}.lock", "ab") as file:
+        filesystem.lock(file, wait=True)
+        yield
+
+
+def _database_file(uri: str) -> Path:
+    return Path(unquote(uri.partition(":///")[2].partition("?")[0]))
+
+
+def _greet(uri: str) -> None:
+    """Ask the API first: a proxy may protect or hide /version.  (A server checks no host name for /version.)"""
+    answer = ask(uri, f"/api/2.0/mlflow/experiments/get-by-name?experiment_name={quote(EXPERIMENT)}")
+    if not (is_json(answer) and answer.status_code in (200, 404)):
+        raise judge(uri, answer.status_code, answer.text, answer.headers.get("Location", ""))
+    answer = ask(uri, "/version")
+    number = re.fullmatch(r"\s*(\d+)\.\d+\S*\s*", answer.text)
+    if answer.status_code == 200 and number and int(number[1]) < OLDEST_SERVER:
+        raise Refused(
+            f"MLflow at {shown(uri)} is version {answer.text.strip()}, which is too old: {OLDEST_SERVER}.0 or later is "
+            "needed. Upgrade that server and its database (mlflow db upgrade), or set MLFLOW_TRACKING_URI to another."
+        )
+
+
+def ask(uri: str, path: str) -> requests.Response:
+    """GET with the login and the certificates that MLflow's client would use, without following redirects."""
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    with translated():
+        credentials = get_default_host_creds(uri)  # type: ignore[no-untyped-call]
+        return http_request(credentials, path, "GET", raise_on_status=False, allow_redirects=False)  # type: ignore[no-untyped-call]
+
+
+def is_json(answer: requests.Response) -> bool:
+    try:
+        return isinstance(json.loads(answer.text), dict)
+    except ValueError:
+        return False
+
+
+def _check_sqlite(uri: str) -> None:
+    """Raises Refused if the database cannot be used: MLflow would try to open it for minutes."""
+    path = _database_file(uri)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(sqlite3.connect(path, timeout=10)) as database:
+            database.execute("PRAGMA schema_version")
+    except (sqlite3.Error, OSError) as error:
+        raise database_problem(uri, error) from None
