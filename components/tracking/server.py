@@ -40,8 +40,7 @@ def deliver(client: MlflowClient, journal: Journal) -> None:
         except MlflowException as error:
             if error.error_code not in GONE or not (lost := _deleted(client, journal.runs())):
                 raise
-            log.warning("MLflow: %s was deleted; its events are sent again, to a new run", " and ".join(lost))
-            journal.rewind()
+            _start_again(journal, lost)
             _deliver_events(client, journal)
         _deliver_artifacts(client, journal)
 
@@ -49,9 +48,16 @@ def deliver(client: MlflowClient, journal: Journal) -> None:
 def _deliver_events(client: MlflowClient, journal: Journal) -> None:
     if not journal.runs() and (opening := journal.opening()):  # perhaps already delivered: see Journal._read_state
         journal.save_runs(_open(client, opening, {}))
+    elif any(event["kind"] == "open" for event, _ in journal.events()) and (lost := _deleted(client, journal.runs())):
+        _start_again(journal, lost)  # deleted while the stage was stopped
     for event, position in journal.events():
         _send(client, journal, event)
         journal.mark_delivered(position)
+
+
+def _start_again(journal: Journal, lost: list[str]) -> None:
+    log.warning("MLflow: %s was deleted; its events are sent again, to a new run", " and ".join(lost))
+    journal.rewind()
 
 
 def _deliver_artifacts(client: MlflowClient, journal: Journal) -> None:

@@ -19,7 +19,7 @@ from components.tracking import server as mlflow_server
 from components.tracking.__main__ import replay
 from components.tracking.journal import Journal
 from components.tracking.tracker import Tracker, journal_key
-from runtime import targets
+from runtime import filesystem
 from runtime.errors import Preempted
 from runtime.shardset import ShardSet
 
@@ -134,6 +134,7 @@ def test_a_preempted_stage_does_not_wait_long_for_a_server(monkeypatch: pytest.M
             raise Preempted("stopped at step 1")
         assert time.monotonic() - started < 10
         assert tracker.journal.pending() > 0
+    tracker._sender.join(30)  # or it would connect to the server of the next test
 
 
 def test_journals_differ_by_output_and_have_one_writer(tmp_path: Path) -> None:
@@ -194,7 +195,7 @@ def test_a_file_system_without_locks_does_not_stop_the_stage(tmp_path: Path, mon
     def unsupported(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(targets.fcntl, "flock", unsupported)
+    monkeypatch.setattr(filesystem.fcntl, "flock", unsupported)
     with Tracker("train", "key", "lineage") as tracker:
         tracker.point(1, {"train/loss": 2.0})
     assert histories(mlflow_server.connect())["train"] == [(1, 2.0)]
