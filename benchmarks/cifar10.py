@@ -22,7 +22,7 @@ from benchmarks import machine
 from runtime import checkpoint
 from runtime.distributed import Group, joined
 from runtime.errors import Preempted
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from runtime.stopping import Never, Stop, StopSignal
 from runtime.targets import Directory
 from vgg.evaluation.evaluate import evaluate

@@ -17,9 +17,9 @@ from torch import nn
 from torchvision.models import vgg16
 
 from benchmarks import machine
-from runtime.batches import PREFETCH, ROW, Crops, as_crops
-from runtime.loader import Feed, Loader
-from runtime.shardset import ShardSet
+from runtime.shards.batches import PREFETCH, ROW, Crops, as_crops
+from runtime.shards.loader import Feed, Loader
+from runtime.shards.shardset import ShardSet
 from runtime.stopping import Never
 from vgg.data import roi
 from vgg.data.stream import training_batches

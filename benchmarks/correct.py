@@ -34,11 +34,11 @@ from PIL import Image
 from benchmarks import machine
 from benchmarks.exact import distance, loss_and_gradients, prepared, worst
 from benchmarks.loader import TRAIN, shard
-from runtime.batches import Crops
 from runtime.distributed import joined
 from runtime.errors import Preempted
-from runtime.loader import Loader
-from runtime.shardset import ShardSet
+from runtime.shards.batches import Crops
+from runtime.shards.loader import Loader
+from runtime.shards.shardset import ShardSet
 from runtime.stopping import Never
 from vgg.data.stream import training_batches
 from vgg.network.trained import Trained

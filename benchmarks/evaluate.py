@@ -31,7 +31,7 @@ from benchmarks import machine
 from benchmarks.competitors import NUM_CLASSES, PAPERS_SIZE
 from benchmarks.loader import shard
 from runtime.distributed import Group, joined
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from vgg.evaluation.evaluate import Views, evaluate, short_side
 from vgg.network.init import initialise
 from vgg.network.model import VGG, Architecture, blank

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional
 from torchvision.models import vgg16
 
-from runtime.batches import Crops
-from runtime.shardset import ShardSet
+from runtime.shards.batches import Crops
+from runtime.shards.shardset import ShardSet
 from vgg.data.augment import EIGENVALUES, EIGENVECTORS
 from vgg.network.model import Dropout
 from vgg.params.train import TrainParams

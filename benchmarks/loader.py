@@ -26,8 +26,8 @@ import torch
 from PIL import Image
 
 from benchmarks import machine
-from runtime.loader import Loader, num_workers
-from runtime.shardset import ShardSet
+from runtime.shards.loader import Loader, num_workers
+from runtime.shards.shardset import ShardSet
 from runtime.targets import Directory
 from vgg import draws
 from vgg.data import roi

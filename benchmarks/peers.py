@@ -11,7 +11,7 @@ import webdataset
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from vgg.data.windows import Window
 
 SIZE = 224

@@ -38,7 +38,7 @@ from benchmarks.competitors import (
 from benchmarks.flops import forward_flops, matmul_tflops
 from benchmarks.loader import TRAIN, shard
 from runtime.distributed import joined
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from runtime.stopping import Never
 from vgg.params.train import TrainParams
 from vgg.training.run import Run, start

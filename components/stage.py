@@ -25,7 +25,7 @@ from components.tracking.address import tracking_uri
 from components.tracking.tracker import Tracker, journal_key, output_key
 from runtime import manifest
 from runtime.errors import WrongParameters
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from runtime.store import storage
 from vgg.params import Section, load
 

@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 from runtime.distributed import Group
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from runtime.targets import Directory
 from vgg.network.model import CONFIGURATIONS
 from vgg.params.shard import ShardParams

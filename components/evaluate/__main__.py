@@ -15,7 +15,7 @@ from components import program
 if TYPE_CHECKING:
     from components.stage import Stage
     from runtime.distributed import Group
-    from runtime.shardset import ShardSet
+    from runtime.shards.shardset import ShardSet
     from vgg.network.trained import Trained
     from vgg.params.evaluate import EvaluateParams
 

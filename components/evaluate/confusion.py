@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.evaluate.table import as_csv
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from vgg.evaluation.evaluate import Evaluation
 
 MAX_CLASSES = 30  # shown at most: those with the most misclassified images

@@ -14,7 +14,7 @@ from PIL import Image
 from components.evaluate.confusion import matrix, most_misclassified
 from components.evaluate.table import as_csv
 from runtime import manifest
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from vgg.evaluation.evaluate import Evaluation
 
 SCHEMA = "vgg.predictions/1"

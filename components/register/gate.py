@@ -23,7 +23,7 @@ from vgg.params import load
 from vgg.params.register import RegisterParams
 
 if TYPE_CHECKING:
-    from runtime.shardset import ShardSet
+    from runtime.shards.shardset import ShardSet
 
 
 def rejection_reasons(

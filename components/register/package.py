@@ -13,7 +13,7 @@ import numpy as np
 from components.evaluate.report import SCHEMA as PREDICTIONS_SCHEMA
 from runtime import manifest
 from runtime.errors import Refused
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from vgg.network.trained import Trained
 
 REQUIREMENTS = (

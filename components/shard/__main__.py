@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from components import program
 
 if TYPE_CHECKING:
-    from runtime.shardset import ShardSet
+    from runtime.shards.shardset import ShardSet
 
 
 def parser() -> argparse.ArgumentParser:

@@ -20,7 +20,7 @@ import numpy as np
 from components import program, progress
 from runtime import manifest
 from runtime.errors import Refused
-from runtime.shardset import SCHEMA
+from runtime.shards.shardset import SCHEMA
 from runtime.store import storage
 from runtime.wording import listing, some
 from vgg.sharding.pack import member_head, padding

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from components.stage import Stage
     from runtime.distributed import Group
     from runtime.ranks.watched import Heartbeat
-    from runtime.shardset import ShardSet
+    from runtime.shards.shardset import ShardSet
     from runtime.targets import Output
     from vgg.network.trained import Trained
     from vgg.params.train import TrainParams

@@ -44,7 +44,7 @@ def manifest_of(shards: str) -> dict[str, Any]:
     """The manifest of a shard set.  Reads nothing else of the set.  Raises WrongParameters if it is not finished."""
     from runtime import manifest
     from runtime.errors import WrongParameters
-    from runtime.shardset import SCHEMA
+    from runtime.shards.shardset import SCHEMA
     from runtime.store import storage
 
     location = storage.resolve(shards)

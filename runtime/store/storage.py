@@ -22,8 +22,8 @@ from runtime import environment, filesystem, manifest
 from runtime.errors import Refused, WrongParameters
 
 if TYPE_CHECKING:
-    from runtime.cache import Cache
-    from runtime.shardset import ShardSet
+    from runtime.shards.cache import Cache
+    from runtime.shards.shardset import ShardSet
 
 log = logging.getLogger("vgg")
 
@@ -82,12 +82,12 @@ def address(location: Path | str, digest: str) -> str:
 
 def open_shards(path: str) -> ShardSet:
     """The shards of an argument, local or in an object store.  Raises Refused if they are not finished or damaged."""
-    from runtime.shardset import BLOCK_SHARDS, SCHEMA, ShardSet
+    from runtime.shards.shardset import BLOCK_SHARDS, SCHEMA, ShardSet
 
     location = resolve(path)
     if not is_remote(location):
         return ShardSet(Path(location))
-    from runtime.cache import Cache
+    from runtime.shards.cache import Cache
     from runtime.store.s3 import Prefix
 
     prefix = Prefix(location)

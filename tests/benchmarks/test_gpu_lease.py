@@ -14,7 +14,7 @@ from conftest import EVALUATE, ROOT, environment, photograph, task
 
 from benchmarks import cifar10, lease, machine, table
 from runtime.distributed import joined
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from runtime.stopping import Never, StopSignal
 from vgg.params import load
 from vgg.params.evaluate import EvaluateParams

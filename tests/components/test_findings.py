@@ -12,7 +12,7 @@ from conftest import program
 from components import findings
 from components.shard.verify import main as verify
 from runtime.errors import BadData, Refused
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from runtime.wording import listing, some
 
 NAMES = [f"image {number}" for number in range(1234)]

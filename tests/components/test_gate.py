@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from components.register.gate import gate_passes, main
 from components.tracking import provenance, server
 from runtime.errors import Refused
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 
 SECTION = {"model_name": "vgg", "gate": {"max_top1_error": 0.3, "max_top5_error": 0.2, "max_regression": 0.01}}
 

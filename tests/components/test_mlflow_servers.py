@@ -25,7 +25,7 @@ from components.tracking.__main__ import replay
 from components.tracking.server import EXPERIMENT, connect
 from components.tracking.tracker import Tracker
 from runtime.errors import Problem, Refused, Unreachable, WrongParameters
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 
 NOT_FOUND = (  # of Flask, as in the answers recorded from mlflow server 2.22.5
     "<!doctype html>\n<html lang=en>\n<title>404 Not Found</title>\n<h1>Not Found</h1>\n<p>The requested URL was not "

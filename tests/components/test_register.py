@@ -16,7 +16,7 @@ from trainings import run
 
 from components.register.__main__ import main as register
 from runtime.errors import Refused, Unreachable
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from vgg.evaluation.gate import failures
 from vgg.params.register import Gate
 

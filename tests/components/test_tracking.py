@@ -21,7 +21,7 @@ from components.tracking.journal import Journal
 from components.tracking.tracker import Tracker, journal_key
 from runtime import filesystem
 from runtime.errors import Preempted
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ from components.trainjob.cluster import ApiException, explain
 from components.trainjob.ended import end, exit_code
 from components.trainjob.podlog import Position
 from runtime.errors import WrongParameters
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 
 CANARY = "canary-5ecre7"
 RUN = "1f0e3dad-1234-4cde-9876-0123456789ab"

@@ -10,7 +10,7 @@ from conftest import NUM_TRAIN, NUM_VAL, program
 
 from components.shard.verify import main
 from runtime.errors import Refused
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 
 SHARD = "train-00001.tar"
 

@@ -25,7 +25,7 @@ from mutations import ALWAYS_REFUSED, CLEAN, Case, make, pick
 from PIL import Image
 from samples import encoded, jpegs, others, pictures, put, with_size
 
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from vgg.data.images import BadImage, decode, image_of
 from vgg.data.windows import Window
 from vgg.params.shard import ShardParams

@@ -39,8 +39,8 @@ torch.set_num_threads(1)
 from runtime import checkpoint  # noqa: E402
 from runtime.distributed import joined  # noqa: E402
 from runtime.errors import Problem  # noqa: E402
-from runtime.loader import Feed  # noqa: E402
-from runtime.shardset import ShardSet  # noqa: E402
+from runtime.shards.loader import Feed  # noqa: E402
+from runtime.shards.shardset import ShardSet  # noqa: E402
 from runtime.stopping import StopSignal, die_with_parent  # noqa: E402
 from vgg.network.model import CONFIGURATIONS, Architecture, blank  # noqa: E402
 from vgg.params.train import TrainParams  # noqa: E402

@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from runtime.cache import Cache
+from runtime.shards.cache import Cache
 
 SIZE = 50_000  # bytes of each of its ten files
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from conftest import ALONE, train_params
 
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from vgg.network.trained import Trained
 from vgg.training.loop import train
 from vgg.training.task import Task

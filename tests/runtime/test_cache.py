@@ -27,10 +27,10 @@ from faultproxy import FaultProxy
 from s3servers import Server, address, moto, moto_server  # noqa: F401
 from slowstore import SIZE, Store, fill
 
-from runtime import cache as cache_module
-from runtime.cache import Cache
 from runtime.errors import Refused, StorageFailure
-from runtime.prefetch import Prefetcher
+from runtime.shards import cache as cache_module
+from runtime.shards.cache import Cache
+from runtime.shards.prefetch import Prefetcher
 from runtime.store.s3 import Prefix
 from runtime.store.s3target import Target
 from runtime.targets import holding

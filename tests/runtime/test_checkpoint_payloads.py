@@ -20,7 +20,7 @@ from payloads import PAYLOADS
 
 from runtime import checkpoint, manifest
 from runtime.checkpoint import FILES, step_name
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from vgg.network.trained import shapes_of
 
 

@@ -14,10 +14,10 @@ from conftest import SHARD
 
 from components.step import message_of
 from runtime import manifest, targets
-from runtime.cache import Cache
 from runtime.errors import Preempted
 from runtime.ranks.launch import Watchdog
-from runtime.shardset import ShardSet
+from runtime.shards.cache import Cache
+from runtime.shards.shardset import ShardSet
 from runtime.store.lease import Lease
 from runtime.store.storage import _copy
 from runtime.targets import Directory, only_writer

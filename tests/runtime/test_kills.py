@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, environment, flags, program
 from s3servers import Server, address, rclone_server, use  # noqa: F401  # fixtures
 
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from runtime.store.lease import LEASE
 from runtime.store.s3 import Prefix
 

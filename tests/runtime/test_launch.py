@@ -14,7 +14,7 @@ from test_survival import Attempts, attempts  # noqa: F401  # a fixture
 
 from components.launch import main
 from runtime.ranks.launch import alive
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from vgg.network.trained import Trained
 
 HANG_SECONDS = 4

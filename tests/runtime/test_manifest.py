@@ -10,7 +10,7 @@ from conftest import environment
 
 from runtime import manifest
 from runtime.errors import Refused
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 
 
 def finished(directory: Path) -> None:

@@ -17,7 +17,7 @@ from components.stage import Stage
 from components.train.__main__ import expect_same_run, open_initial, parser
 from runtime import manifest
 from runtime.errors import Refused, Unreachable
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from runtime.store.mirror import Mirror
 from runtime.store.place import downloaded, output_at
 from runtime.store.s3 import Prefix

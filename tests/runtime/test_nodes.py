@@ -23,7 +23,7 @@ from s3servers import free_port
 from test_launch import MARK, none_left, rank
 from test_survival import Attempts, attempts, digest, planned  # noqa: F401  # a fixture
 
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from vgg.network.trained import Trained
 
 JOB = "vgg-0123456789abcdef"

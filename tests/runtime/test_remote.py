@@ -13,10 +13,10 @@ from faultproxy import FaultProxy
 from s3servers import Server, address, moto, moto_server, rclone_server, use  # noqa: F401  # fixtures
 
 from components.shard import verify
-from runtime.batches import Crops
 from runtime.errors import Refused
-from runtime.loader import Loader
-from runtime.shardset import ShardSet
+from runtime.shards.batches import Crops
+from runtime.shards.loader import Loader
+from runtime.shards.shardset import ShardSet
 from runtime.store import storage
 from runtime.store.s3 import Prefix
 from vgg.data.stream import training_batches, validation_batches

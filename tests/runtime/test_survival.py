@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import NARROW, ROOT, environment, train_params
 
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from vgg.data.stream import Order
 from vgg.network.trained import Trained
 from vgg.training.run import samples_digest

@@ -13,7 +13,7 @@ from PIL import Image
 from trainings import run
 
 from runtime.errors import Refused
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from vgg.data.images import decode
 from vgg.evaluation.evaluate import Views, batches_of_one_size, evaluate, resize, row_type, short_side
 from vgg.network.trained import Trained

@@ -14,7 +14,7 @@ from conftest import NUM_TRAIN, NUM_VAL, SHARD, draw, flags, program
 
 from runtime import manifest
 from runtime.errors import BadData
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from runtime.targets import Directory
 from vgg.params.shard import ShardParams
 from vgg.sharding.pack import pack

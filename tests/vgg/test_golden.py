@@ -26,7 +26,7 @@ from conftest import ALONE, EVALUATE, NARROW, ROOT, SHARD, draw_images, environm
 from trainings import Points
 
 from runtime import manifest
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from runtime.stopping import Never
 from runtime.targets import Directory
 from vgg import draws

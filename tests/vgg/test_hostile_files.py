@@ -17,7 +17,7 @@ from mutations import Random, flipped, pick
 from samples import put
 
 from runtime.errors import BadData, Refused
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from vgg.sharding import tars
 
 

@@ -19,7 +19,7 @@ from conftest import ROOT, SHARD, environment, flags, program
 from pyarrow import parquet
 
 from runtime.errors import BadData, StorageFailure
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from runtime.targets import Directory
 from vgg.params.shard import ShardParams
 from vgg.sharding.huggingface import HuggingFace

@@ -20,7 +20,7 @@ from archives import (
 )
 from conftest import SHARD
 
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from runtime.targets import Directory
 from vgg.params.shard import ShardParams
 from vgg.sharding.ilsvrc import Archives

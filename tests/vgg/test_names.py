@@ -13,7 +13,7 @@ from conftest import SHARD, draw, draw_images, flags, program
 from trainings import run
 
 from runtime.errors import BadData
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from runtime.targets import Directory
 from vgg.params.shard import ShardParams
 from vgg.sharding.names import escaped, local, text

@@ -14,7 +14,7 @@ from conftest import SHARD
 from PIL import Image
 
 from runtime.errors import BadData
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from runtime.targets import Directory
 from vgg.params.shard import ShardParams
 from vgg.sharding.editions import Edition

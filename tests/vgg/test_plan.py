@@ -14,7 +14,7 @@ from components.closure import closure
 from components.train.__main__ import parser as train_parser
 from components.train.plan import main
 from runtime.errors import WrongParameters
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from vgg.network.init import initialise
 from vgg.network.model import CONFIGURATIONS, VGG, Architecture
 from vgg.params import load

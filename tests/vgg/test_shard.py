@@ -19,7 +19,7 @@ from PIL import Image
 
 from runtime import manifest
 from runtime.errors import BadData, StorageFailure, WrongParameters
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from runtime.targets import Directory
 from vgg.data.images import decode
 from vgg.params.shard import ShardParams

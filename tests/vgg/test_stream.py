@@ -14,10 +14,10 @@ from conftest import NUM_TRAIN, NUM_VAL, train_params
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
-from runtime.batches import SLOTS, Crops
 from runtime.errors import StorageFailure
-from runtime.loader import Loader
-from runtime.shardset import LocalShards, ShardSet
+from runtime.shards.batches import SLOTS, Crops
+from runtime.shards.loader import Loader
+from runtime.shards.shardset import LocalShards, ShardSet
 from vgg import draws
 from vgg.data import roi
 from vgg.data.augment import EIGENVALUES, EIGENVECTORS, Prepare
@@ -147,7 +147,7 @@ def test_workers_that_always_die_end_the_run(shards: ShardSet, monkeypatch: pyte
 
 
 def test_storage_that_hangs_does_not_hang_the_run(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.loader.HUNG_SECONDS", 2)
+    monkeypatch.setattr("runtime.shards.loader.HUNG_SECONDS", 2)
     monkeypatch.setattr(LocalShards, "read", lambda *_: time.sleep(60))
     start = time.monotonic()
     with pytest.raises(StorageFailure, match="no batch from the 1 decoding processes for 2 s"):

@@ -17,8 +17,8 @@ from trainings import files, run
 
 from runtime import checkpoint, manifest
 from runtime.errors import Preempted, Refused
-from runtime.loader import Loader
-from runtime.shardset import SCHEMA, ShardSet
+from runtime.shards.loader import Loader
+from runtime.shards.shardset import SCHEMA, ShardSet
 from vgg.data.stream import training_batches
 from vgg.network.trained import Trained, shapes_of
 from vgg.params.train import Steps

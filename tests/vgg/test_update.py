@@ -16,8 +16,8 @@ from trainings import run
 from runtime import checkpoint
 from runtime.distributed import Group
 from runtime.errors import Preempted, WrongParameters
-from runtime.loader import Loader
-from runtime.shardset import ShardSet
+from runtime.shards.loader import Loader
+from runtime.shards.shardset import ShardSet
 from runtime.stopping import STOP_SIGNALS, Never, StopSignal
 from vgg.data.stream import training_batches
 from vgg.network.model import VGG

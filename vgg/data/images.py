@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from runtime.errors import Refused
-from runtime.shardset import Split
+from runtime.shards.shardset import Split
 
 Pixels = NDArray[np.uint8]
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # those of torchvision's ImageFolder, and GIF

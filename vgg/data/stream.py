@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.batches import ROW, Crops
 from runtime.errors import Refused
-from runtime.loader import Loader
-from runtime.prefetch import fetching
-from runtime.shardset import BLOCK_SHARDS, Split
+from runtime.shards.batches import ROW, Crops
+from runtime.shards.loader import Loader
+from runtime.shards.prefetch import fetching
+from runtime.shards.shardset import BLOCK_SHARDS, Split
 from vgg import draws
 from vgg.data import roi
 from vgg.data.windows import Window, area_window, centre_window, crop_window
@@ -78,7 +78,7 @@ def random_windows(params: TrainParams, size: int, numbers: np.ndarray, epochs: 
 
 @dataclass(frozen=True)
 class TrainingCrops:
-    """Makes random crops from (image numbers, their epochs): a runtime.loader.Make."""
+    """Makes random crops from (image numbers, their epochs): a runtime.shards.loader.Make."""
 
     split: Split
     params: TrainParams
@@ -98,7 +98,7 @@ class TrainingCrops:
 
 @dataclass(frozen=True)
 class CentreCrops:
-    """Makes central crops, at one scale, from image numbers: a runtime.loader.Make."""
+    """Makes central crops, at one scale, from image numbers: a runtime.shards.loader.Make."""
 
     split: Split
     scale: int

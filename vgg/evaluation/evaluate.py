@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from runtime.distributed import Group
 from runtime.errors import Refused
-from runtime.shardset import ShardSet, Split
+from runtime.shards.shardset import ShardSet, Split
 from vgg.data.augment import Prepare
 from vgg.data.images import image_of
 from vgg.data.windows import centre_window

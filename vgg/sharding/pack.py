@@ -27,7 +27,7 @@ import numpy as np
 
 from runtime import manifest
 from runtime.errors import BadData, Refused, StorageFailure, WrongParameters
-from runtime.shardset import SCHEMA
+from runtime.shards.shardset import SCHEMA
 from runtime.targets import Target, holding
 from runtime.wording import counted, listing, some
 from vgg import draws

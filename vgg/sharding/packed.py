@@ -14,7 +14,7 @@ import numpy as np
 
 from runtime import manifest
 from runtime.errors import BadData
-from runtime.shardset import row_type
+from runtime.shards.shardset import row_type
 from runtime.wording import counted, listing
 from vgg.params.shard import ShardParams
 from vgg.sharding.inspect import NUM_SUMS

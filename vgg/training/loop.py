@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from runtime.batches import Crops
 from runtime.distributed import Group
 from runtime.errors import Preempted, WrongParameters
-from runtime.loader import Feed, Loader
 from runtime.saver import Saver
+from runtime.shards.batches import Crops
+from runtime.shards.loader import Feed, Loader
 from runtime.stopping import Stop
 from vgg.data import roi
 from vgg.data.stream import training_batches

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from runtime.loader import Feed
+from runtime.shards.loader import Feed
 from runtime.wording import counted
 from vgg.evaluation.metrics import Counts
 from vgg.params.train import TrainParams

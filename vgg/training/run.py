@@ -17,10 +17,10 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from runtime import checkpoint
-from runtime.batches import Crops
 from runtime.distributed import Group
 from runtime.errors import Preempted, Problem, Refused
 from runtime.saver import Saver
+from runtime.shards.batches import Crops
 from vgg import draws
 from vgg.data.augment import Prepare
 from vgg.evaluation.metrics import Counts

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from runtime import checkpoint
 from runtime.distributed import Group
 from runtime.errors import Preempted, Refused
-from runtime.shardset import ShardSet
+from runtime.shards.shardset import ShardSet
 from runtime.wording import some
 from vgg.data import roi
 from vgg.network.model import Architecture

@@ -17,11 +17,11 @@ from torch import nn
 from torch.nn import functional
 
 from runtime import manifest
-from runtime.batches import Crops
 from runtime.checkpoint import read_tensors
 from runtime.errors import Problem, Refused
-from runtime.loader import Loader
-from runtime.shardset import Split
+from runtime.shards.batches import Crops
+from runtime.shards.loader import Loader
+from runtime.shards.shardset import Split
 from runtime.wording import counted, listing
 from vgg.data.augment import Prepare
 from vgg.data.stream import training_batches

@@ -8,8 +8,8 @@ import math
 import torch
 
 from runtime.errors import Refused
-from runtime.loader import Feed, Loader
-from runtime.shardset import Split
+from runtime.shards.loader import Feed, Loader
+from runtime.shards.shardset import Split
 from runtime.stopping import Stop
 from vgg.data.stream import validation_batches
 from vgg.evaluation.metrics import Counts

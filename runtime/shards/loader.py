@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from runtime import environment
-from runtime.batches import PREFETCH, Crops, Slots, as_crops
 from runtime.distributed import Group
 from runtime.errors import Interrupted, Problem, StorageFailure
+from runtime.shards.batches import PREFETCH, Crops, Slots, as_crops
 from runtime.stopping import Stop, die_with_parent
 
 log = logging.getLogger("vgg.workers")

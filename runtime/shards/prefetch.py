@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runtime.cache import Cache, Entry
-from runtime.shardset import BLOCK_SHARDS, Split
+from runtime.shards.cache import Cache, Entry
+from runtime.shards.shardset import BLOCK_SHARDS, Split
 
 
 class Prefetcher:
