@@ -6,14 +6,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+from components import program
 from components.evaluate.table import table
+from runtime.errors import WrongParameters
 
 
 def main() -> None:
-    metrics = {stage: read(stage) for stage in ("shard", "train", "evaluate", "register")}
+    try:
+        text = summary({stage: read(stage) for stage in ("shard", "train", "evaluate", "register")})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WrongParameters(f"metrics/: not the results of a whole run ({error}). Run: make run") from None
+    print(text)
+
+
+def summary(metrics: dict[str, dict[str, Any]]) -> str:
     data, evaluation, model = metrics["shard"], metrics["evaluate"], metrics["register"]
-    print(f"\n{table(evaluation)}\n")
-    print(f"{100 * (1 - evaluation['top1_error']):.2f} % top-1 on {evaluation['num_images']:,} validation images\n")
+    correct = f"{100 * (1 - evaluation['top1_error']):.2f} % top-1 on {evaluation['num_images']:,} validation images"
+    lines = ["", table(evaluation), "", correct, ""]
     for name, description in (
         ("shards", f"data/shards          {data['num_train']:,} + {data['num_val']:,} images, {data['digest']}"),
         ("network", f"models/vgg           weights {metrics['train']['weights_sha256'][:16]}…"),
@@ -21,13 +30,14 @@ def main() -> None:
         ("numbers", "metrics/             JSON, the curves as CSV, evaluation.html"),
         ("model", f"{model['uri']}  version {model['version']}"),
     ):
-        print(f"{name:12} {description}")
-    print(
+        lines.append(f"{name:12} {description}")
+    lines.append(
         "\nnext:\n"
         "  make ui                                    runs, curves and the model in the browser\n"
         "  $EDITOR params.yaml && make run            change a number; only what depends on it runs again\n"
         "  cp recipes/cifar10.yaml params.yaml        train on photographs (its header says how)"
     )
+    return "\n".join(lines)
 
 
 def read(stage: str) -> dict[str, Any]:
@@ -35,4 +45,4 @@ def read(stage: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

@@ -46,9 +46,9 @@ def redacted(text: str) -> str:
 
 
 def redacted_values(value: Any) -> Any:
-    """A JSON value with all its strings redacted; keys stay."""
+    """A JSON value with all its strings redacted and valid UTF-8 (paths may be none); keys stay."""
     if isinstance(value, str):
-        return redacted(value)
+        return redacted(value).encode("utf-8", "backslashreplace").decode()
     if isinstance(value, dict):
         return {name: redacted_values(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

@@ -25,7 +25,7 @@ from vgg.data.images import decode
 from vgg.params.shard import ShardParams
 from vgg.sharding.inspect import inspect
 from vgg.sharding.pack import member_head, pack, padding
-from vgg.sharding.sources import Digits, Folder
+from vgg.sharding.sources import Digits, Folder, Original
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -305,6 +305,17 @@ def test_other_umask_locale_time_zone_and_hash_seed_give_the_same_bytes(
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert contents(target) == contents(shards.directory)
+
+
+class Deadly(Folder):
+    def read(self, original: Original) -> bytes:
+        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory is short
+        raise AssertionError
+
+
+def test_a_killed_worker_is_exit_74(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(StorageFailure, match="a packing process was killed"):
+        pack(ShardParams(**SHARD), Deadly(images), Directory(tmp_path / "shards"), "c", num_workers=1)
 
 
 def test_without_space_for_all_shards_nothing_is_started(

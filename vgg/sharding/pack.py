@@ -18,6 +18,7 @@ import struct
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -115,6 +116,11 @@ def pack(
     except StorageFailure as failure:
         needed = _bytes_needed(target, all_tasks)
         raise StorageFailure(f"{failure}\nThe remaining shards need about {needed:,} bytes.") from None
+    except BrokenProcessPool:
+        raise StorageFailure(
+            "a packing process was killed or crashed, perhaps for lack of memory. Finished shards are kept: run again, "
+            "with fewer CPU cores (taskset) if memory is short."
+        ) from None
     packed = {split: [results[task.path] for task in tasks[split]] for split in source.splits}
     strays = [stray._asdict() for stray in source.strays]
     refuse_unusable(params, source.classes, [*strays, *(i for result in results.values() for i in result.bad)], packed)
