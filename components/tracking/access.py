@@ -50,7 +50,7 @@ def connect() -> MlflowClient:
         _check_sqlite(uri)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
-    with _one_process(uri):
+    with translated(), _one_process(uri):
         return mlflow.MlflowClient()
 
 

@@ -13,7 +13,7 @@ import pytest
 from conftest import SHARD
 
 from components.step import message_of
-from runtime import manifest, targets
+from runtime import filesystem, manifest
 from runtime.errors import Preempted
 from runtime.ranks.launch import Watchdog
 from runtime.shards.cache import Cache
@@ -58,7 +58,7 @@ def test_a_file_system_without_locks(
     def unsupported(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(targets.fcntl, "flock", unsupported)
+    monkeypatch.setattr(filesystem.fcntl, "flock", unsupported)
     with only_writer(tmp_path / "model"):
         assert "has no locks" in caplog.text
     cached = cache(tmp_path, b"content")

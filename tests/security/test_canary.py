@@ -206,7 +206,7 @@ def test_passwords_in_addresses_of_services_that_are_down(tmp_path: Path, params
         "replay into a database": program("tracking", "replay", cwd=tmp_path, **database),
     }
     for name, run in failed.items():
-        assert run.returncode in (64, 69), f"{name}: {run.stderr}"
+        assert run.returncode in (64, 69, 78), f"{name}: {run.stderr}"  # 78: no driver for that database here
         assert "127.0.0.1:9" in run.stderr or "***" in run.stderr, f"{name} does not name the address: {run.stderr}"
         assert "Traceback" not in run.stderr, f"{name}: {run.stderr}"
     submit = subprocess.run(

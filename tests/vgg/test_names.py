@@ -134,10 +134,12 @@ def test_allowed_names_survive_sharding_and_evaluation_in_every_locale(params_fi
     assert done.stderr.count("its font lacks letters of the class names") == 2  # of the two pictures
     assert "Warning" not in done.stderr
     rows = list(csv.reader(io.StringIO((home / "m/confusion.csv").read_text(encoding="utf-8"))))
-    assert rows[0] == ["actual", "predicted"]
-    assert len(rows) == 17
-    assert {name for row in rows[1:] for name in row} <= set(ALLOWED)
-    assert {row[0] for row in rows[1:]} == set(ALLOWED)
+    assert rows[0] == ["actual", "predicted", "images"]
+    assert sum(int(row[2]) for row in rows[1:]) == 16
+    shown = {name: name.replace("_", " ").split(",")[0] for name in ALLOWED}
+    labels = {name if "_" not in name else f"{name} {shown[name]}" for name in ALLOWED}
+    assert {row[0] for row in rows[1:]} == labels
+    assert {row[1] for row in rows[1:]} <= labels
     for name, width in (("confusion.csv", 3), ("mistakes.csv", 4)):
         table = list(csv.reader(io.StringIO((home / "predictions" / name).read_text(encoding="utf-8"))))
         assert {len(row) for row in table} == {width}

@@ -259,9 +259,7 @@ def test_parameters_of_two_sections_that_contradict_each_other(tmp_path: Path) -
     """Found by every stage, by the plan and before a submission, not by evaluate after a week of training."""
     path = tmp_path / "params.yaml"
     text = (ROOT / "params.yaml").read_text()
-    path.write_text(
-        text.replace("input_size: 32", "input_size: 64").replace("train_scale: [32, 36]", "train_scale: 64")
-    )
+    path.write_text(text.replace("input_size: 32", "input_size: 64").replace("  - 32\n  - 36\n", "  - 64\n  - 64\n"))
     line = next(n for n, line in enumerate(text.splitlines(), 1) if "test_scales" in line)
     expected = f"{path}:{line}: evaluate.test_scales: 32, 33, 34 below train.input_size, 64"
     for stage in STAGES:

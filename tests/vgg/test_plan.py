@@ -266,7 +266,7 @@ def test_the_program_reports_wrong_parameters(empty: Path) -> None:
     wrong.write_text((ROOT / "params.yaml").read_text().replace("batch_size: 32", "batch_size: 0"))
     done = program("train.plan", "--params", wrong, cwd=empty)
     assert done.returncode == 64
-    assert "train.batch_size: should be greater than or equal to 1, not 0" in done.stderr
+    assert "train.batch_size: must be an integer ≥ 1, ≤ 1,048,576, not 0" in done.stderr
     assert list(empty.iterdir()) == []
 
 
