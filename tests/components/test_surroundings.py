@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -46,6 +47,26 @@ def finished(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> 
     return once(tmp_path_factory, "finished", make)
 
 
+COMMANDS = {  # programs that are not a stage
+    "gate": "components.register.gate --params params.yaml --shards shards --evaluation m/evaluate.json --answer yes",
+    "report": 'components.report --status {"state":"SUCCEEDED"} --summary page.md',
+    "plan": "components.train.plan --params params.yaml --shards shards",
+    "verify": "components.shard verify shards/manifest.json",
+    "replay": "components.tracking replay",
+    "launch": "components.launch 1 components.train.plan --params params.yaml --shards shards",
+    "step": "components.step --attempts 1 components.train.plan --params params.yaml --shards shards",
+    "closure": "components.closure train",
+    "images": "components.images",
+    "environment": "components.environment",
+    "summary": "components.summary",
+    "selftest": "components.selftest data",
+    "compile": "pipelines.submit --compile package.yaml",
+    "preflight": "pipelines.submit --preflight",
+    "params": "vgg.params",
+}
+OTHERS = {name: command.split() for name, command in COMMANDS.items()}
+
+
 class Surroundings:
     """A copy of the finished folder, in which one stage runs once more in a shell."""
 
@@ -58,10 +79,12 @@ class Surroundings:
 
     def run(self, before: str = "", prefix: str = "", after: str = "", **env: str) -> subprocess.CompletedProcess[str]:
         """before: shell commands.  prefix: of the program's command.  after: redirections."""
-        arguments = [str(a) for a in flags(self.stage, Path(), "params.yaml")]
+        module, *arguments = OTHERS.get(self.stage) or [
+            f"components.{self.stage}", *map(str, flags(self.stage, Path(), "params.yaml"))
+        ]  # fmt: skip
         paths = " ".join(f"-P {p}" for p in self.folder.rglob("*") if not p.is_relative_to(self.folder / "images"))
         paths += "".join(f" -P {self.folder}/{name}.lock" for name in ("shards", "model", "predictions"))
-        command = " ".join([prefix.format(paths=paths), sys.executable, "-m", f"components.{self.stage}", *arguments])
+        command = " ".join([prefix.format(paths=paths), sys.executable, "-m", module, *map(shlex.quote, arguments)])
         variables = {
             name: value for name, value in environment(**env).items() if name not in ("HOME", "USER", "LOGNAME")
         }
@@ -135,6 +158,22 @@ def test_broken_surroundings_have_one_message_and_a_code_of_the_contract(
         compared = {"shard": "shards/manifest.json", "train": "model/step-00000008/weights.safetensors",
                     "evaluate": "predictions/predictions.npy", "register": "params.yaml"}[stage]  # fmt: skip
         assert (surroundings.folder / compared).read_bytes() == (finished / compared).read_bytes()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "how", ["unknown user", "read-only folder", "closed output", "deleted folder", "wrong variables"]
+)
+@pytest.mark.parametrize("name", OTHERS)
+def test_all_other_programs_end_with_a_code_of_the_contract(
+    name: str, how: str, finished: Path, tmp_path: Path
+) -> None:
+    surroundings = Surroundings(finished, tmp_path, name)
+    done = surroundings.run(**next(case[1] for case in CASES if case[0] == how))
+    subprocess.run(["chmod", "-R", "u+rwX", surroundings.folder], check=True, timeout=20)
+    assert done.returncode in CODES, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout or done.stderr or how == "closed output"
 
 
 def ended(error: Exception, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
