@@ -131,6 +131,7 @@ assert [event["values"]["number"] for event in again.earlier] == list(range(3000
     assert "No space left on device" in done.stderr
 
 
+@pytest.mark.faults
 def test_a_stage_with_a_full_journal_and_one_with_a_full_output(
     images: Path, params_file: Path, tmp_path: Path
 ) -> None:

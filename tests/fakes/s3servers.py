@@ -126,7 +126,7 @@ def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(params=["moto", "rclone", "rclone when_required"])
+@pytest.fixture(params=["moto", "rclone", pytest.param("rclone when_required", marks=pytest.mark.faults)])
 def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Server:
     """Both servers, and the setting for stores without the newer checksums."""
     kind, *required = request.param.split()

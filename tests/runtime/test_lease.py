@@ -23,7 +23,7 @@ from runtime.store.lease import LEASE, Lease
 from runtime.store.s3 import Prefix
 
 
-@pytest.fixture(params=["moto", "rclone"])
+@pytest.fixture(params=["moto", pytest.param("rclone", marks=pytest.mark.faults)])
 def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Server:
     found: Server = request.getfixturevalue(f"{request.param}_server")
     use(monkeypatch, found)

@@ -150,6 +150,7 @@ def run_again(hosts: Hosts, ranks: int, arguments: list[object]) -> None:
     ended([hosts.start(host, ranks, arguments) for host in range(hosts.count)], 120, {0})
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("hosts", [2], indirect=True)
 def test_a_late_first_host_and_a_short_disconnection_do_not_matter(
     hosts: Hosts, shards: ShardSet, params_file: Path, tmp_path: Path

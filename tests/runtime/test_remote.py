@@ -41,7 +41,8 @@ def upload(shards: ShardSet, location: str) -> None:
     target.put_bytes("manifest.json", (shards.directory / "manifest.json").read_bytes())
 
 
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.faults)])
+@pytest.mark.faults
+@pytest.mark.parametrize("seed", [1, 2])
 def test_sharding_through_faults_ends_with_the_bytes_of_a_local_run(
     seed: int,
     shards: ShardSet,
@@ -78,6 +79,7 @@ def test_a_store_that_never_answers_is_exit_69_within_the_patience(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.faults
 def test_two_writers_on_one_prefix_one_stops_with_a_message(
     params_file: Path,
     images: Path,

@@ -198,9 +198,9 @@ NO_MOMENTUM = {"momentum": 0.0}
 @pytest.mark.parametrize(
     ("world", "changes"),
     [
-        (2, NO_MOMENTUM),
+        (1, NO_MOMENTUM),
         *(pytest.param(*other, marks=pytest.mark.faults) for other in (
-            (1, {}), (2, {}), (1, NO_MOMENTUM), (1, {"schedule": PLATEAU}), (2, {"schedule": PLATEAU}),
+            (1, {}), (2, {}), (2, NO_MOMENTUM), (1, {"schedule": PLATEAU}), (2, {"schedule": PLATEAU}),
         )),
     ],
 )  # fmt: skip

@@ -206,6 +206,7 @@ def test_a_file_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
     assert int(done.stdout) < 40_000  # kB
 
 
+@pytest.mark.faults
 def test_the_program_packs_parquet_files(params_file: Path, tmp_path: Path) -> None:
     write_imagenet(tmp_path / "images")
     params = json.loads(params_file.read_text())
