@@ -18,7 +18,10 @@ repository:            ## DVC needs git, or must be told that there is none; it 
 		echo "Without git (no dvc exp, and runs record no commit):"; \
 		echo "    make install && .venv/bin/dvc config --local core.no_scm true"; exit 1; } || true
 
-install: $(BIN)/.installed
+install: $(BIN)/.installed .dvc/plots/page.html
+
+.dvc/plots/page.html: components/plotspage.py $(BIN)/.installed
+	@$(BIN)/python -m components.plotspage $@
 
 $(BIN)/.installed: requirements.lock
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; set another CPython 3.11 with: make PYTHON=…"; exit 1; }

@@ -1,7 +1,6 @@
 """What DVC's plots are made of: a page that loads nothing, a confusion matrix that stays small."""
 
 import csv
-import hashlib
 import json
 import re
 from types import SimpleNamespace
@@ -13,32 +12,26 @@ from dvc_render import VegaRenderer
 from dvc_render.html import HTML
 from ruamel.yaml import YAML
 
+from components import plotspage
 from components.evaluate import confusion
 
-PAGE = (ROOT / ".dvc/plots/page.html").read_text()
 
-
-def test_the_page_holds_its_scripts_as_published() -> None:
-    """Of the versions that DVC names.  That it shows without a network was looked at in Chromium 153."""
-    listed = dict(re.findall(r"^  (vega\S*) .*sha256 ([0-9a-f]{64})$", PAGE, re.MULTILINE))
-    held = dict(re.findall(r'<script id="(vega\S*)">(.*?)</script>', PAGE, re.DOTALL))
-    assert {name: hashlib.sha256(text.encode()).hexdigest() for name, text in held.items()} == listed
-    versions = re.findall(r"npm/(vega\S*)@([0-9.]+)", VegaRenderer.SCRIPTS)
-    assert [name for name, _ in versions] == list(listed)
-    assert all(re.search(rf"^  {name} +{version} ", PAGE, re.MULTILINE) for name, version in versions)
+def test_the_page_holds_its_scripts() -> None:
+    """So it shows without a network: looked at in Chromium 153."""
     assert "html_template = plots/page.html" in (ROOT / ".dvc/config").read_text()
-    filled = HTML(PAGE).with_scripts(VegaRenderer.SCRIPTS).with_element("<div>a plot</div>").embed()
+    filled = HTML(plotspage.page()).with_scripts(VegaRenderer.SCRIPTS).with_element("<div>a plot</div>").embed()
     assert "<div>a plot</div>" in filled
-    outside = re.sub(r"<script.*?</script>", "", filled, flags=re.DOTALL)
-    assert not re.search(r"(src|href)=", outside)
-    assert not re.search(r"<script[^>]*src=", filled)
+    [script] = re.findall(r"<script>(.*?)</script>", filled, re.DOTALL)
+    assert "vegaEmbed" in script
+    assert len(script) > 500_000
+    assert not re.search(r"(src|href)=", filled.replace(script, ""))
 
 
 def test_every_plot_has_its_template_and_no_name_that_dvc_takes_for_a_failure() -> None:
     plots = {name: body for plot in YAML(typ="safe").load(ROOT / "dvc.yaml")["plots"] for name, body in plot.items()}
     assert "error" not in plots  # DVC searches its answer for this key, and says 'failed to load some plots'
     template = json.loads((ROOT / f".dvc/plots/{plots['confusion']['template']}.json").read_text())
-    assert template["spec"]["transform"][0]["aggregate"] == [{"op": "sum", "field": "images", "as": "xy_count"}]
+    assert [layer["encoding"] for layer in template["spec"]["layer"]][1]["text"]["field"] == "images"
 
 
 def test_the_confusion_of_many_classes_is_small_and_complete() -> None:
