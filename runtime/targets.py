@@ -31,7 +31,7 @@ class Target(Protocol):
     name: str
 
     def names(self) -> list[str]:
-        """Names of all files, sorted."""
+        """Names of all files, sorted; in a folder without the hidden ones, of Finder, Jupyter or NFS."""
 
     def read(self, name: str) -> bytes | None:
         """The content of a small file; None if it does not exist."""
@@ -78,7 +78,7 @@ class Directory:
         directory.mkdir(parents=True, exist_ok=True)
 
     def names(self) -> list[str]:
-        return sorted(path.name for path in self.directory.iterdir())
+        return sorted(path.name for path in self.directory.iterdir() if not path.name.startswith("."))
 
     def read(self, name: str) -> bytes | None:
         try:

@@ -1,4 +1,4 @@
-"""Without git: make run says what to do, and both ways out work."""
+"""Without git, make run says what to do; and what the machines of others hold does not disturb make and dvc."""
 
 import shutil
 from pathlib import Path
@@ -30,3 +30,23 @@ def test_a_repository_of_another_owner_is_one(tmp_path: Path) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path / "Makefile")
     call(tmp_path, "git init -q")
     assert call(tmp_path, "make --no-print-directory repository", GIT_TEST_ASSUME_DIFFERENT_OWNER="1") == ""
+
+
+def test_packages_of_others_are_not_used(tmp_path: Path) -> None:
+    """PYTHONPATH is set by ROS and by modules of clusters, PYTHONSAFEPATH by careful people, PIP_USER by pip.conf."""
+    show = "--eval=show: ; @python -m components.environment && env"
+    set_by_others = {"PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1", "PYTHONHOME": str(tmp_path), "PIP_USER": "yes"}
+    shown = call(ROOT, "make", "--no-print-directory", show, "show", **set_by_others)
+    assert "VGG_STORE" in shown
+    assert "PIP_USER=no" in shown
+    assert str(tmp_path) not in shown
+
+
+def test_what_others_leave_in_folders_is_no_change_of_the_data(tmp_path: Path) -> None:
+    call(tmp_path, "mkdir images && echo 1 > images/a.jpg && dvc init -q --no-scm && dvc add -q images")
+    shutil.copy(ROOT / ".dvcignore", tmp_path)
+    call(tmp_path, "cd images && mkdir .ipynb_checkpoints && touch .DS_Store ._a.jpg Thumbs.db desktop.ini .nfs00a4 "
+         ".ipynb_checkpoints/a.jpg")  # fmt: skip
+    assert "up to date" in call(tmp_path, "dvc status")
+    call(tmp_path, "echo 2 > images/b.jpg")
+    assert "modified" in call(tmp_path, "dvc status")

@@ -221,6 +221,17 @@ def test_a_folder_with_other_files_is_not_touched(images: Path, tmp_path: Path) 
         pack(ShardParams(**SHARD), Folder(images), Directory(tmp_path / "model"), "c", num_workers=1)
 
 
+def test_what_others_leave_hidden_in_the_folder_is_no_obstacle(images: Path, tmp_path: Path) -> None:
+    """Finder, Jupyter when one looks into it, NFS when a deleted file is still open."""
+    for _ in range(2):  # into an empty folder, and over finished shards
+        (tmp_path / "shards/.ipynb_checkpoints").mkdir(parents=True, exist_ok=True)
+        for name in (".DS_Store", ".nfs000000000a4c9d00005011"):
+            (tmp_path / "shards" / name).touch()
+        pack(ShardParams(**SHARD), Folder(images), Directory(tmp_path / "shards"), "c", num_workers=1)
+    assert len(list((tmp_path / "shards").glob(".*"))) == 3
+    assert ShardSet(tmp_path / "shards").manifest["splits"]["train"]["num_images"] == 30
+
+
 def test_workers_do_not_outlive_a_killed_parent(images: Path, params_file: Path, tmp_path: Path) -> None:
     """kill -9 of the program alone, not of its process group: another run may start at once."""
     command = [sys.executable, "-m", "components.shard", *map(str, flags("shard", tmp_path, params_file))]
