@@ -98,7 +98,7 @@ def container_options() -> dict[str, Any]:
 
     names = (*ADDRESSES, *STORE_SECRET, *TRACKING_SECRET, "AWS_REGION")
     passed_on = environment.passed_on(names)
-    store, mounts = passed_on["VGG_STORE"], []
+    store, mounts = environment.STORE.get(), []
     if "://" not in store:
         folder = Path(store).resolve()
         folder.mkdir(parents=True, exist_ok=True)

@@ -87,6 +87,10 @@ def _text(name: str, meaning: str, default: str = "", shown: str = "") -> Variab
     return Variable(name, meaning, default, str, shown)
 
 
+def folder(text: str) -> Path:
+    return Path(os.path.expanduser(text))  # no shell has replaced a ~ in docker -e, a file of variables, or quotes
+
+
 PROJECT = _text("DVC_ROOT", "project for which DVC runs a stage; that of the user, also in a temporary copy of it")
 
 
@@ -104,7 +108,8 @@ def project() -> Path:
 
 
 def _database() -> str:
-    return f"sqlite:///{_in_project('mlflow.db')}"
+    path = str(_in_project("mlflow.db"))
+    return "sqlite:///" + path.replace("%", "%25").replace("?", "%3F")  # SQLAlchemy would decode them
 
 
 def _journals() -> Path:
@@ -122,19 +127,22 @@ def artifacts() -> Path | None:
     return project() / "mlruns" if TRACKING_URI.get() == _database() else None  # MLflow sets the variable itself
 
 
-STORE = _text("VGG_STORE", "folder or s3://bucket/prefix of 'store:' paths: shards, checkpoints, predictions")
+STORE = Variable(
+    "VGG_STORE", "folder or s3://bucket/prefix of 'store:' paths: shards, checkpoints, predictions", "",
+    os.path.expanduser,
+)  # fmt: skip
 CACHE = Variable[Path | None](
     "VGG_CACHE",
     "folder for shards of an object store, compiled networks, and the copy of images in parquet",
     None,
-    Path,
+    folder,
     "~/.cache/vgg",
 )
 CACHE_BYTES = Variable[int | None](
     "VGG_CACHE_BYTES", "bytes of shards that VGG_CACHE may hold", None, positive_integer, "4/5 of its disk"
 )
 JOURNAL = Variable(
-    "VGG_JOURNAL", "folder of events that wait for MLflow", Path(), Path, ".tracking in the project", _journals
+    "VGG_JOURNAL", "folder of events that wait for MLflow", Path(), folder, ".tracking in the project", _journals
 )
 WORKERS = Variable[int | None](
     "VGG_WORKERS", "decoding processes of a rank", None, count, "0 on a CPU, else its share of the cores, at most 14"
@@ -172,7 +180,7 @@ PIPELINES_TOKEN_FILE = _text(
 PIPELINES_COOKIES = _text("KF_PIPELINES_COOKIES", "cookies for Kubeflow Pipelines")
 REGISTRY_AUTH_FILE = _text("REGISTRY_AUTH_FILE", "file with podman's registry credentials")
 CA_FILE = _text("SSL_CERT_FILE", "trusted certificates")
-CACHE_HOME = Variable[Path | None]("XDG_CACHE_HOME", "folder for caches", None, Path, "~/.cache")
+CACHE_HOME = Variable[Path | None]("XDG_CACHE_HOME", "folder for caches", None, folder, "~/.cache")
 _group(
     "defined by other software", TRACKING_URI, TRACKING_USERNAME, TRACKING_RUN_ID, KUBECONFIG, PIPELINES_ENDPOINT,
     PIPELINES_UI_ENDPOINT, PIPELINES_TOKEN, PIPELINES_TOKEN_FILE, PIPELINES_COOKIES, REGISTRY_AUTH_FILE, CA_FILE,

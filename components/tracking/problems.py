@@ -48,7 +48,7 @@ def problem(error: Exception) -> Problem | None:
     if found := next((link for link in chain if isinstance(link, Problem)), None):
         return found
     uri = tracking_uri()
-    where = f"MLflow at {shown(uri)}"
+    where = f"MLflow at {shown(uri)}{_through(uri)}"
     for link in chain:
         if isinstance(link, requests.HTTPError) and link.response is not None:
             return judge(uri, link.response.status_code, link.response.text)
@@ -73,6 +73,17 @@ def problem(error: Exception) -> Problem | None:
     if uri.startswith("http") and mlflow.error_code in TRANSIENT_CODES and isinstance(mlflow, RestException):
         return Unreachable(f"{where} fails: {said}")
     return Refused(f"{where} refuses: {said}")
+
+
+def _through(uri: str) -> str:
+    """Which proxy the client asks, and how it would not; "" without one.  Companies set http_proxy on all machines."""
+    from requests.utils import get_environ_proxies, prepend_scheme_if_needed, select_proxy
+
+    proxy = select_proxy(uri, get_environ_proxies(uri)) if uri.startswith("http") else None
+    if not proxy:
+        return ""
+    host = urlsplit(uri).hostname
+    return f", asked through the proxy {shown(prepend_scheme_if_needed(proxy, 'http'))} (directly: no_proxy={host}),"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -118,7 +129,7 @@ def _tls_problem(where: str, text: str, reason: str) -> Problem:
 def judge(uri: str, status: int, text: str, location: str = "") -> Problem:
     """What an unexpected answer of a server means.  text: its body.  location: where it redirects to."""
     host = urlsplit(uri).netloc.rpartition("@")[2]
-    where, said = f"MLflow at {shown(uri)}", _quoted(text)
+    where, said = f"MLflow at {shown(uri)}{_through(uri)}", _quoted(text)
     if SERVES_NO_ARTIFACTS in text:  # answered with 503
         return Refused(f"{where} runs with --no-serve-artifacts: {said}")
     if status >= 500 or status in TRANSIENT_STATUS:

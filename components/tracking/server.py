@@ -167,7 +167,8 @@ def _experiment(client: MlflowClient) -> str:
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is None:
         folder = environment.artifacts()  # MLflow's default is the working directory: under DVC perhaps a temporary one
-        return str(client.create_experiment(EXPERIMENT, str(folder) if folder else None, EXPERIMENT_TAGS))
+        location = str(folder).replace("%", "%25") if folder else None  # MLflow decodes a path as if it were an address
+        return str(client.create_experiment(EXPERIMENT, location, EXPERIMENT_TAGS))
     if found.lifecycle_stage != "active":
         log.warning("MLflow: experiment %s was deleted; it is restored, with its runs, to take new ones", EXPERIMENT)
         client.restore_experiment(found.experiment_id)

@@ -36,7 +36,8 @@ LOGIN_PAGE = "<html><head><title>Sign in</title><style>a{}</style></head><body><
 
 @pytest.fixture(autouse=True)
 def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in os.environ if n.startswith(("MLFLOW_", "VGG_")) or n == "REQUESTS_CA_BUNDLE"]:
+    others = ("REQUESTS_CA_BUNDLE", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY")
+    for name in [n for n in os.environ if n.startswith(("MLFLOW_", "VGG_")) or n in others]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("VGG_JOURNAL", str(tmp_path / "journal"))
@@ -196,6 +197,23 @@ def test_no_server_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     message = refused("http://user:secret@no-such-host.invalid:5000", monkeypatch, Unreachable)
     assert "MLflow at http://no-such-host.invalid:5000 does not answer" in message
     assert "secret" not in message
+
+
+def test_the_proxy_of_a_company_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """http_proxy is set on all machines, and knows nothing of a server inside."""
+    way = ", asked through the proxy http://{}/ (directly: no_proxy=mlflow.example),"
+    with Front(instead=lambda _: (403, {}, "<h1>Blocked by policy</h1>")) as front:
+        host = front.address.removeprefix("http://")
+        for proxy, kind, said in (
+            (host, Refused, "denies access: "),
+            ("127.0.0.1:9", Unreachable, "does not answer: "),
+        ):
+            monkeypatch.setenv("http_proxy", f"http://user:hunter2@{proxy}/")
+            message = refused("http://mlflow.example:5000", monkeypatch, kind)
+            assert message.startswith(f"MLflow at http://mlflow.example:5000{way.format(proxy)} {said}")
+            assert "hunter2" not in message
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert "proxy" not in refused("http://127.0.0.1:9", monkeypatch, Unreachable)
 
 
 @pytest.mark.parametrize(

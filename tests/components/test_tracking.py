@@ -69,6 +69,24 @@ def test_parent_and_child_contain_parameters_metrics_and_inputs(tmp_path: Path) 
     assert not any((tmp_path / ".tracking").iterdir())
 
 
+def test_all_stays_in_a_project_whose_path_looks_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Downloads leave such names.  MLflow and SQLAlchemy decode paths as if they were addresses."""
+    project, elsewhere = tmp_path / "My%20Project?#1 ä", tmp_path / "elsewhere"
+    project.mkdir()
+    elsewhere.mkdir()
+    shutil.move(tmp_path / "mlflow.db", project)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setenv("DVC_ROOT", str(project))
+    monkeypatch.chdir(elsewhere)  # where DVC runs an experiment: all addresses are absolute
+    (elsewhere / "file.txt").write_text("x")
+    with Tracker("train", "k" * 64, "lineage") as tracker:
+        tracker.artifact(elsewhere / "file.txt", "curves")
+    assert len(list(project.glob("mlruns/**/curves/file.txt"))) == 1
+    inside = (project, elsewhere)
+    assert not [f for f in tmp_path.rglob("*") if f.is_file() and not any(f.is_relative_to(home) for home in inside)]
+    assert len(histories(mlflow_server.connect())) == 2
+
+
 @pytest.mark.faults
 def test_a_server_that_is_started_late_and_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Points are logged before, during and after an outage; a resumed attempt repeats some.  The curve is complete."""

@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, environment
 
-from runtime.environment import CACHE_BYTES, HANG_SECONDS, S3_PATIENCE_SECONDS, STORE, VARIABLES, WORKERS, Variable
+from runtime.environment import (
+    CACHE,
+    CACHE_BYTES,
+    CACHE_HOME,
+    HANG_SECONDS,
+    JOURNAL,
+    S3_PATIENCE_SECONDS,
+    STORE,
+    VARIABLES,
+    WORKERS,
+    Variable,
+)
 from runtime.errors import WrongParameters
 
 EVERY = [variable for variables in VARIABLES.values() for variable in variables]
@@ -57,6 +68,16 @@ def test_a_bad_value_has_one_wording(
     with pytest.raises(WrongParameters) as refused:
         variable.get()
     assert str(refused.value) == said
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No shell has replaced it in docker -e, in a file of variables, or in quotes."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for variable in (STORE, CACHE, JOURNAL, CACHE_HOME):
+        monkeypatch.setenv(variable.name, "~/data")
+        assert str(variable.get()) == f"{tmp_path}/data"
+    monkeypatch.setenv(STORE.name, "s3://bucket/~x")
+    assert STORE.get() == "s3://bucket/~x"
 
 
 def test_all_of_ours_are_listed_once() -> None:
