@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -44,6 +45,10 @@ FINAL = {  # a retry does not help
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG,
     errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.EFBIG, errno.EXDEV,
 }  # fmt: skip
+OUT_OF_MEMORY = re.compile(
+    r"(CUDA out of memory|DefaultCPUAllocator).*?allocate ([\d.]+ \w+)", re.DOTALL
+)  # torch's words
+LESS_MEMORY = "End other programs there, or lower train.micro_batch_size or evaluate.batch_pixels; then run again."
 NETWORK = {
     errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTUNREACH, errno.ENETUNREACH,
     errno.ENETDOWN, errno.ETIMEDOUT, errno.EADDRNOTAVAIL,
@@ -56,8 +61,12 @@ def outcome(error: Exception) -> tuple[int, str]:
         return error.exit_code, f"{error}{findings.rest(error)}"
     if isinstance(error, OSError) and error.errno:
         return _of_system(error)
+    if isinstance(error, OSError) and "AF_UNIX path too long" in str(error):  # a socket between processes; no errno
+        return WrongParameters.exit_code, f"TMPDIR={tempfile.gettempdir()}: too long for sockets. Set a shorter path."
     if isinstance(error, MemoryError) or (isinstance(error, ImportError) and "failed to map" in str(error)):
         return StorageFailure.exit_code, f"out of memory. {HINTS[errno.ENOMEM]}"
+    if isinstance(error, RuntimeError) and (found := OUT_OF_MEMORY.search(str(error))):
+        return StorageFailure.exit_code, f"out of memory, {found[2]} more are needed. {LESS_MEMORY}"
     if isinstance(error, ImportError) and (error.name or "").split(".")[0] not in ("components", "runtime", "vgg"):
         return Refused.exit_code, f"{error}. Install the packages of this repository: make install"
     if _is_of_accelerator(error):

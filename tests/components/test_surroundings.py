@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import EVALUATE, REGISTER, ROOT, SHARD, TRAIN, draw_images, environment, flags, once, program
 
 from components import outcome
@@ -118,12 +119,22 @@ CASES = [  # name, how, stages, exit code, what the message says
     ("binary parameters", {"before": "printf '\\377\\376' > params.yaml"}, STAGES, 64, "not a text file in UTF-8"),
     ("small /dev/shm", {"before": "mount -t tmpfs -o size=64k none /dev/shm"}, STAGES, 0, ""),
     ("no temporary folder", {"TMPDIR": "/nonexistent"}, STAGES, 0, ""),
+    (
+        "long temporary folder",
+        {"before": "export TMPDIR=$PWD/$(printf 'long%.0s' {1..30}); mkdir $TMPDIR"},
+        ("shard",),
+        64,
+        "too long for sockets",
+    ),
     ("little memory", {"before": "ulimit -v 1500000"}, ("train", "evaluate"), 74, "out of memory"),
     ("deleted folder", {"before": "mkdir gone; cd gone; rmdir ../gone"}, STAGES, 64, "current folder does not exist"),
     ("wrong variables", {"VGG_WORKERS": "many", "VGG_HANG_SECONDS": "-1"}, STAGES, 64, "VGG_HANG_SECONDS: must be"),
     ("odd file system", {"prefix": ODD}, STAGES, 0, ""),
 ]
-QUICK = ("unknown user", "read-only folder", "a folder for metrics", "wrong variables", "odd file system")
+QUICK = (
+    "unknown user", "read-only folder", "a folder for metrics", "wrong variables", "odd file system",
+    "long temporary folder",
+)  # fmt: skip
 
 
 def expect(done: subprocess.CompletedProcess[str], folder: Path, code: int, message: str) -> None:
@@ -225,6 +236,16 @@ def test_an_error_ends_with_the_code_that_fits(
     assert found == code
     assert text.startswith(message)
     assert text.count("\n") == 1
+
+
+def test_memory_that_torch_cannot_get_is_no_bug(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError) as of_cpu:
+        torch.empty(1 << 50, dtype=torch.uint8)
+    of_gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.50 GiB. GPU 0 has a total capacity of …")
+    for error, size in ((of_cpu.value, f"{1 << 50} bytes"), (of_gpu, "20.50 GiB")):
+        code, text = ended(error, capsys)
+        assert code == 74
+        assert text.startswith(f"error: out of memory, {size} more are needed. End other programs there, or lower ")
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), ModuleNotFoundError("No module named 'vgg.y'", name="vgg.y")])
