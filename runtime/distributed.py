@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from torch import distributed
 
 from runtime import environment
 from runtime.errors import Preempted, WrongParameters
+
+log = logging.getLogger("vgg")
 
 # gloo raises plain RuntimeErrors; NCCL and the store raise DistErrors.  Texts of torch 2.11 and 2.15, checked by
 # tests/runtime/test_distributed.py.
@@ -89,6 +92,8 @@ def joined(timeout_seconds: float = 600) -> Iterator[Group]:
     else:
         device = torch.device("cpu")
     if world_size > 1:
+        if not environment.ELASTIC_RUN.is_set():  # the variable of another program or job would have it wait in silence
+            log.warning("WORLD_SIZE=%d: rank %d waits for the other ranks; unset it to train alone", world_size, rank)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
     try:

@@ -198,3 +198,16 @@ def test_wrong_usage() -> None:
     done = program("launch", "0", "components.train", cwd=Path.cwd())
     assert done.returncode == 64
     assert "PROCESSES must be 1 or more" in done.stderr
+
+
+def test_a_world_size_of_something_else_is_named(shards: ShardSet, params_file: Path, tmp_path: Path) -> None:
+    """Left in the environment by another program, it would have a training wait for ranks that never come."""
+    command = [sys.executable, "-m", "components.train", *map(str, flags("train", tmp_path, params_file))]
+    alone = environment(WORLD_SIZE="2", RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    waiting = subprocess.Popen(command, cwd=tmp_path, env=alone, stderr=subprocess.PIPE, text=True)
+    try:
+        assert waiting.stderr
+        assert waiting.stderr.readline() == "WORLD_SIZE=2: rank 0 waits for the other ranks; unset it to train alone\n"
+    finally:
+        waiting.kill()
+        waiting.wait(20)
