@@ -19,6 +19,9 @@ repository:            ## DVC needs git, or must be told that there is none; it 
 		echo "    git init && git add -A && git commit -m begin"; \
 		echo "Without git (no dvc exp, and runs record no commit):"; \
 		echo "    make install && .venv/bin/dvc config --local core.no_scm true"; exit 1; } || true
+	@for folder in data models metrics; do [ ! -L $$folder ] || grep -qs 'no_scm = true' .dvc/config .dvc/config.local || { \
+		echo "$$folder is a link, and DVC refuses results outside of the git repository. Clone onto that disk instead,"; \
+		echo "or link only what is read: data/images/train, data/images/val."; exit 1; }; done
 
 install: $(BIN)/.installed .dvc/plots/page.html
 

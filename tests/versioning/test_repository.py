@@ -50,3 +50,14 @@ def test_what_others_leave_in_folders_is_no_change_of_the_data(tmp_path: Path) -
     assert "up to date" in call(tmp_path, "dvc status")
     call(tmp_path, "echo 2 > images/b.jpg")
     assert "modified" in call(tmp_path, "dvc status")
+
+
+def test_a_folder_of_results_on_another_disk_is_refused_before_the_work(tmp_path: Path) -> None:
+    """DVC says that it is outside of the git repository only after the stage, perhaps a day later."""
+    shutil.copy(ROOT / "Makefile", tmp_path / "Makefile")
+    call(
+        tmp_path, "git init -q && mkdir -p disk data/images && ln -s disk models && ln -s ../../disk data/images/train"
+    )
+    assert "models is a link" in call(tmp_path, "make --no-print-directory repository", code=2)
+    call(tmp_path, "rm models")
+    assert call(tmp_path, "make --no-print-directory repository") == ""
