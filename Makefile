@@ -4,7 +4,8 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode every program starts seconds later
 unexport PYTHONPATH PYTHONHOME PYTHONSAFEPATH  # of ROS, conda or modules: other packages than those of the lock, or none of ours
-export PIP_USER := no  # the user's pip.conf may say yes, which fails in .venv
+# the user's pip.conf may say yes, which fails in .venv (no comment beside the value: its spaces would belong to it)
+export PIP_USER := no
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: run repository install test test-images faults lint security ui compile images push locks clean
