@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import secrets
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -103,7 +102,8 @@ def _free_bytes(path: Path) -> str:
     """Free space of the disk of a path, in words; the path need not exist."""
     for existing in (path, *path.absolute().parents):
         with suppress(OSError):
-            return f"{shutil.disk_usage(existing).free:,} bytes free"
+            free = filesystem.free_bytes(existing)
+            return "free space unknown" if free is None else f"{free:,} bytes free"
     return "free space unknown"
 
 
