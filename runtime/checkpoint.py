@@ -10,6 +10,7 @@ safetensors or JSON; reading them cannot run code.  A correct sha256 is not enou
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -114,14 +115,16 @@ def save(
     final, temporary = directory / step_name(step), directory / f"{step_name(step)}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     needed = sum(tensor.nbytes for tensors in (weights, momentum) for tensor in tensors.values())
-    with manifest.storage_errors(temporary, needed):
+    with manifest.storage_errors(temporary, needed), contextlib.ExitStack() as unless_saved:
+        unless_saved.callback(shutil.rmtree, temporary, ignore_errors=True)  # a full disk gets its space back
         temporary.mkdir(parents=True)
         for name, tensors in (("weights", weights), ("momentum", momentum)):
             try:
                 save_file(tensors, temporary / f"{name}.safetensors")
             except Exception as error:  # safetensors raises its own type for I/O errors, with the text of the OSError
                 if found := re.search(r"os error (\d+)", str(error)):
-                    raise OSError(int(found[1]), str(error), str(temporary / f"{name}.safetensors")) from error
+                    number = int(found[1])
+                    raise OSError(number, os.strerror(number), str(temporary / f"{name}.safetensors")) from error
                 raise
             filesystem.make_readable(temporary / f"{name}.safetensors")  # safetensors writes it with mode 0600
             with open(temporary / f"{name}.safetensors", "rb") as file:
@@ -134,6 +137,7 @@ def save(
             os.rename(final, earlier)
         os.rename(temporary, final)
         filesystem.fsync_directory(directory)
+        unless_saved.pop_all()
         shutil.rmtree(earlier, ignore_errors=True)
     return final
 

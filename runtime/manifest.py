@@ -75,14 +75,16 @@ def dvc_digest(entries: Iterable[dict[str, Any]]) -> str:
 
 @contextmanager
 def storage_errors(path: Path, needed: int = 0) -> Iterator[None]:
-    """Raises StorageFailure, with path and free bytes, for OSErrors of a full or failing disk.
+    """Raises StorageFailure, with path and free bytes, for OSErrors of a full or failing disk; others get the path.
 
     path: what is written; errors of write() have no path.  needed: its size in bytes, if known.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            if error.filename is None and error.errno == errno.EFBIG:
+                error.filename = str(path)
             raise
         where = failed_path(error) or str(path)
         bytes_needed = f"{needed:,} bytes needed, " if needed else ""

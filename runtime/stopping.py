@@ -1,4 +1,8 @@
-"""Stop requests: SIGTERM, SIGHUP (the terminal was closed) and Ctrl-C; and processes that end with their parent."""
+"""Stop requests, and processes that end with their parent.
+
+A request is SIGTERM, SIGHUP (the terminal was closed), Ctrl-C, or SIGUSR1, which batch systems send before the time of
+a job is over (sbatch --signal=USR1@120).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from typing import Any, NoReturn, Protocol
 from runtime.errors import Interrupted, Preempted
 
 PR_SET_PDEATHSIG = 1  # option of Linux's prctl
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopRequested(KeyboardInterrupt):
@@ -62,7 +66,7 @@ class Stop(Protocol):
 
 
 class StopSignal:
-    """A Stop that is set by SIGTERM, SIGHUP and Ctrl-C.
+    """A Stop that is set by the stop signals.
 
     A second Ctrl-C stops at once.
     beat: called whenever the object is called, as a heartbeat.

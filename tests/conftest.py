@@ -180,13 +180,13 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def client(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """An MLflow client with a database for this test; this process is a step of pipeline run 'run-1'."""
-    from components.tracking import server
+    from components.tracking import access
 
     shutil.copy(empty_database, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("VGG_JOURNAL", str(tmp_path / "journal"))
     monkeypatch.setenv("VGG_PIPELINE_RUN", "run-1")
-    return server.connect()
+    return access.connect()
 
 
 @pytest.fixture

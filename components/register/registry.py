@@ -20,8 +20,8 @@ from components.closure import ROOT
 from components.register import champion
 from components.register.champion import Champion
 from components.register.package import Package, requirements
-from components.tracking import artifacts, server
-from components.tracking.address import shown
+from components.tracking import access, artifacts
+from components.tracking.address import shown, tracking_uri
 from components.tracking.problems import problem, translated
 from components.tracking.tracker import Tracker
 from runtime import environment
@@ -40,7 +40,7 @@ def open_registry(name: str) -> Iterator[Registry]:
 
     Raises Unreachable if the server does not answer, Refused if it refuses: the login, a permission, or for good.
     """
-    with server.MLFLOW_LOCK, translated(), _permissions_explained(name):
+    with access.MLFLOW_LOCK, translated(), _permissions_explained(name):
         yield Registry(name)
 
 
@@ -54,7 +54,7 @@ def _permissions_explained(name: str) -> Iterator[None]:
         if error.error_code != "PERMISSION_DENIED":
             raise
         raise Refused(
-            f"MLflow at {shown(server.tracking_uri())} denies user {environment.TRACKING_USERNAME.get() or '?'} "
+            f"MLflow at {shown(tracking_uri())} denies user {environment.TRACKING_USERNAME.get() or '?'} "
             f"a permission on registered model {name!r}: {error}. An administrator can grant MANAGE on it, or "
             "delete it if it is empty: the user who creates a model gets MANAGE."
         ) from error
@@ -75,7 +75,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
 class Registry:
     def __init__(self, name: str) -> None:
         self.name = name
-        self.client = server.connect()
+        self.client = access.connect()
 
     def champion(self) -> Champion | None:
         """The version with the alias champion; None if no version has it.  Raises Refused as champion.read does."""

@@ -34,8 +34,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    from components.tracking import server
-    from components.tracking.address import shown
+    from components.tracking import access
+    from components.tracking.address import shown, tracking_uri
     from components.tracking.problems import problem
     from runtime import manifest
     from runtime.errors import WrongParameters
@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise WrongParameters(f"--status: {args.status!r} is not a JSON object") from None
     runs, address = [], ""
     try:
-        runs = close(server.connect(), STATES.get(status.get("state", ""), "FAILED"))
-        address = shown(server.tracking_uri())
+        runs = close(access.connect(), STATES.get(status.get("state", ""), "FAILED"))
+        address = shown(tracking_uri())
     except Exception as error:  # write the page all the same: a report must not fail a successful run
         program.log.warning("the page has no figures: %s", problem(error) or error)
     text = redacted(page(status, runs, address))
@@ -59,9 +59,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def close(client: Any, state: str) -> list[Run]:
     """End the MLflow runs of this pipeline run that a lost step left open; returns the parent and its children."""
-    from components.tracking import provenance, server
+    from components.tracking import access, provenance
 
-    experiment = client.get_experiment_by_name(server.EXPERIMENT)
+    experiment = client.get_experiment_by_name(access.EXPERIMENT)
     if experiment is None:
         return []
     lineage = f"tags.`vgg.lineage` = '{provenance.lineage('{}')}' and tags.`vgg.stage` = 'pipeline'"

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from components import program
+from components.tracking.access import connect
+from components.tracking.delivery import deliver
 from components.tracking.journal import Journal
-from components.tracking.server import connect, deliver
 from runtime import environment
 from runtime.errors import Preempted, Problem, Unreachable
 from runtime.wording import counted

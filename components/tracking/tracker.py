@@ -24,8 +24,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from components.tracking.access import MLFLOW_LOCK, connect
+from components.tracking.address import tracking_uri
+from components.tracking.delivery import deliver
 from components.tracking.journal import Journal, opening_of
-from components.tracking.server import MLFLOW_LOCK, connect, deliver, tracking_uri
 from runtime import environment, manifest
 from runtime.errors import Preempted, Problem, Refused, StorageFailure, Unreachable
 from runtime.redaction import redacted

@@ -7,7 +7,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 from runtime import manifest
 
-EXPERIMENT = "vgg-imagenet"  # in MLflow; the same as components.tracking.server.EXPERIMENT
+EXPERIMENT = "vgg-imagenet"  # in MLflow; the same as components.tracking.access.EXPERIMENT
 TIMEOUT_SECONDS = 2.0
 
 

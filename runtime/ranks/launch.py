@@ -44,6 +44,8 @@ def run_once(processes: int, module: str, arguments: list[str], nodes: Nodes | N
         os.environ |= {environment.RANKS_FOLDER.name: folder, environment.LAUNCHER.name: str(os.getpid())}
         if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup; by default torchrun handles SIGHUP anyway
             os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGQUIT"
+        # torchrun would pass SIGUSR1 on, at which ranks write their stacks
+        signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         flags = nodes.flags() if nodes else ["--standalone"]
         try:
             torchrun([*flags, f"--nproc-per-node={processes}", "-m", module, *arguments])

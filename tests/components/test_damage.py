@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT, environment, flags, program
 from mlflow import MlflowClient
 
-from components.tracking import server
+from components.tracking import access
 from components.tracking.__main__ import replay
 from components.tracking.journal import Journal
 from components.tracking.tracker import Tracker
@@ -49,7 +49,7 @@ def client(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     shutil.copy(empty_database, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setattr("components.tracking.tracker.PREEMPTED_FLUSH_SECONDS", 60.0)
-    return server.connect()
+    return access.connect()
 
 
 def attempt(folder: Path, steps: range, lineage: str, stop: bool) -> None:
@@ -112,7 +112,7 @@ def test_a_damaged_journal(
 
 
 def runs(client: MlflowClient, lineage: str) -> list:  # type: ignore[type-arg]
-    experiment = client.get_experiment_by_name(server.EXPERIMENT)
+    experiment = client.get_experiment_by_name(access.EXPERIMENT)
     assert experiment
     [parent] = client.search_runs([experiment.experiment_id], f"tags.`vgg.lineage` = '{lineage}'")
     children = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")

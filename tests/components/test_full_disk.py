@@ -15,8 +15,8 @@ import pytest
 from conftest import environment, flags
 from mlflow import MlflowClient
 
+from components.tracking import access
 from components.tracking import journal as journal_module
-from components.tracking import server
 from components.tracking.journal import Journal
 from components.tracking.tracker import Tracker, output_key
 
@@ -28,7 +28,7 @@ def client(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     shutil.copy(empty_database, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    return server.connect()
+    return access.connect()
 
 
 def tracked(folder: Path) -> None:
@@ -41,7 +41,7 @@ def tracked(folder: Path) -> None:
 
 def expect_complete(client: MlflowClient) -> None:
     """Everything is in MLflow, although nothing is on disk."""
-    experiment = client.get_experiment_by_name(server.EXPERIMENT)
+    experiment = client.get_experiment_by_name(access.EXPERIMENT)
     assert experiment
     [run] = client.search_runs([experiment.experiment_id], "tags.`vgg.stage` = 'train'")
     assert run.info.status == "FINISHED"
@@ -150,7 +150,7 @@ def test_a_stage_with_a_full_journal_and_one_with_a_full_output(
     assert re.search(r"error: small/shard\.json.*: No space left on device \(0 bytes free\)", second), second
     assert "Traceback" not in done.stderr
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    [experiment] = client.search_experiments(filter_string=f"name = '{server.EXPERIMENT}'")
+    [experiment] = client.search_experiments(filter_string=f"name = '{access.EXPERIMENT}'")
     [run] = client.search_runs([experiment.experiment_id], "tags.`vgg.stage` = 'shard'")
     assert run.data.metrics["data/num_train"] == 30
 

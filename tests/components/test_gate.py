@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 
 from components.register.gate import gate_passes, main
-from components.tracking import provenance, server
+from components.tracking import access, provenance
 from runtime.errors import Refused
 from runtime.shards.shardset import ShardSet
 
@@ -33,7 +33,7 @@ def check(tmp_path: Path, shards: ShardSet, path: Path) -> bool:
 
 def tag(client: MlflowClient) -> str:
     """Tag vgg.gate of the pipeline's run in MLflow."""
-    experiment = client.get_experiment_by_name(server.EXPERIMENT)
+    experiment = client.get_experiment_by_name(access.EXPERIMENT)
     [parent] = client.search_runs([experiment.experiment_id], f"tags.`vgg.lineage` = '{provenance.lineage('{}')}'")
     return str(parent.data.tags["vgg.gate"])
 

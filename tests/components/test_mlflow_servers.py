@@ -22,7 +22,7 @@ from components.register.registry import open_registry
 from components.report.__main__ import main as report
 from components.tracking import artifacts
 from components.tracking.__main__ import replay
-from components.tracking.server import EXPERIMENT, connect
+from components.tracking.access import EXPERIMENT, connect
 from components.tracking.tracker import Tracker
 from runtime.errors import Problem, Refused, Unreachable, WrongParameters
 from runtime.shards.shardset import ShardSet

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from components.register.registry import open_registry
 from components.tracking.__main__ import main as replay
-from components.tracking.server import EXPERIMENT
+from components.tracking.access import EXPERIMENT
 from components.tracking.tracker import Tracker
 from runtime.errors import Preempted, Refused
 

@@ -8,7 +8,7 @@ from conftest import executor_input
 from mlflow import MlflowClient
 
 from components.report.__main__ import main
-from components.tracking import provenance, server
+from components.tracking import access, provenance
 from components.tracking.tracker import Tracker
 
 
@@ -29,7 +29,7 @@ def report(tmp_path: Path, **status: object) -> str:
 def test_a_run_with_a_lost_step_is_closed_and_reported(client: MlflowClient, tmp_path: Path) -> None:
     stage("shard", **{"data/num_train": 1501.0})
     stage("train")
-    experiment = client.get_experiment_by_name(server.EXPERIMENT).experiment_id
+    experiment = client.get_experiment_by_name(access.EXPERIMENT).experiment_id
     lost = client.search_runs([experiment], "tags.`vgg.stage` = 'train'")[0].info.run_id
     client.update_run(lost, "RUNNING")  # killed: it could not report its end
     page = report(tmp_path, state="FAILED", error={"code": 9, "message": "OOMKilled\nexit 137"})
@@ -49,7 +49,7 @@ def test_the_parent_run_gets_the_state_of_the_pipeline_run(
 ) -> None:
     stage("evaluate", **{"eval/top1_error": 0.25})
     page = report(tmp_path, state=state)
-    experiment = client.get_experiment_by_name(server.EXPERIMENT).experiment_id
+    experiment = client.get_experiment_by_name(access.EXPERIMENT).experiment_id
     [parent] = client.search_runs([experiment], "tags.`vgg.stage` = 'pipeline'")
     assert parent.info.status == status
     assert "top-1 error 0.25" in page

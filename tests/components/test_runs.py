@@ -12,7 +12,7 @@ from mlflow.entities import Run
 from mlflowserver import server
 from s3servers import free_port
 
-from components.tracking import server as mlflow_server
+from components.tracking import access
 from components.tracking.__main__ import replay
 from components.tracking.tracker import Tracker, journal_key, output_key
 from runtime.errors import Preempted, Refused
@@ -30,12 +30,12 @@ def mlflow(
     if request.param == "database":
         shutil.copy(empty_database, tmp_path / "mlflow.db")
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-        yield mlflow_server.connect()
+        yield access.connect()
     else:
         port = free_port()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
         with server(tmp_path, port, empty_database):
-            yield mlflow_server.connect()
+            yield access.connect()
 
 
 def tracked(stage: str, rate: float, lineage: str, output: str = "model") -> Tracker:
@@ -46,7 +46,7 @@ def tracked(stage: str, rate: float, lineage: str, output: str = "model") -> Tra
 
 def runs(client: MlflowClient, stage: str) -> list[Run]:
     """The runs of a stage in the order of their start."""
-    experiment = client.get_experiment_by_name(mlflow_server.EXPERIMENT)
+    experiment = client.get_experiment_by_name(access.EXPERIMENT)
     assert experiment
     return client.search_runs(
         [experiment.experiment_id], f"tags.`vgg.stage` = '{stage}'", order_by=["attributes.start_time ASC"]
@@ -152,7 +152,7 @@ def test_what_replaces_an_abandoned_pipeline_closes_it(mlflow: MlflowClient) -> 
 
 def test_a_replaced_run_that_mlflow_never_saw(mlflow: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server was down all the time; what is replayed later is not RUNNING."""
-    address = mlflow_server.tracking_uri()
+    address = access.tracking_uri()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setattr("components.tracking.tracker.FLUSH_SECONDS", 0.2)
     monkeypatch.setattr("components.tracking.tracker.PREEMPTED_FLUSH_SECONDS", 0.2)

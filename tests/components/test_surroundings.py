@@ -126,6 +126,13 @@ CASES = [  # name, how, stages, exit code, what the message says
         64,
         "too long for sockets",
     ),
+    (
+        "limited file size",
+        {"before": "ulimit -f 8"},
+        ("train",),
+        64,
+        "model/step-00000002.tmp/weights.safetensors: File too large. Raise the limit",
+    ),
     ("little memory", {"before": "ulimit -v 1500000"}, ("train", "evaluate"), 74, "out of memory"),
     ("deleted folder", {"before": "mkdir gone; cd gone; rmdir ../gone"}, STAGES, 64, "current folder does not exist"),
     ("wrong variables", {"VGG_WORKERS": "many", "VGG_HANG_SECONDS": "-1"}, STAGES, 64, "VGG_HANG_SECONDS: must be"),

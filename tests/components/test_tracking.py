@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflowserver import server
 from s3servers import free_port
 
-from components.tracking import server as mlflow_server
+from components.tracking import access
 from components.tracking.__main__ import replay
 from components.tracking.journal import Journal
 from components.tracking.tracker import Tracker, journal_key
@@ -37,7 +37,7 @@ def isolated(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPat
 
 def histories(client) -> dict[str, list[tuple[int, float]]]:  # type: ignore[no-untyped-def]
     """(step, value) of train/loss of every stage's run, in order, by stage."""
-    experiment = client.get_experiment_by_name(mlflow_server.EXPERIMENT)
+    experiment = client.get_experiment_by_name(access.EXPERIMENT)
     runs = client.search_runs([experiment.experiment_id])
     return {
         run.data.tags["vgg.stage"]: [
@@ -55,8 +55,8 @@ def test_parent_and_child_contain_parameters_metrics_and_inputs(tmp_path: Path) 
             tracker.metrics({f"final/{stage}": 0.25})
             tracker.dataset("tiny", "data/shards", "0" * 32 + ".dir", stage, {"num_images": 3})
             tracker.artifact(tmp_path / "file.txt", "curves")
-    client = mlflow_server.connect()
-    runs = client.search_runs([client.get_experiment_by_name(mlflow_server.EXPERIMENT).experiment_id])
+    client = access.connect()
+    runs = client.search_runs([client.get_experiment_by_name(access.EXPERIMENT).experiment_id])
     by_stage = {run.data.tags["vgg.stage"]: run for run in runs}
     assert set(by_stage) == {"pipeline", "train", "register"}
     parent, child = by_stage["pipeline"], by_stage["train"]
@@ -84,7 +84,7 @@ def test_all_stays_in_a_project_whose_path_looks_encoded(tmp_path: Path, monkeyp
     assert len(list(project.glob("mlruns/**/curves/file.txt"))) == 1
     inside = (project, elsewhere)
     assert not [f for f in tmp_path.rglob("*") if f.is_file() and not any(f.is_relative_to(home) for home in inside)]
-    assert len(histories(mlflow_server.connect())) == 2
+    assert len(histories(access.connect())) == 2
 
 
 @pytest.mark.faults
@@ -105,21 +105,21 @@ def test_a_server_that_is_started_late_and_restarted(tmp_path: Path, monkeypatch
             for step in (40, 60):  # the resumed attempt computes step 40 again
                 tracker.point(step, {"train/loss": 1 / step})
             raise Preempted("stopped")
-        assert histories(mlflow_server.connect())["train"] == [(20, 0.05), (40, 0.025), (60, 1 / 60)]
+        assert histories(access.connect())["train"] == [(20, 0.05), (40, 0.025), (60, 1 / 60)]
     monkeypatch.setattr("components.tracking.tracker.FLUSH_SECONDS", 1.0)
     with Tracker("train", "k" * 64, "lineage") as tracker:
         tracker.point(80, {"train/loss": 1 / 80})
     with server(tmp_path, port):
         assert replay(tmp_path / ".tracking") == 0
         assert replay(tmp_path / ".tracking") == 0
-        assert histories(mlflow_server.connect())["train"] == [(20, 0.05), (40, 0.025), (60, 1 / 60), (80, 0.0125)]
-        client = mlflow_server.connect()
-        runs = client.search_runs([client.get_experiment_by_name(mlflow_server.EXPERIMENT).experiment_id])
+        assert histories(access.connect())["train"] == [(20, 0.05), (40, 0.025), (60, 1 / 60), (80, 0.0125)]
+        client = access.connect()
+        runs = client.search_runs([client.get_experiment_by_name(access.EXPERIMENT).experiment_id])
         assert {run.data.tags["vgg.stage"]: run.info.status for run in runs}["train"] == "FINISHED"
 
 
 def test_failure_and_an_injected_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    client = mlflow_server.connect()
+    client = access.connect()
     experiment = client.create_experiment("kubeflow")
     parent = client.create_run(experiment)
     child = client.create_run(experiment, tags={"mlflow.parentRunId": parent.info.run_id})
@@ -130,7 +130,7 @@ def test_failure_and_an_injected_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert client.get_run(child.info.run_id).info.status == "FAILED"
     assert client.get_run(child.info.run_id).data.tags["vgg.failure"] == "broken"
     assert client.get_run(parent.info.run_id).data.metrics == {"eval/top1_error": 0.5}
-    assert client.get_experiment_by_name(mlflow_server.EXPERIMENT) is None  # no second hierarchy
+    assert client.get_experiment_by_name(access.EXPERIMENT) is None  # no second hierarchy
 
 
 def test_a_partial_line_left_by_a_kill_is_removed(tmp_path: Path) -> None:
@@ -166,8 +166,8 @@ def test_journals_differ_by_output_and_have_one_writer(tmp_path: Path) -> None:
         other.point(1, {"train/loss": 3.0})
     with Tracker("train", key, "lineage"):  # unlocked again
         pass
-    client = mlflow_server.connect()
-    runs = client.search_runs([client.get_experiment_by_name(mlflow_server.EXPERIMENT).experiment_id])
+    client = access.connect()
+    runs = client.search_runs([client.get_experiment_by_name(access.EXPERIMENT).experiment_id])
     losses = [run.data.metrics.get("train/loss") for run in runs if run.data.tags["vgg.stage"] == "train"]
     assert sorted(filter(None, losses)) == [2.0, 3.0]
 
@@ -186,7 +186,7 @@ def test_two_identical_trainings_at_once(shards: ShardSet, params_file: Path, tm
     metrics = [(tmp_path / name / "m/train.json").read_bytes() for name in ("one", "two")]
     assert metrics[0] == metrics[1]
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    [experiment] = client.search_experiments(filter_string=f"name = '{mlflow_server.EXPERIMENT}'")
+    [experiment] = client.search_experiments(filter_string=f"name = '{access.EXPERIMENT}'")
     runs = client.search_runs([experiment.experiment_id], "tags.`vgg.stage` = 'train'")
     assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
     assert [path.name for path in (tmp_path / ".tracking").iterdir()] == ["place"]
@@ -205,8 +205,8 @@ with Tracker("train", "key" + sys.argv[1], "lineage") as tracker: tracker.point(
         _, log = process.communicate(timeout=120)
         assert b"pending" not in log, log.decode()
         assert process.returncode == 0
-    found = mlflow_server.connect()
-    assert len(found.search_runs([found.get_experiment_by_name(mlflow_server.EXPERIMENT).experiment_id])) == 3
+    found = access.connect()
+    assert len(found.search_runs([found.get_experiment_by_name(access.EXPERIMENT).experiment_id])) == 3
 
 
 def test_a_file_system_without_locks_does_not_stop_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,4 +216,4 @@ def test_a_file_system_without_locks_does_not_stop_the_stage(tmp_path: Path, mon
     monkeypatch.setattr(filesystem.fcntl, "flock", unsupported)
     with Tracker("train", "key", "lineage") as tracker:
         tracker.point(1, {"train/loss": 2.0})
-    assert histories(mlflow_server.connect())["train"] == [(1, 2.0)]
+    assert histories(access.connect())["train"] == [(1, 2.0)]

@@ -348,11 +348,11 @@ def cached(spec: dict[str, Any]) -> dict[str, bool]:
 
 
 def test_mlflow_is_found_by_the_tag_that_the_stages_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    from components.tracking import provenance, server
+    from components.tracking import access, provenance
 
     monkeypatch.setenv("VGG_PIPELINE_RUN", "a-run")
     assert links.lineage("a-run") == provenance.lineage("{}")
-    assert links.EXPERIMENT == server.EXPERIMENT
+    assert links.EXPERIMENT == access.EXPERIMENT
 
 
 def test_mlflow_links(world: World) -> None:

@@ -159,7 +159,11 @@ def test_a_hang_without_restarts_saves_stacks_and_exits_with_75(
 @pytest.mark.faults
 @pytest.mark.parametrize(
     ("sent", "seconds"),
-    [*((sent, when) for sent in (signal.SIGKILL, signal.SIGTERM) for when in (None, 0.0, 0.7)), (signal.SIGHUP, 0.0)],
+    [
+        *((sent, when) for sent in (signal.SIGKILL, signal.SIGTERM) for when in (None, 0.0, 0.7)),
+        (signal.SIGHUP, 0.0),
+        (signal.SIGUSR1, 0.0),
+    ],
 )
 def test_an_ended_launcher_leaves_no_processes_behind(
     sent: signal.Signals, seconds: float | None, expected: str, params_file: Path, tmp_path: Path
@@ -174,7 +178,11 @@ def test_an_ended_launcher_leaves_no_processes_behind(
         rank(tmp_path, 1)
         time.sleep(seconds)
     start = time.monotonic()
-    child.send_signal(sent)
+    if sent == signal.SIGUSR1:  # of a batch system, to all processes of the job
+        for pid in started(tmp_path):
+            os.kill(pid, sent)
+    else:
+        child.send_signal(sent)
     _, error = child.communicate(timeout=30)
     assert time.monotonic() - start < 20
     if sent != signal.SIGKILL:

@@ -8,7 +8,7 @@ from conftest import ROOT
 from dvcproject import call
 from mlflow import MlflowClient
 
-from components.tracking import server
+from components.tracking import access
 from runtime import environment as variables
 
 STAGE = """
@@ -38,7 +38,7 @@ def test_a_temporary_experiment_tracks_into_the_users_project(empty_database: Pa
     call(where, "dvc exp run --temp -S rate=2", PYTHONPATH=str(ROOT))
     client = MlflowClient(f"sqlite:///{where}/mlflow.db")
     [run] = client.search_runs(
-        [client.get_experiment_by_name(server.EXPERIMENT).experiment_id], "tags.`vgg.stage` = 'register'"
+        [client.get_experiment_by_name(access.EXPERIMENT).experiment_id], "tags.`vgg.stage` = 'register'"
     )
     assert run.info.status == "FINISHED"
     assert run.data.metrics == {"eval/top1_error": 0.25}

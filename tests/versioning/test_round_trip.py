@@ -9,7 +9,7 @@ import pytest
 from dvcproject import call, readme, tiny_project
 from mlflow import MlflowClient
 
-from components.tracking import server
+from components.tracking import access
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
 WIDTH = 100
@@ -17,7 +17,7 @@ WIDTH = 100
 
 def runs(where: Path, stage: str) -> list[Any]:
     client = MlflowClient(f"sqlite:///{where}/mlflow.db")
-    experiment = client.get_experiment_by_name(server.EXPERIMENT)
+    experiment = client.get_experiment_by_name(access.EXPERIMENT)
     assert experiment.artifact_location == str(where / "mlruns")
     return client.search_runs([experiment.experiment_id], f"tags.`vgg.stage` = '{stage}'", order_by=["start_time ASC"])
 

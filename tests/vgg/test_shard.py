@@ -4,6 +4,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -192,11 +193,20 @@ def test_bad_data_is_exit_65_and_one_message(images: Path, params_file: Path, tm
     assert not (tmp_path / "m").exists()
 
 
-def test_images_in_both_splits_are_reported(images: Path, tmp_path: Path) -> None:
+def test_images_in_both_splits_or_two_classes_are_reported(
+    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     twin = images / "val" / "cat" / "0000.jpg"
     twin.write_bytes((images / "train" / "cat" / "0003.jpg").read_bytes())
     made = pack(ShardParams(**SHARD), Folder(images), Directory(tmp_path / "shards"), "c", num_workers=1)
     assert made["duplicates"] == [["train/cat_0003", "val/cat_0000"]]
+    said = "1 image is in more than one %s (see 'duplicates' in the manifest): %s"
+    assert said % ("split", "train/cat_0003 = val/cat_0000") in caplog.text
+    assert "more than one class" not in caplog.text
+
+    shutil.copy(twin, images / "train" / "dog" / "0000.jpg")
+    pack(ShardParams(**SHARD), Folder(images), Directory(tmp_path / "again"), "c", num_workers=1)
+    assert said % ("class", "train/cat_0003 = train/dog_0000 = val/cat_0000") in caplog.text
 
 
 def test_digits_are_the_same_everywhere() -> None:

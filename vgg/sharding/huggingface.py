@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from runtime import filesystem
 from runtime.errors import BadData, StorageFailure
 from runtime.manifest import storage_errors
 from runtime.wording import counted, listing, some
@@ -137,7 +137,7 @@ class HuggingFace(Source):
         """The images of all splits, copied to the scratch file."""
         tables, _, keys = self._described
         folder, needed = self.scratch(), sum(table.image_bytes for several in tables.values() for table in several)
-        if needed > (free := shutil.disk_usage(folder).free):
+        if (free := filesystem.free_bytes(folder)) is not None and needed > free:
             raise StorageFailure(
                 f"{folder}: a copy of the images needs about {needed:,} bytes while the stage runs, {free:,} are free. "
                 "Free some space or set VGG_CACHE to another folder, then run the same command again."

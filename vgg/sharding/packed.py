@@ -15,7 +15,7 @@ import numpy as np
 from runtime import manifest
 from runtime.errors import BadData
 from runtime.shards.shardset import row_type
-from runtime.wording import counted, listing
+from runtime.wording import counted, listing, some
 from vgg.params.shard import ShardParams
 from vgg.sharding.inspect import NUM_SUMS
 from vgg.sharding.sources import ImageClass
@@ -126,7 +126,7 @@ def _samples(packed: dict[str, list[Packed]]) -> Iterator[tuple[str, str, int, i
 
 
 def duplicates(packed: dict[str, list[Packed]], read: Callable[[str, str], bytes]) -> list[list[str]]:
-    """Groups of images with the same bytes, as 'split/key'.  Warns of images in more than one split.
+    """Groups of images with the same bytes, as 'split/key'.  Warns of images in two splits or classes.
 
     read: the bytes of an image by (split, key); called only for images that share size and checksum.
     """
@@ -138,9 +138,24 @@ def duplicates(packed: dict[str, list[Packed]], read: Callable[[str, str], bytes
         for split, key in suspects if len(suspects) > 1 else ():
             groups.setdefault(hashlib.sha256(read(split, key)).hexdigest(), []).append(f"{split}/{key}")
     found = sorted(sorted(group) for group in groups.values() if len(group) > 1)
-    across = [group for group in found if len({name.split("/")[0] for name in group}) > 1]
-    if across:
-        log.warning("%d images are in more than one split (see 'duplicates' in the manifest)", len(across))
+    named = {name for group in found for name in group}
+    splits = {name: name.split("/")[0] for name in named}
+    labels = {
+        name: row[2]
+        for split, shards in packed.items()
+        for shard in shards
+        for row in shard.rows
+        if (name := f"{split}/{row[6]}") in named
+    }
+    for what, of in (("split", splits), ("class", labels)):
+        across = [group for group in found if len({of[name] for name in group}) > 1]
+        if across:
+            examples = some([" = ".join(group) for group in across])
+            is_ = "is" if len(across) == 1 else "are"
+            log.warning(
+                "%s %s in more than one %s (see 'duplicates' in the manifest): %s",
+                counted(len(across), "image"), is_, what, examples,
+            )  # fmt: skip
     return found
 
 

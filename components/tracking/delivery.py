@@ -7,8 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from components.tracking import artifacts
-from components.tracking.access import EXPERIMENT, MLFLOW_LOCK, connect
-from components.tracking.address import tracking_uri
+from components.tracking.access import EXPERIMENT
 from components.tracking.journal import Journal
 from components.tracking.problems import translated
 from components.tracking.runs import close, close_parent, close_replaced, find_child, reopen, send_points
@@ -17,8 +16,6 @@ from runtime.errors import Problem
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-__all__ = ["EXPERIMENT", "MLFLOW_LOCK", "connect", "deliver", "tracking_uri"]
 
 log = logging.getLogger("vgg.tracking")
 
