@@ -145,10 +145,10 @@ def test_a_pointer_says_how_to_get_the_image() -> None:
 
 
 def test_an_image_too_long_for_a_jpeg_is_refused() -> None:
-    for size in ((65_501, 2), (2, 65_501)):
+    for size in ((65_501, 656), (656, 65_501)):
         with pytest.raises(BadImage, match="as a JPEG it may have at most 65,500 pixels a side"):
-            inspect(encoded(Image.new("L", size), "PNG"), LARGE)
-    assert inspect(encoded(Image.new("L", (65_500, 2)), "PNG"), LARGE).width == 65_500
+            inspect(encoded(Image.new("L", size), "PNG"), 50 * LARGE)
+    assert inspect(encoded(Image.new("L", (65_500, 655)), "PNG"), 50 * LARGE).width == 65_500
 
 
 def test_damaged_and_unknown_files_have_a_reason() -> None:
@@ -157,3 +157,15 @@ def test_damaged_and_unknown_files_have_a_reason() -> None:
         with pytest.raises(BadImage, match=r"not an image of a form that is read here \(JPEG, PNG|cannot be decoded"):
             decode(broken, LARGE)
     assert Image.open(io.BytesIO(data)).format == "TIFF"
+
+
+@pytest.mark.parametrize(("size", "allowed"), [((800, 8), True), ((8, 801), False)])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_threads_of_pixels_are_refused_at_sharding(size: tuple[int, int], allowed: bool, kind: str) -> None:
+    """Evaluation, which makes the short side Q pixels long, would run out of memory after the training."""
+    data = encoded(Image.new("RGB", size), kind)
+    if allowed:
+        assert inspect(data, LARGE)[1:3] == size
+    else:
+        with pytest.raises(BadImage, match="8 x 801: one side is more than 100 times the other"):
+            inspect(data, LARGE)

@@ -23,6 +23,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # those of torch
 NAMES = "JPEG, PNG, WebP, BMP, GIF, TIFF, PPM"
 BACKGROUND = (255, 255, 255)  # white, as a page behind a picture
 WHITE_16 = 2**16 - 1
+MAX_ASPECT = 100  # dense evaluation at Q = 384 of such an image takes 4 GB a layer
 ORIENTATION = 0x0112  # EXIF tag
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, and a value of the second
 Image.MAX_IMAGE_PIXELS = None  # Pillow's limit; max_pixels is checked before decoding instead
@@ -44,21 +45,23 @@ class Decoded(NamedTuple):
 
 
 def open_checked(data: bytes, max_pixels: int) -> Image.Image:
-    """Open an image by its header, without decoding.  Raises BadImage if it is not an image or too large."""
+    """Open an image by its header, without decoding.  Raises BadImage if it is no image, or of a refused size."""
     if not data:
         raise BadImage("empty file")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Exception:  # damaged headers, those of TIFF above all, make Pillow raise almost anything
         raise BadImage(f"not an image of a form that is read here ({NAMES})") from None
-    too_large(image.width, image.height, max_pixels)
+    expect_size(image.width, image.height, max_pixels)
     return image
 
 
-def too_large(width: int, height: int, max_pixels: int) -> None:
-    """Raises BadImage if an image, by its header, has more than max_pixels pixels."""
+def expect_size(width: int, height: int, max_pixels: int) -> None:
+    """Raises BadImage if an image, by its header, has more than max_pixels pixels, or is too long and thin."""
     if width * height > max_pixels:
         raise BadImage(f"{width} x {height} is more than {max_pixels:,} pixels")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise BadImage(f"{width} x {height}: one side is more than {MAX_ASPECT} times the other")
 
 
 def decode(data: bytes, max_pixels: int) -> Image.Image:

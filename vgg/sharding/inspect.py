@@ -18,7 +18,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from vgg.data.images import BadImage, Pixels, decode, decode_with_notes, open_checked, orientation_notes, too_large
+from vgg.data.images import BadImage, Pixels, decode, decode_with_notes, expect_size, open_checked, orientation_notes
 
 cv2.setNumThreads(1)  # packing already runs one process per core
 
@@ -71,7 +71,7 @@ def inspect(raw: bytes, max_pixels: int) -> Inspected:
         raise BadImage("not a JPEG that can be decoded: it has no frame header") from None
     except ValueError as error:
         raise BadImage(f"not a JPEG that can be decoded: {error}") from None
-    too_large(width, height, max_pixels)
+    expect_size(width, height, max_pixels)
     opened = open_checked(raw, max_pixels)
     if opened.size != (width, height):  # evaluation uses Pillow
         raise BadImage(f"readers disagree on its size: {width} x {height}, {opened.width} x {opened.height}")
