@@ -23,7 +23,7 @@ from vgg.data.stream import Order
 from vgg.network.trained import Trained
 from vgg.training.run import samples_digest
 
-KILLS = int(os.environ.get("VGG_KILLS", "8"))
+KILLS = int(os.environ.get("VGG_KILLS", "4"))
 PARAMS = {"epochs": 3, "precision": "fp32", "checkpoint_steps": 2}
 Attempts = Callable[..., list[dict[str, Any]]]
 

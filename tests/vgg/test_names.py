@@ -104,6 +104,7 @@ def test_names_are_bytes_in_every_locale() -> None:
     assert [escaped(text(name)) for name in (b"caf\xe9", "café".encode())] == [r"'caf\xe9'", r"'caf\xe9'"]
 
 
+@pytest.mark.faults
 def test_allowed_names_survive_sharding_and_evaluation_in_every_locale(params_file: Path, tmp_path: Path) -> None:
     """The real programs, under UTF-8 and under ASCII: one digest; then every table and page of the evaluation."""
     home = tmp_path / "größe"
