@@ -38,7 +38,11 @@ SECTIONS: dict[str, dict[str, Any]] = {  # the smallest run of all stages
         "batch_pixels": 400000,
     },
     "register": {
-        "model_name": "selftest", "gate": {"max_top1_error": 1.0, "max_top5_error": 1.0, "max_regression": 1.0},
+        "model_name": "selftest",
+        "gate": {
+            "max_top1_error": 1.0, "max_top5_error": 1.0, "max_regression": 1.0, "confidence": 0.95,
+            "incomparable_champion": "refuse",
+        },
     },
 }  # fmt: skip
 SHARDS, OUT = ("--shards", "shards"), ("--metrics", "metrics.json")

@@ -77,7 +77,16 @@ EVALUATE = {
     "ceil_pooling": False,
     "batch_pixels": 30_000,
 }
-REGISTER = {"model_name": "tiny", "gate": {"max_top1_error": 1.0, "max_top5_error": 1.0, "max_regression": 1.0}}
+REGISTER = {
+    "model_name": "tiny",
+    "gate": {
+        "max_top1_error": 1.0,
+        "max_top5_error": 1.0,
+        "max_regression": 1.0,
+        "confidence": 0.95,
+        "incomparable_champion": "refuse",
+    },
+}
 NUM_TRAIN, NUM_VAL = 30, 13
 
 

@@ -1,6 +1,8 @@
-"""Parameters of registration: the gate that a model must pass to be registered."""
+"""Parameters of registration: the gate that a model must pass to become the champion."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from pydantic import Field
 
@@ -10,7 +12,16 @@ from vgg.params import Section
 class Gate(Section):
     max_top1_error: float = Field(ge=0, le=1, description="maximum headline top-1 error (fraction)")
     max_top5_error: float = Field(ge=0, le=1, description="maximum headline top-5 error (fraction)")
-    max_regression: float = Field(ge=0, le=1, description="maximum top-1 error (fraction) above that of the champion")
+    max_regression: float = Field(
+        ge=0, le=1, description="maximum top-1 error (fraction) above the champion's, at the upper confidence bound"
+    )
+    confidence: float = Field(
+        ge=0.5, lt=1, description="of that one-sided bound; 0.5 compares the measured errors as they are"
+    )
+    incomparable_champion: Literal["refuse", "reevaluate"] = Field(
+        description="if the champion has no predictions for these images: refuse the model, or evaluate the champion "
+        "on them, with its own parameters (takes as long as the evaluate stage)"
+    )
 
 
 class RegisterParams(Section):
