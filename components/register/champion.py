@@ -49,7 +49,8 @@ def read(name: str, found: ModelVersion) -> Champion:
         raise Refused(
             f"registered model {name!r}: version {found.version} has the alias {ALIAS}, but {_wrong(error)}; "
             "nothing can be compared with it. Was the alias set by hand, or a tag changed? In MLflow, give the alias "
-            "to a version that this pipeline registered, or delete the alias to register without a comparison."
+            "to a version that this pipeline registered, or delete the alias to register without a comparison. Or run "
+            "components.register with --replace-champion, which makes it `previous`."
         ) from None
     return Champion(str(found.version), tags.weights_sha256, tags.evaluation.model_dump())
 

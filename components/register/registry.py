@@ -1,37 +1,44 @@
-"""The MLflow model registry: one version per set of weights, one champion.
+"""The MLflow model registry: the versions and aliases of one registered model, read and changed.
 
-MLflow has neither compare-and-swap nor idempotent calls, so before a version is created, an existing one is searched by
-the sha256 of its weights.
+Changes are made under its lease (components.register.promotion), because MLflow has no compare-and-swap.  Every
+request may be applied twice, since answers get lost; of the creation of a version that is made sure here.
+
+Tags of a version:  weights_sha256, evaluation, files.sha256, provenance   what it is
+                    vgg.promoted       when and by whom it became champion, and the champion before: JSON
+                    vgg.rolled_back    the same, of its replacement by the one before; the gate refuses these weights
+                    vgg.damaged, vgg.duplicate_of   it is not used any more; why, or the lower version of these weights
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from components.closure import ROOT
 from components.register import champion
 from components.register.champion import Champion
-from components.register.package import Package, requirements
-from components.tracking import access, artifacts
+from components.register.lease import Lease, this_user
+from components.register.patience import GONE, create_version, find, patiently
+from components.tracking import access
 from components.tracking.address import shown, tracking_uri
-from components.tracking.problems import problem, translated
-from components.tracking.tracker import Tracker
+from components.tracking.problems import translated
 from runtime import environment
-from runtime.errors import Refused, Unreachable
+from runtime.errors import Preempted, Refused
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
 
 log = logging.getLogger("vgg.register")
 
 DESCRIPTION = "VGG (arXiv 1409.1556): JPEG bytes to classes"
-PREVIOUS = "previous"  # alias of the champion before the last one
-PROBABILITY_TOLERANCE = 0.02  # bf16 and batch sizes differ between evaluation and serving
+CHALLENGER, PREVIOUS = "challenger", "previous"  # the last that passed the absolute rules; the champion before
+PROMOTED, ROLLED_BACK, DAMAGED, DUPLICATE = "vgg.promoted", "vgg.rolled_back", "vgg.damaged", "vgg.duplicate_of"
+REPLACED = "vgg.replaced_champion"
 
 
 @contextmanager
@@ -55,8 +62,8 @@ def _permissions_explained(name: str) -> Iterator[None]:
             raise
         raise Refused(
             f"MLflow at {shown(tracking_uri())} denies user {environment.TRACKING_USERNAME.get() or '?'} "
-            f"a permission on registered model {name!r}: {error}. An administrator can grant MANAGE on it, or "
-            "delete it if it is empty: the user who creates a model gets MANAGE."
+            f"a permission on registered model {name!r}: {error}. An administrator can grant MANAGE on it and on "
+            f"'{name}.lease', or delete them if they are empty: the user who creates a model gets MANAGE."
         ) from error
 
 
@@ -72,152 +79,160 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     return dict(found)
 
 
+@dataclass(frozen=True)
+class Upload:
+    """The files of a version, stored but not registered.  tags: of the version.  card: its description."""
+
+    source: str
+    run_id: str | None
+    tags: dict[str, str]
+    card: str
+    model_id: str | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """Versions and aliases, read at one time.
+
+    champion: to compare with; None if there is none, or if it is to be replaced without a comparison.
+    versions: by number, lowest first.
+    """
+
+    champion: Champion | None
+    aliases: dict[str, str]
+    versions: dict[str, ModelVersion]
+
+    @property
+    def holder(self) -> str | None:
+        """The version with the alias champion, also if it cannot be compared with."""
+        return self.aliases.get(champion.ALIAS)
+
+    @property
+    def orphans(self) -> list[str]:
+        """All versions, if none of them has the alias champion."""
+        return [] if self.holder else list(self.versions)
+
+    def same_champion(self, other: State) -> bool:
+        return (self.champion, self.holder) == (other.champion, other.holder)
+
+    def of(self, weights_sha256: str) -> list[ModelVersion]:
+        """The versions of these weights that are in use, lowest first."""
+        unused = {DAMAGED, DUPLICATE}
+        same = [v for v in self.versions.values() if v.tags.get("weights_sha256") == weights_sha256]
+        return [version for version in same if not unused & version.tags.keys()]
+
+
 class Registry:
     def __init__(self, name: str) -> None:
         self.name = name
         self.client = access.connect()
 
+    def lease(self, **times: float) -> Lease:
+        return Lease(self.client, self.name, **times)
+
     def champion(self) -> Champion | None:
         """The version with the alias champion; None if no version has it.  Raises Refused as champion.read does."""
+        return self.state().champion
+
+    def state(self, replace: bool = False) -> State:
+        """replace: whether to pass over the champion, which then need not be one of this pipeline."""
+        model = patiently(lambda: find(self.client, self.name, DESCRIPTION))
+        if model is None:
+            return State(None, {}, {})
+        aliases = {alias: str(version) for alias, version in model.aliases.items()}
+        versions = {str(version.version): version for version in self._versions()}
+        holder = aliases.get(champion.ALIAS)
+        found = champion.read(self.name, versions[holder]) if holder in versions and not replace else None
+        return State(found, aliases, versions)
+
+    def _versions(self) -> list[ModelVersion]:
+        """All versions, lowest first."""
+        found = patiently(lambda: list(self.client.search_model_versions(f"name = '{self.name}'")))
+        return sorted(found, key=lambda version: int(version.version))
+
+    def create(self, upload: Upload) -> str:
+        """The version of an upload; made once, however many answers are lost."""
+        tried = False
+
+        def made() -> list[str]:
+            return [str(v.version) for v in self._versions() if v.source == upload.source]
+
+        def create() -> None:
+            nonlocal tried
+            if tried and made():
+                return  # the answer was lost
+            tried = True
+            create_version(
+                self.client, self.name, DESCRIPTION, upload.source, run_id=upload.run_id, tags=upload.tags,
+                description=upload.card, model_id=upload.model_id,
+            )  # fmt: skip
+
+        patiently(create)
+        first, *repeated = made()
+        for number in repeated:  # nobody knows them: they are of a request that was sent twice
+            self._delete(number)
+        return first
+
+    def _delete(self, number: str) -> None:
         from mlflow.exceptions import MlflowException
 
-        if not self._exists():
-            return None
         try:
-            found = self.client.get_model_version_by_alias(self.name, champion.ALIAS)
+            patiently(lambda: self.client.delete_model_version(self.name, number))
         except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return None
-            raise
-        return champion.read(self.name, found)
-
-    def _exists(self) -> bool:
-        """Whether the registered model exists.
-
-        For users who are not administrators, MLflow answers 403 for the alias of a model that does not exist.  Without
-        a default permission to read, it also answers 403 for the model itself; then only an attempt to create the model
-        distinguishes a hidden one from a missing one.  Its creator gets MANAGE, which the first version requires.
-        """
-        from mlflow.exceptions import MlflowException
-
-        try:
-            self.client.get_registered_model(self.name)
-            return True
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return False
-            if error.error_code != "PERMISSION_DENIED":
+            if error.error_code not in GONE:
                 raise
-            hidden = error
-        try:
-            self.client.create_registered_model(self.name, description=DESCRIPTION)
-        except MlflowException as error:
-            raise (hidden if error.error_code == "RESOURCE_ALREADY_EXISTS" else error) from None
-        return False
 
-    def register(self, package: Package, provenance: dict[str, Any], tracker: Tracker) -> tuple[str, bool]:
-        """Returns (version, whether it is new).  A version whose files are gone is not found again."""
-        for found in self.client.search_model_versions(f"name = '{self.name}'"):
-            if found.tags.get("weights_sha256") != package.trained.weights_sha256:
-                continue
-            if _has_files(self.name, found.version):
-                return str(found.version), False
-            log.warning("%s version %s: has the same weights, but its files are gone", self.name, found.version)
-        run_id = tracker.run_id(self.client)
-        artifacts.check_destination(self.client, run_id)
-        return self._create(package, provenance, run_id), True
+    def tag(self, number: str, name: str, value: Any) -> None:
+        text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+        patiently(lambda: self.client.set_model_version_tag(self.name, number, name, text))
 
-    def _create(self, package: Package, provenance: dict[str, Any], run_id: str) -> str:
-        import mlflow
-        import pandas as pd
+    def untag(self, number: str, name: str) -> None:
+        patiently(lambda: self.client.delete_model_version_tag(self.name, number, name))
 
-        example = pd.DataFrame({"image": package.probes()[0][:1]})
-        with tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_id=run_id):
-            files = package.write(Path(scratch), provenance)
-            logged = mlflow.pyfunc.log_model(
-                name=self.name,
-                python_model=str(Path(__file__).with_name("served.py")),
-                artifacts=files,
-                code_paths=[str(ROOT / "vgg"), str(ROOT / "runtime")],
-                signature=_signature(),
-                input_example=(example, {"top_k": 5}),
-                pip_requirements=requirements(),
+    def alias(self, alias: str, number: str | None) -> None:
+        """Set an alias, or delete it."""
+        if number is None:
+            patiently(lambda: self.client.delete_registered_model_alias(self.name, alias))
+        else:
+            patiently(lambda: self.client.set_registered_model_alias(self.name, alias, number))
+
+    def promote(self, version: str, before: Champion | None, lease: Lease | None = None) -> None:
+        """Make a version the champion, and the champion before it `previous`.  lease: checked before every step.
+
+        The same weights as before in another version are the same champion, with the same `previous`.
+        Raises Preempted if another process has changed the aliases.
+        """
+        first: dict[str, str | None] = {PREVIOUS: before.version} if before and before.version != version else {}
+        self.move({**first, champion.ALIAS: version}, lease)
+
+    def move(self, wanted: dict[str, str | None], lease: Lease | None = None) -> dict[str, str]:
+        """Set aliases, in this order, and read all back.  None: delete it.  lease: checked before every step.
+
+        Raises Preempted if another process changes them too.
+        """
+        for alias, number in wanted.items():
+            if lease:
+                lease.check()
+            self.alias(alias, number)
+        model = patiently(lambda: self.client.get_registered_model(self.name))
+        found = {alias: str(version) for alias, version in model.aliases.items()}
+        wrong = {alias: found.get(alias) for alias, number in wanted.items() if found.get(alias) != number}
+        if wrong:
+            raise Preempted(
+                f"registered model {self.name!r}: somebody else is moving its aliases: {wrong} instead of {wanted}. "
+                "Run the same command again."
             )
-        serving_check(logged.model_uri, package)
-        result = package.evaluation
-        evaluation = {
-            name: result[name] for name in ("headline", "top1_error", "top5_error", "num_images", "data_digest")
-        }
-        tags = {
-            "weights_sha256": package.trained.weights_sha256,
-            "evaluation": json.dumps(evaluation, sort_keys=True),
-            "git.commit": str(provenance["code"]["git"]["commit"]),
-            "data.digest": package.shards.digest,
-            "provenance": json.dumps(provenance, sort_keys=True),
-        }
-        created = mlflow.register_model(logged.model_uri, self.name, tags=tags)
-        self.client.update_registered_model(self.name, DESCRIPTION)
-        self.client.update_model_version(self.name, created.version, package.card(provenance))
-        return str(created.version)
-
-    def promote(self, version: str, before: Champion | None) -> None:
-        if before and before.version != version:
-            self.client.set_registered_model_alias(self.name, PREVIOUS, before.version)
-        self.client.set_registered_model_alias(self.name, champion.ALIAS, version)
+        return found
 
 
-def _has_files(name: str, version: str | int) -> bool:
-    """Whether the files of a version are still there; MLflow lists nothing, or fails, if they are not."""
-    import mlflow
+def event(**what: Any) -> dict[str, Any]:
+    """A change, for a tag: what, who and when."""
+    return {**what, "by": this_user(), "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
 
+
+def recorded(version: ModelVersion, tag: str) -> dict[str, Any]:
+    """An event of a version; {} if there is none, or people have changed the tag."""
     try:
-        return any(file.path == "MLmodel" for file in mlflow.artifacts.list_artifacts(f"models:/{name}/{version}"))
-    except Exception as error:  # of any store's library
-        if isinstance(found := problem(error), Unreachable):
-            raise found from error
-        return False
-
-
-def _signature() -> Any:
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import Array
-
-    outputs = {
-        "classes": DataType.long,
-        "wnids": DataType.string,
-        "names": DataType.string,
-        "probabilities": DataType.double,
-    }
-    return ModelSignature(
-        inputs=Schema([ColSpec(DataType.binary, "image")]),
-        outputs=Schema([ColSpec(Array(kind), name) for name, kind in outputs.items()]),
-        params=ParamSchema([ParamSpec("top_k", DataType.long, 5)]),
-    )
-
-
-def serving_check(uri: str, package: Package) -> None:
-    """Load the packaged model as a server does, and compare its answers with the evaluation.
-
-    Raises Refused if they differ, or if the model accepts bytes that are not an image.
-    """
-    import mlflow
-    import pandas as pd
-
-    jpegs, classes, probabilities = package.probes()
-    model = mlflow.pyfunc.load_model(uri)
-    answers = model.predict(pd.DataFrame({"image": jpegs}), params={"top_k": 1})
-    served = np.array([row[0] for row in answers["classes"]])
-    difference = np.abs(np.array([row[0] for row in answers["probabilities"]]) - probabilities)
-    near_tie = probabilities < 0.5 + PROBABILITY_TOLERANCE  # another class may be as likely
-    if (((served != classes) & ~near_tie) | (difference > PROBABILITY_TOLERANCE)).any():
-        raise Refused(
-            f"serving check failed: the packaged model predicts {served.tolist()}, the evaluation {classes.tolist()} "
-            f"(probabilities differ by up to {difference.max():.3f}); no version registered."
-        )
-    try:
-        model.predict(pd.DataFrame({"image": [b"not an image"]}))
-    except ValueError:  # expected: raised by served.py
-        pass
-    else:
-        raise Refused("serving check failed: the packaged model accepts invalid images; no version registered.")
+        return dict(json.loads(version.tags.get(tag, "{}")))
+    except (ValueError, TypeError):
+        return {}
