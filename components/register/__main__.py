@@ -1,16 +1,24 @@
 """Stage 4 of 4: gate against the champion → package → serving check → a model version with its whole lineage.
 
-If the gate fails, no version is registered: the program reports the reasons and exits with 78.  Registering the same
+A model that passes the absolute rules of the gate gets a version, alias challenger.  If it is not inferior to the
+champion, and better, it becomes the champion, and the champion before it `previous`.  If the gate fails, the program
+reports the reasons and exits with 78.  Every rule is in gate.json and gate.md, beside --metrics.  Registering the same
 weights again returns the existing version.
+Put the champion before back:  python -m components.register rollback [--model-name NAME]
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from components import program
+
+if TYPE_CHECKING:
+    from components.register.promotion import Outcome
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,20 +28,38 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--predictions", required=True, metavar="DIR", help="in: the evaluate stage's output")
     flags.add_argument("--evaluation", required=True, metavar="FILE", help="in: the evaluate stage's metrics")
     flags.add_argument(
-        "--metrics", required=True, metavar="FILE", help="out: name, version and aliases, JSON; written last"
+        "--metrics",
+        required=True,
+        metavar="FILE",
+        help="out: name, version and aliases, JSON; written last; beside it gate.json, gate.md",
     )
+    add_replace_champion(flags)
     program.add_executor_input(flags)
     return flags
 
 
+def add_replace_champion(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument(
+        "--replace-champion", action="store_true",
+        help="make this model the champion without comparing it: the absolute rules of the gate hold; recorded in tags",
+    )  # fmt: skip
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parser().parse_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["rollback"]:
+        from components.register import rollback
+
+        rollback.main(arguments[1:])
+        return
+    args = parser().parse_args(arguments)
     program.expect_one_process("components.register")
-    from components.register import registry
-    from components.register.gate import rejection_reasons
+    from components.register import registry, verdict
+    from components.register.compare import Judge
     from components.register.package import Package
+    from components.register.promotion import register
+    from components.register.version import Packaged
     from components.stage import Stage
-    from runtime.errors import Refused
     from runtime.store.place import downloaded
     from vgg.params.register import RegisterParams
 
@@ -43,29 +69,50 @@ def main(argv: Sequence[str] | None = None) -> None:
     stage.expect("checkpoint", args.checkpoint, package.trained.digest)
     stage.expect("predictions", args.predictions, package.predictions_digest)
     stage.inputs["weights_sha256"] = package.trained.weights_sha256
-    name = stage.params.model_name
+    name, replace = stage.params.model_name, bool(args.replace_champion)
     with stage.tracked(args.metrics) as tracker, registry.open_registry(name) as models:
-        champion = models.champion()
-        reasons = rejection_reasons(stage.params, evaluation, package.shards, champion)
-        tracker.tags({"vgg.gate": "; ".join(reasons) or "passed"}, to="both")
-        if reasons:
-            listing = "\n".join(f"  {reason}" for reason in reasons)
-            raise Refused(f"{name}: gate failed; no version registered:\n{listing}")
-        version, is_new = models.register(package, stage.record, tracker)
-        models.promote(version, champion)
-        metrics = {
-            "model_name": name,
-            "version": int(version),
-            "uri": f"models:/{name}@champion",
-            "weights_sha256": package.trained.weights_sha256,
-            "top1_error": evaluation["top1_error"],
-            "top5_error": evaluation["top5_error"],
-        }
-        tracker.tags({"vgg.model": f"{name}/{version}"}, to="both")
+        judge = Judge(stage.params.gate, models, package.shards, evaluation, package.predictions, replace)
+        candidate = Packaged(models.client, name, package, stage.record, tracker)
+        outcome = register(models, candidate, judge, replace)
+        for path in verdict.write(Path(args.metrics).parent, name, outcome.verdict, judge.challenger, judge.champion):
+            tracker.artifact(path, "gate")
+        tracker.tags({"vgg.gate": "; ".join(outcome.verdict.failures()) or "passed"}, to="both")
+        if outcome.version:
+            tracker.tags({"vgg.model": f"{name}/{outcome.version}"}, to="both")
+        expect_passed(name, outcome)
+        metrics = results(name, outcome, evaluation)
         stage.finish(metrics, {"model": metrics["uri"]})
     program.log.info(
-        "%s version %s is champion%s", name, version, "" if is_new else " (these weights were registered before)"
-    )
+        "%s version %s is %s%s",
+        name, outcome.version, outcome.role,
+        "" if outcome.is_new else " (these weights were registered before)",
+    )  # fmt: skip
+
+
+def expect_passed(name: str, outcome: Outcome) -> None:
+    """Raises Refused with the reasons if the gate failed, and says what has become of the model."""
+    from runtime.errors import Refused
+
+    if outcome.verdict.passed:
+        return
+    listing = "\n".join(f"  {reason}" for reason in outcome.verdict.failures())
+    became = "no version registered"
+    if outcome.version:
+        became = f"version {outcome.version} is {outcome.role}"
+    raise Refused(f"{name}: gate failed; {became}:\n{listing}")
+
+
+def results(name: str, outcome: Outcome, evaluation: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of the stage."""
+    return {
+        "model_name": name,
+        "version": int(outcome.version),
+        "uri": f"models:/{name}@champion" if outcome.is_champion else f"models:/{name}/{outcome.version}",
+        "role": "champion" if outcome.is_champion else "challenger",
+        "weights_sha256": evaluation["weights_sha256"],
+        "top1_error": evaluation["top1_error"],
+        "top5_error": evaluation["top5_error"],
+    }
 
 
 if __name__ == "__main__":

@@ -8,14 +8,14 @@ from components.images import reference
 
 
 @dsl.component(base_image=reference("register"), install_kfp_package=False)
-def gate(params: dict, shards: str, evaluation: dsl.Input[dsl.Metrics]) -> bool:  # type: ignore[type-arg]
+def gate(params: dict, shards: str, predictions: str, evaluation: dsl.Input[dsl.Metrics]) -> bool:  # type: ignore[type-arg]
     """Whether the model may be registered.
 
     A Python component, because kfp.local evaluates a condition on a container component's output to false.
     """
     from components.register.gate import gate_passes
 
-    return gate_passes(params, shards, evaluation.path)
+    return gate_passes(params, shards, predictions, evaluation.path)
 
 
 @dsl.container_component

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from components.evaluate.report import SCHEMA as PREDICTIONS_SCHEMA
+from components.register import hits
 from runtime import manifest
 from runtime.errors import Refused
 from runtime.shards.shardset import ShardSet
@@ -30,6 +31,14 @@ REQUIREMENTS = (
 NUM_PROBES = 8  # validation images for which the packaged model must reproduce the evaluation
 
 
+def open_predictions(directory: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """The evaluate stage's predictions and their manifest.  Raises Refused if they are damaged."""
+    content = manifest.read(directory, PREDICTIONS_SCHEMA)
+    for entry in content["files"]:
+        manifest.verify_file(directory, entry)
+    return np.load(directory / "predictions.npy", allow_pickle=False), content
+
+
 @dataclass(frozen=True)
 class Package:
     """Everything that a version is created from, verified to belong together."""
@@ -44,9 +53,7 @@ class Package:
     @classmethod
     def open(cls, opened: ShardSet, checkpoint: Path, predictions: Path, evaluation: dict[str, Any]) -> Package:
         """Raises Refused if the evaluation is of other weights or other shards."""
-        content = manifest.read(predictions, PREDICTIONS_SCHEMA)
-        for entry in content["files"]:
-            manifest.verify_file(predictions, entry)
+        rows, content = open_predictions(predictions)
         trained = Trained.open(checkpoint, content["evaluate"]["weights"])
         if evaluation["weights_sha256"] != trained.weights_sha256:
             raise Refused(f"the evaluation is of other weights than {checkpoint}. Run the evaluate stage again.")
@@ -54,7 +61,6 @@ class Package:
             raise Refused(f"the evaluation is of other shards than {opened.address}. Run the evaluate stage again.")
         if {name: evaluation.get(name) for name in content["metrics"]} != content["metrics"]:
             raise Refused(f"the evaluation's metrics differ from those in {predictions}. Run the evaluate stage again.")
-        rows = np.load(predictions / "predictions.npy", allow_pickle=False)
         digest = manifest.directory_digest(predictions, content)
         return cls(opened, trained, rows, digest, evaluation, content["evaluate"])
 
@@ -75,7 +81,10 @@ class Package:
         manifest.write_json(directory / "provenance.json", provenance)
         card = self.card(provenance)
         manifest.write_atomically(directory / "MODEL_CARD.md", lambda file: file.write(card.encode()))
+        per_image = hits.write(hits.hits_of(self.predictions, self.shards.digest), hits.keys_sha256(self.shards))
+        manifest.write_atomically(directory / hits.FILE, lambda file: file.write(per_image))
         names = {
+            "per_image": hits.FILE,
             "weights": "weights.safetensors",
             "network": "network.json",
             "provenance": "provenance.json",

@@ -5,6 +5,7 @@ It answers with the headline evaluation: the average over test scales, and over 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class JpegClassifier(PythonModel):
         self.wnids = np.array([c["wnid"] for c in description["classes"]])
         self.names = np.array([c["name"] for c in description["classes"]])
         model = blank(Architecture(**description["network"]))
+        _verify(context.artifacts["weights"], description["weights_sha256"])
         model.load_state_dict(load_file(context.artifacts["weights"]))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         params = EvaluateParams.model_validate(description["evaluate"])
@@ -62,6 +64,17 @@ class JpegClassifier(PythonModel):
                 }
             )
         return pd.DataFrame(rows)
+
+
+def _verify(path: str, sha256: str) -> None:
+    """Raises ValueError unless the file has this sha256 (hex): a damaged network would answer, but wrongly."""
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise ValueError(
+            f"{path}: its sha256 is {found}, but network.json says {sha256}: the weights are damaged. Restore the file "
+            "in MLflow's artifact store, or register the model again."
+        )
 
 
 mlflow.models.set_model(JpegClassifier())

@@ -119,7 +119,12 @@ def vgg_imagenet(
         needs = Needs(evaluate_image, evaluate_cpu, evaluate_memory, "8Gi", 12 * HOUR, gpu_type, evaluate_gpus)
         harden(evaluated, "evaluate", needs, cluster)
 
-        opened = gate_step(params=register, shards=shards.outputs["shards"], evaluation=evaluated.outputs["metrics"])
+        opened = gate_step(
+            params=register,
+            shards=shards.outputs["shards"],
+            predictions=evaluated.outputs["predictions"],
+            evaluation=evaluated.outputs["metrics"],
+        )
         needs = small(gate_cpu, gate_memory, gate_cpu_request, gate_memory_request)
         harden(opened, "gate", needs, cluster).set_caching_options(False)  # the champion may have changed
 

@@ -50,7 +50,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> 
 
 
 COMMANDS = {  # programs that are not a stage
-    "gate": "components.register.gate --params params.yaml --shards shards --evaluation m/evaluate.json --answer yes",
+    "gate": "components.register.gate --params params.yaml --shards shards --predictions predictions "
+    "--evaluation m/evaluate.json --answer yes",
     "report": 'components.report --status {"state":"SUCCEEDED"} --summary page.md',
     "plan": "components.train.plan --params params.yaml --shards shards",
     "verify": "components.shard verify shards/manifest.json",
