@@ -52,17 +52,8 @@ class Judge:
             )  # fmt: skip
         self.champion = self._contender(state.champion) if state.champion else None
         split = self.shards.split("val")
-        back = "" if self.replace else self._rolled_back(state)
+        back = "" if self.replace else rolled_back(state, self.challenger.weights_sha256)
         return judge(self.gate, self.challenger, self.champion, len(split), self.shards.digest, back)
-
-    def _rolled_back(self, state: State) -> str:
-        """How these weights were put back, in words; "" if they were not."""
-        for version in state.of(self.challenger.weights_sha256):
-            back = recorded(version, ROLLED_BACK)
-            if back and str(version.version) != state.holder:
-                when, who = back.get("at", "an unknown time"), back.get("by", "somebody")
-                return f"were champion as version {version.version} and rolled back at {when} by {who}"
-        return ""
 
     def _contender(self, champion: Champion) -> Contender:
         name = f"{self.models.name} version {champion.version}"
@@ -86,6 +77,16 @@ class Judge:
             found = stored_hits(self.models.name, champion)
             self._known[champion.version] = found if found and found.data_digest == self.shards.digest else None
         return self._known[champion.version]
+
+
+def rolled_back(state: State, weights_sha256: str) -> str:
+    """How these weights were put back, in words; "" if they were not."""
+    for version in state.of(weights_sha256):
+        back = recorded(version, ROLLED_BACK)
+        if back and str(version.version) != state.holder:
+            when, who = back.get("at", "an unknown time"), back.get("by", "somebody")
+            return f"were champion as version {version.version} and rolled back at {when} by {who}"
+    return ""
 
 
 def stored_hits(name: str, champion: Champion) -> Hits | None:

@@ -1,9 +1,11 @@
-"""A proxy in front of an S3 server that injects faults of networks and stores, reproducible by a seed.
+"""A proxy in front of an S3 or MLflow server that injects faults of networks and stores, reproducible by a seed.
 
 unavailable   503 instead of an answer          short   half of the body, then the connection is closed
 reset         the connection is reset           flip    one bit of a body is changed
 stall         no answer within the timeout      late    a write is applied and answered with 500
 spoil         one bit of an upload is changed   unknown conditional writes are answered with 501
+Only if asked for, since they fit every request:
+applied       applied and answered with 500     dropped applied, and the connection closed without an answer
 """
 
 from __future__ import annotations
@@ -106,6 +108,10 @@ class _Handler(BaseHTTPRequestHandler):
             status, headers, data = self.ask(_flipped(body, chance) if fault == "spoil" else body)
             if fault == "late":
                 self.answer(500, [], b"")
+            elif fault == "applied":
+                self.answer(500, [], b"lost")
+            elif fault == "dropped":
+                self.close_connection = True
             elif fault == "flip" and status < 300:
                 self.answer(status, headers, _flipped(data, chance))
             elif fault == "short" and data:
@@ -114,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self.answer(status, headers, data)
 
-    do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = forward  # noqa: N815
+    do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = do_PATCH = forward  # noqa: N815
 
     def ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         connection = http.client.HTTPConnection(urlsplit(self.proxy.upstream).netloc, timeout=30)

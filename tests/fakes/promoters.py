@@ -1,8 +1,10 @@
 """Processes that register light models at the same time, as the register stage does: python promoters.py < JSON.
 
-Input: {"name", "rounds": [[[weights, number of wrong images], … one a process] …], "expiry"}; the address of MLflow is
-MLFLOW_TRACKING_URI.  In every round all processes begin together.  A process whose request fails runs again, as an
-orchestrator does after 69 and 75.  Output: a line of JSON per registration: weights, version, role, tries.
+Input: {"name", "rounds": [[[weights, number of wrong images], … one a process] …], "expiry"}; {} in the name is the
+number of the round; the address of MLflow is MLFLOW_TRACKING_URI.  In every round all processes begin
+together.  A process whose request fails runs again, as an orchestrator does after 69 and 75.
+
+Output: a line of JSON per registration: round, weights, version, role, tries.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from components.register import champion, hits, promotion
-from components.register.compare import stored_hits
+from components.register.compare import rolled_back, stored_hits
 from components.register.registry import Registry, State, Upload
 from components.tracking.problems import translated
 from runtime.errors import Preempted, Unreachable
@@ -33,13 +35,12 @@ GATE = Gate(max_top1_error=0.9, max_top5_error=1.0, max_regression=0.2, confiden
 class Light:
     """A candidate of one small file.  wrong: how many of the images it misclassifies, the first ones."""
 
-    def __init__(self, models: Registry, experiment: str, weights: int, wrong: int) -> None:
-        self.models, self.experiment, self.weights_sha256 = models, experiment, f"{weights:064x}"
+    def __init__(self, models: Registry, weights: int, wrong: int) -> None:
+        self.models, self.weights_sha256 = models, f"{weights:064x}"
         top1 = np.arange(NUM_IMAGES) >= wrong
         self.hits = Hits(DIGEST, top1, np.ones(NUM_IMAGES, bool))
         self.errors = {"top1_error": wrong / NUM_IMAGES, "top5_error": 0.0, "num_images": NUM_IMAGES}
         self.errors["data_digest"] = DIGEST
-        self.uploads = 0
 
     def is_quick(self, state: State) -> bool:
         return True
@@ -48,15 +49,15 @@ class Light:
         contenders = [Contender("this", self.weights_sha256, self.errors, self.hits)]
         if found := state.champion:
             contenders.append(Contender(found.version, found.weights_sha256, found.evaluation, self.of(found)))
-        return judge(GATE, contenders[0], contenders[1] if state.champion else None, NUM_IMAGES, DIGEST)
+        back = rolled_back(state, self.weights_sha256) if state.champion else ""
+        return judge(GATE, contenders[0], contenders[1] if state.champion else None, NUM_IMAGES, DIGEST, back)
 
     def of(self, found: champion.Champion) -> Hits | None:
         return None if found.weights_sha256 == self.weights_sha256 else stored_hits(self.models.name, found)
 
     def upload(self) -> Upload:
-        self.uploads += 1
         client = self.models.client
-        logged = client.create_logged_model(self.experiment, self.models.name)
+        logged = client.create_logged_model("0", self.models.name)
         with tempfile.TemporaryDirectory() as scratch:
             (Path(scratch) / "artifacts").mkdir()
             (Path(scratch) / "artifacts" / hits.FILE).write_bytes(hits.write(self.hits, "0" * 64))
@@ -84,7 +85,7 @@ def promoter(number: int, given: dict[str, Any], barrier: Any, lines: Any) -> No
                 try:
                     with translated():
                         models = Registry(name)
-                        light = Light(models, given["experiment"], weights, wrong)
+                        light = Light(models, weights, wrong)
                         outcome = promotion.register(models, light, light, expiry=given["expiry"])
                     break
                 except (Unreachable, Preempted):
@@ -98,13 +99,10 @@ def promoter(number: int, given: dict[str, Any], barrier: Any, lines: Any) -> No
 
 
 def main() -> None:
-    import mlflow
-    from mlflow.store.artifact import mlflow_artifacts_repo  # noqa: F401  # imported once, before the fork
+    import mlflow.store.artifact.mlflow_artifacts_repo  # noqa: F401  # imported once, before the fork
+    import sqlalchemy  # noqa: F401
 
     given = json.load(sys.stdin)
-    for name in ("mlflow.tracking.client", "sqlalchemy", "requests"):
-        __import__(name)
-    given["experiment"] = "0"
     count = len(given["rounds"][0])
     fork = multiprocessing.get_context("fork")
     barrier, lines = fork.Barrier(count), fork.SimpleQueue()
@@ -122,7 +120,6 @@ def main() -> None:
         process.join(20)
         if process.is_alive():
             process.kill()
-    assert mlflow.__version__
     sys.stdout.flush()
     os._exit(1 if failed else 0)
 
