@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from components.register import hits
+from components.evaluate import hits
 from components.register.champion import Champion
 from components.register.registry import ROLLED_BACK, Registry, State, recorded
 from components.register.version import FILES_TAG, downloaded, fetched, verify_files

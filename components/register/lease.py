@@ -27,7 +27,7 @@ import uuid
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from components.register.patience import GONE, create_version, patiently
+from components.tracking.patience import GONE, create_version, patiently
 from runtime import environment
 from runtime.errors import Preempted, Problem
 from runtime.store.lease import this_process

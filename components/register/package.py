@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from components.evaluate import hits
 from components.evaluate.report import SCHEMA as PREDICTIONS_SCHEMA
-from components.register import hits
 from runtime import manifest
 from runtime.errors import Refused
 from runtime.shards.shardset import ShardSet

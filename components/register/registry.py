@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 from components.register import champion
 from components.register.champion import Champion
 from components.register.lease import Lease, this_user
-from components.register.patience import GONE, create_version, find, patiently
 from components.tracking import access
 from components.tracking.address import shown, tracking_uri
+from components.tracking.patience import GONE, create_version, find, patiently
 from components.tracking.problems import translated
 from runtime import environment
 from runtime.errors import Preempted, Refused

@@ -1,6 +1,7 @@
 """The gate as a separate step before registration: compares with the champion, and tracks its verdict."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
+from components.evaluate import hits
 from components.evaluate.report import SCHEMA
-from components.register import hits
 from components.register.gate import gate_passes, main
 from components.tracking import access, provenance
 from runtime import manifest
@@ -117,6 +118,25 @@ def test_a_champion_whose_alias_was_deleted_is_named(
     client.delete_registered_model_alias("vgg", "champion")
     assert Evaluated(tmp_path / "worse", shards, 3).check()
     assert "'vgg' has version 1, but none has the alias champion; was it deleted?" in caplog.text
+
+
+def test_a_champion_of_other_images_is_evaluated_on_these(
+    client: MlflowClient, shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If parameters say so; tests/components/test_register.py evaluates a real one."""
+    champion = Evaluated(tmp_path / "champion", shards, 0, "c")
+    here, champion.hits = champion.hits, replace(champion.hits, data_digest="elsewhere")
+    champion.metrics["data_digest"] = "elsewhere"
+    champion.register(client)
+    asked = []
+    monkeypatch.setattr("components.register.compare.reevaluated", lambda *given: asked.append(given) or here)
+    assert Evaluated(tmp_path / "new", shards, 3).check()
+    assert tag(client).startswith("the champion was evaluated on other images (elsewhere instead of ")
+    assert not asked
+    monkeypatch.setitem(GATE, "incomparable_champion", "reevaluate")
+    assert Evaluated(tmp_path / "again", shards, 3).check()
+    assert "3 images only this model gets wrong, 0 only the champion" in tag(client)
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("damage", ["bits", "tag", "missing"])

@@ -14,6 +14,8 @@ from conftest import flags, program
 from trainings import run
 
 from components.register.__main__ import main as register
+from components.register.compare import reevaluated, stored_hits
+from components.register.registry import open_registry
 from runtime.errors import Refused, Unreachable
 from runtime.shards.shardset import ShardSet
 
@@ -71,6 +73,7 @@ def test_from_evaluation_to_served_model(
     assert "tiny version 2: has the same weights, but its files are gone" in caplog.text
     assert "version 3 is champion\n" in caplog.text
     check_the_model(tmp_path, shards)
+    the_champion_is_evaluated_again(tmp_path, shards)
 
     # an evaluation of other weights must not be registered
     evaluation = tmp_path / "m/evaluate.json"
@@ -99,6 +102,19 @@ def damaged_weights_are_noticed(tmp_path: Path, arguments: list[str]) -> None:
         .startswith("artifacts/weights.safetensors: does not have the sha256 of its manifest")
     )
     mlflow.pyfunc.load_model("models:/tiny@champion")
+
+
+def the_champion_is_evaluated_again(tmp_path: Path, shards: ShardSet) -> None:
+    """From the files of its version alone, with its own parameters: the same hits as those of the evaluate stage."""
+    rows = np.load(tmp_path / "predictions/predictions.npy", allow_pickle=False)
+    with open_registry("tiny") as models:
+        champion = models.champion()
+        assert champion
+        stored, made = stored_hits("tiny", champion), reevaluated(models, champion, shards)
+    for found in (stored, made):
+        assert found and found.data_digest == shards.digest
+        assert np.array_equal(found.top1, rows["modes"]["rank"][:, -1] == 0)
+        assert np.array_equal(found.top5, rows["modes"]["rank"][:, -1] < 5)
 
 
 def check_the_model(tmp_path: Path, shards: ShardSet) -> None:

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from components.register import champion, hits, promotion
+from components.evaluate import hits
+from components.register import champion, promotion
 from components.register.compare import rolled_back, stored_hits
 from components.register.registry import Registry, State, Upload
 from components.tracking.problems import translated
