@@ -15,7 +15,7 @@ from trainings import run
 from runtime.errors import Refused
 from runtime.shards.shardset import ShardSet
 from vgg.data.images import decode
-from vgg.evaluation.evaluate import Views, batches_of_one_size, evaluate, resize, row_type, short_side
+from vgg.evaluation.evaluate import Views, batches_of_one_size, evaluate, resize, row_type, short_side, sizes_of
 from vgg.network.trained import Trained
 from vgg.params.evaluate import EvaluateParams
 
@@ -69,6 +69,27 @@ def test_posteriors_equal_an_explicit_computation(shards: ShardSet, trained: Tra
     torch.testing.assert_close(found[3], (expected[0] + expected[1]) / 2, atol=5e-3, rtol=0)
 
 
+def test_headline_and_embedding(shards: ShardSet, trained: Trained) -> None:
+    """The headline is that of the evaluation, bit for bit; the embedding averages fc7 over positions and views."""
+    params, split = parameters(), shards.split("val")
+    model = trained.network()
+    views = Views(params, model, trained.manifest["pixels"], torch.device("cpu"))
+    images = torch.from_numpy(np.array(decode(split.read(1), 10**6)))[None]
+    posterior, embedding = views.headline(images)
+    assert torch.equal(posterior, views.posteriors(images)[-1])
+    expected = []
+    with torch.no_grad():
+        for scale in params.test_scales:
+            x = views.prepare(resize(images, *short_side(*images.shape[1:3], scale)))
+            for view in (x, x.flip(-1)):
+                maps = model.features(view)
+                fc7 = [model.classifier[:5](maps[:, :, i, j]) for i, j in np.ndindex(*maps.shape[2:])]
+                expected.append(torch.stack(fc7).mean(0))
+    assert embedding.shape == (1, model.architecture.classifier_width)
+    assert embedding.min() >= 0 < embedding.max()
+    torch.testing.assert_close(embedding, torch.stack(expected).mean(0), atol=1e-5, rtol=1e-4)
+
+
 def test_resize_equals_pillow_within_one_grey_level(images: Path) -> None:
     picture = Image.open(images / "train" / "cat" / "0003.jpg").convert("RGB")
     for size in ((32, 48), (200, 150), (67, 101)):
@@ -79,7 +100,7 @@ def test_resize_equals_pillow_within_one_grey_level(images: Path) -> None:
 
 def test_every_image_is_in_one_batch_of_images_of_its_size(shards: ShardSet) -> None:
     split, seen = shards.split("val"), []
-    for numbers in batches_of_one_size(split, parameters()):
+    for numbers in batches_of_one_size(sizes_of(split), [32, 64], 30_000):
         sizes = {(int(split.rows[n]["width"]), int(split.rows[n]["height"])) for n in numbers}
         assert len(sizes) == 1
         seen += numbers.tolist()

@@ -72,7 +72,8 @@ def evaluate(
     max_pixels = shards.manifest["parameters"]["max_pixels"]
     views = Views(params, trained.network(), trained.manifest["pixels"], group.device)
     predictions = []
-    batches = list(batches_of_one_size(split, params))[group.rank :: group.world_size]
+    batches = list(batches_of_one_size(sizes_of(split), params.test_scales, params.batch_pixels))
+    batches = batches[group.rank :: group.world_size]
     done, share = 0, sum(map(len, batches))
     for numbers in batches:
         images = [torch.from_numpy(np.array(image_of(split, int(n), max_pixels))) for n in numbers]
@@ -135,6 +136,24 @@ class Views:
             found.append(torch.stack(found[1:]).mean(0))
         return found
 
+    @torch.inference_mode()
+    def headline(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Class probabilities in the headline mode, float32 (n, classes), and embeddings (n, classifier_width).
+
+        An embedding is fc7 after its ReLU, averaged as the probabilities are: over positions, the mirror image (if
+        params.flip is set) and scales.  images: of one size, uint8 (n, h, w, 3).
+        """
+        height, width = images.shape[1:3]
+        scales = []
+        for scale in self.scales:
+            prepared = self.prepare(resize(images, *short_side(height, width, scale)))
+            views = [prepared, prepared.flip(-1)] if self.params.flip else [prepared]
+            scales.append(
+                [torch.stack(found).mean(0) for found in zip(*map(self.dense.with_embedding, views), strict=True)]
+            )
+        posteriors, embeddings = (torch.stack(found).mean(0) for found in zip(*scales, strict=True))
+        return posteriors, embeddings
+
     def _averaged(self, images: torch.Tensor, net: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """Posteriors of images, averaged with those of the mirror images if params.flip is set."""
         prepared = self.prepare(images)
@@ -161,13 +180,20 @@ def resize(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return planes.permute(0, 2, 3, 1)
 
 
-def batches_of_one_size(split: Split, params: EvaluateParams) -> Iterator[np.ndarray]:
-    """Image numbers in batches of equal width and height, within params.batch_pixels; every image once."""
-    sizes = np.stack([split.rows["height"], split.rows["width"]], -1).astype(np.int64)
+def sizes_of(split: Split) -> np.ndarray:
+    """Height and width of every image, int64 (n, 2)."""
+    return np.stack([split.rows["height"], split.rows["width"]], -1).astype(np.int64)
+
+
+def batches_of_one_size(sizes: np.ndarray, test_scales: list[int], batch_pixels: int) -> Iterator[np.ndarray]:
+    """Image numbers in batches of equal height and width, within batch_pixels at any scale; every image once.
+
+    sizes: height and width of every image, int64 (n, 2).
+    """
     for height, width in np.unique(sizes, axis=0):
         same = np.flatnonzero((sizes == (height, width)).all(1))
-        resized = np.prod(short_side(int(height), int(width), max(params.test_scales)))
-        batch_size = max(1, params.batch_pixels // int(max(resized, height * width)))
+        resized = np.prod(short_side(int(height), int(width), max(test_scales)))
+        batch_size = max(1, batch_pixels // int(max(resized, height * width)))
         for first in range(0, len(same), batch_size):
             yield same[first : first + batch_size]
 

@@ -34,13 +34,22 @@ class DenseVGG(nn.Module):
 
         The paper averages the score map over positions before the softmax (§3.2); per_position: after it.
         """
-        maps = self.score_map(images).float()
-        if self.per_position:
-            return maps.softmax(1).mean((2, 3))
-        return maps.mean((2, 3)).softmax(1)
+        return self.with_embedding(images)[0]
 
-    def score_map(self, images: torch.Tensor) -> torch.Tensor:
-        """Class scores at every position: float (n, 3, H, W), H and W >= input_size, to (n, classes, h, w).
+    def with_embedding(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Class probabilities as of forward(), and the embedding, float32 (n, classifier_width).
+
+        The embedding is fc7 after its ReLU, averaged over positions.
+        """
+        scores, activations = self.score_map(images)
+        maps = scores.float()
+        posteriors = maps.softmax(1).mean((2, 3)) if self.per_position else maps.mean((2, 3)).softmax(1)
+        return posteriors, activations.float().mean((2, 3))
+
+    def score_map(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Class scores (n, classes, h, w), and fc7 after its ReLU (n, classifier_width, h, w), at every position.
+
+        images: float (n, 3, H, W), H and W >= input_size.
 
         Unless ceil_pooling is set, h is H // 32 - input_size // 32 + 1.  Raises ValueError if the image is too small.
         """
@@ -52,5 +61,6 @@ class DenseVGG(nn.Module):
         for number, layer in enumerate(self.fully_connected):
             side = self.side if number == 0 else 1
             kernel = layer.weight.view(layer.out_features, -1, side, side)
-            maps = functional.conv2d(functional.relu(maps) if number else maps, kernel, layer.bias)
-        return maps
+            inputs = functional.relu(maps) if number else maps
+            maps = functional.conv2d(inputs, kernel, layer.bias)
+        return maps, inputs
