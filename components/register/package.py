@@ -67,14 +67,7 @@ class Package:
     def write(self, directory: Path, provenance: dict[str, Any]) -> dict[str, str]:
         """Write the files of the version; returns their paths by name."""
         directory.mkdir(parents=True, exist_ok=True)
-        network = {
-            "network": self.trained.manifest["network"],
-            "pixels": self.trained.manifest["pixels"],
-            "classes": self.trained.manifest["classes"],
-            "evaluate": self.evaluate_params,
-            "max_pixels": self.shards.manifest["parameters"]["max_pixels"],
-            "weights_sha256": self.trained.weights_sha256,
-        }
+        network = description(self.trained, self.evaluate_params, self.shards.manifest["parameters"]["max_pixels"])
         with manifest.storage_errors(directory):  # TMPDIR
             shutil.copyfile(self.trained.step.path / "weights.safetensors", directory / "weights.safetensors")
         manifest.write_json(directory / "network.json", network)
@@ -114,6 +107,18 @@ class Package:
         numbers = np.linspace(0, len(split) - 1, min(NUM_PROBES, len(split))).astype(int)
         headline = self.predictions["modes"][numbers, -1]
         return [split.read(int(n)) for n in numbers], headline["classes"][:, 0], headline["probabilities"][:, 0]
+
+
+def description(trained: Trained, evaluate: dict[str, Any], max_pixels: int) -> dict[str, Any]:
+    """What a Classifier is made of besides weights.  evaluate: the section of parameters of the evaluation."""
+    return {
+        "network": trained.manifest["network"],
+        "pixels": trained.manifest["pixels"],
+        "classes": trained.manifest["classes"],
+        "evaluate": evaluate,
+        "max_pixels": max_pixels,
+        "weights_sha256": trained.weights_sha256,
+    }
 
 
 def requirements() -> list[str]:

@@ -1,4 +1,4 @@
-"""The packaged model: JPEG bytes in, classes and probabilities out.  MLflow runs this file; nothing is unpickled.
+"""The packaged model: images in, classes and probabilities out.  MLflow runs this file; nothing is unpickled.
 
 It answers with the headline evaluation: the average over test scales, and over mirror images if that was evaluated.
 """
@@ -7,63 +7,71 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
 import pandas as pd
-import torch
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.pyfunc.model import PythonModel
 from safetensors.torch import load_file
 
-from vgg.data.images import BadImage, decode
-from vgg.evaluation.evaluate import Views
-from vgg.network.model import Architecture, blank
-from vgg.params.evaluate import EvaluateParams
+from runtime.cores import usable_cores
+from vgg.data.images import BadImage
+from vgg.evaluation.classifier import Classifier
+from vgg.evaluation.pictures import pictures
 
 
-class JpegClassifier(PythonModel):
+class WrongRequest(MlflowException, ValueError):
+    """What the client sent cannot be answered; a server's status is then 400."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, BAD_REQUEST)
+
+    @property
+    def message(self) -> str:
+        return self._message
+
+    @message.setter
+    def message(self, text: str) -> None:
+        """Only once: MLflow's server would put the whole input, megabytes of base64, before our message."""
+        self._message = getattr(self, "_message", text)
+
+
+class ImageClassifier(PythonModel):
     def load_context(self, context: Any) -> None:
         description = json.loads(Path(context.artifacts["network"]).read_bytes())
-        self.max_pixels = description["max_pixels"]
-        self.wnids = np.array([c["wnid"] for c in description["classes"]])
-        self.names = np.array([c["name"] for c in description["classes"]])
-        model = blank(Architecture(**description["network"]))
+        num_threads = max(1, usable_cores() // _num_processes())
         _verify(context.artifacts["weights"], description["weights_sha256"])
-        model.load_state_dict(load_file(context.artifacts["weights"]))
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        params = EvaluateParams.model_validate(description["evaluate"])
-        self.device, self.views = device, Views(params, model, description["pixels"], device)
+        self.classifier = Classifier.of(description, load_file(context.artifacts["weights"]), num_threads)
 
     def predict(
         self,
         context: Any,  # noqa: ARG002  # MLflow's signature
-        model_input: pd.DataFrame,
+        model_input: pd.DataFrame,  # or what the docstring lists: MLflow knows no annotation for that, and would warn
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        """A row per image, column `image` the bytes of its file.  params: top_k, how many classes to name.
+        """A row for every image: classes, wnids, names and probabilities, best first.
 
-        Raises ValueError, with the number of the row, for bytes that are not an image.
+        model_input: the bytes of an image file, base64 text of them (the form of requests), a pathlib.Path, an image
+        of Pillow, an array uint8 (height, width, 3) or (height, width), a list of any of them, or a DataFrame with
+        them in its column `image`.
+        params: top_k, how many classes to name (5).  embedding: true adds the column embedding: the outputs of fc7
+        after its ReLU (classifier_width numbers; 4,096 in the paper), averaged as the probabilities are, over
+        positions, scales and mirror images.
+
+        Raises WrongRequest (a ValueError), with the number of the row, for what is not an image.
         """
-        top_k = min(int((params or {}).get("top_k", 5)), len(self.wnids))
-        rows = []
-        for number, data in enumerate(model_input["image"]):
-            try:
-                pixels = np.array(decode(bytes(data), self.max_pixels))
-            except BadImage as reason:
-                raise ValueError(f"image in row {number}: {reason}") from None
-            posterior = self.views.posteriors(torch.from_numpy(pixels)[None].to(self.device))[-1][0].cpu().numpy()
-            best = np.argsort(-posterior, kind="stable")[:top_k]
-            rows.append(
-                {
-                    "classes": best.tolist(),
-                    "wnids": self.wnids[best].tolist(),
-                    "names": self.names[best].tolist(),
-                    "probabilities": posterior[best].astype(float).tolist(),
-                }
-            )
-        return pd.DataFrame(rows)
+        given = {name: value for name, value in (params or {}).items() if value is not None}
+        wanted = {"top_k": 5, "embedding": False, **given}
+        if wanted["top_k"] < 1:
+            raise WrongRequest(f"params: top_k is {wanted['top_k']}; it must be 1 or more")
+        try:
+            return pd.DataFrame(self.classifier.answers(pictures(model_input), wanted["top_k"], wanted["embedding"]))
+        except BadImage as reason:
+            raise WrongRequest(str(reason)) from None
 
 
 def _verify(path: str, sha256: str) -> None:
@@ -77,4 +85,10 @@ def _verify(path: str, sha256: str) -> None:
         )
 
 
-mlflow.models.set_model(JpegClassifier())
+def _num_processes() -> int:
+    """The processes of this server, which share the cores: MLflow gives uvicorn --workers, and they see its argv."""
+    following = dict(zip(sys.argv, sys.argv[1:], strict=False)).get("--workers", "1")
+    return max(1, int(following)) if following.isdecimal() else 1
+
+
+mlflow.models.set_model(ImageClassifier())

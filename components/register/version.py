@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from components.closure import ROOT
-from components.register.package import Package, requirements
+from components.register.model import arguments
+from components.register.package import Package
 from components.register.registry import Upload
 from components.tracking import artifacts
 from components.tracking.problems import problem
@@ -72,7 +72,6 @@ class Packaged:
     def _store(self, scratch: Path, run_id: str) -> tuple[str, str]:
         """Store the files as a logged model of the run; returns its ID and the sha256 of files.json."""
         import mlflow
-        import pandas as pd
         from mlflow.entities import LoggedModelOutput
         from mlflow.models import Model
 
@@ -85,12 +84,7 @@ class Packaged:
                 artifact_path=logged.artifact_location, run_id=run_id, model_uuid=logged.model_id,
                 model_id=logged.model_id,
             ),
-            python_model=str(Path(__file__).with_name("served.py")),
-            artifacts=self.package.write(scratch / "files", self.provenance),
-            code_paths=[str(ROOT / "vgg"), str(ROOT / "runtime")],
-            signature=_signature(),
-            input_example=(pd.DataFrame({"image": self.package.probes()[0][:1]}), {"top_k": 5}),
-            pip_requirements=requirements(),
+            **arguments(self.package.write(scratch / "files", self.provenance), self.package.probes()[0][0]),
         )  # fmt: skip
         for cache in list(folder.rglob("__pycache__")):
             shutil.rmtree(cache)
@@ -166,24 +160,6 @@ def verify_files(folder: Path, files_sha256: str, weights_sha256: str) -> None:
         raise Refused(f"{folder / FILES}: missing, or without the sha256 of the version's tag {FILES_TAG}")
     for entry in manifest.parse((folder / FILES).read_bytes(), FILES_SCHEMA, str(folder / FILES))["files"]:
         manifest.verify_file(folder, entry)
-
-
-def _signature() -> Any:
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import Array
-
-    outputs = {
-        "classes": DataType.long,
-        "wnids": DataType.string,
-        "names": DataType.string,
-        "probabilities": DataType.double,
-    }
-    return ModelSignature(
-        inputs=Schema([ColSpec(DataType.binary, "image")]),
-        outputs=Schema([ColSpec(Array(kind), name) for name, kind in outputs.items()]),
-        params=ParamSchema([ParamSpec("top_k", DataType.long, 5)]),
-    )
 
 
 def serving_check(uri: str, package: Package) -> None:

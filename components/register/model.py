@@ -1,0 +1,50 @@
+"""The packaged model as MLflow keeps it: code, files, signature, an example, and the packages that it imports."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from components.closure import ROOT
+from components.register.package import requirements
+
+
+def arguments(files: dict[str, str], jpeg: bytes) -> dict[str, Any]:
+    """Of mlflow.pyfunc.log_model and save_model.  files: by name, see Package.write.  jpeg: an example of the input."""
+    import pandas as pd
+
+    example = pd.DataFrame({"image": [base64.b64encode(jpeg).decode()]})  # as a request: JSON holds no bytes
+    return {
+        "python_model": str(Path(__file__).with_name("served.py")),
+        "artifacts": files,
+        "code_paths": [str(ROOT / "vgg"), str(ROOT / "runtime")],
+        "signature": _signature(),
+        "input_example": (example, {"top_k": 5}),
+        "pip_requirements": requirements(),
+    }
+
+
+def _signature() -> Any:
+    """Parameters and outputs.  Not the inputs: MLflow would turn every form but a DataFrame away before the model."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array
+
+    outputs = {
+        "classes": DataType.long,
+        "wnids": DataType.string,
+        "names": DataType.string,
+        "probabilities": DataType.double,
+    }
+    return ModelSignature(
+        outputs=Schema(
+            [
+                *(ColSpec(Array(kind), name) for name, kind in outputs.items()),
+                ColSpec(Array(DataType.double), "embedding", required=False),
+            ]
+        ),
+        params=ParamSchema(
+            [ParamSpec("top_k", DataType.long, 5), ParamSpec("embedding", DataType.boolean, False)],
+        ),
+    )

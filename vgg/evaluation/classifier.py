@@ -1,0 +1,137 @@
+"""A trained network that answers for images of any size and number, as a server needs it.
+
+Memory is bounded by constants, whatever is asked: images are decoded a batch at a time, and one batch is computed at a
+time however many threads ask.  So that cores are not fought over, all batches are computed by the same thread: torch
+would start a team of threads for every thread that calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vgg.data.images import BadImage, Pixels, decode, open_checked, too_large
+from vgg.data.images import _to_rgb as to_rgb  # a public name would be another file: every finished stage would re-run
+from vgg.evaluation.evaluate import Views, batches_of_one_size, short_side
+from vgg.network.model import VGG, Architecture, blank
+from vgg.params.evaluate import EvaluateParams
+
+Picture = bytes | Pixels | Image.Image  # the content of a file; uint8 RGB (h, w, 3) or grey (h, w); an image of Pillow
+BATCH_PIXELS = 1_000_000  # computed together at a scale: 256 MB for the widest map of VGG at full size
+MAX_SCALED_PIXELS = 4_000_000  # of one image at a scale
+
+
+class Classifier:
+    """Answers as the headline evaluation does: averaged over positions, scales, and mirror images if evaluated so."""
+
+    def __init__(
+        self,
+        params: EvaluateParams,
+        model: VGG,
+        pixels: dict[str, list[float]],
+        classes: Sequence[dict[str, str]],
+        max_pixels: int,
+        num_threads: int,
+    ) -> None:
+        """pixels: see Views.  classes: with wnid and name.  num_threads: at most this many compute (on a CPU)."""
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.views = Views(params, model, pixels, self.device)
+        self.scales, self.batch_pixels = params.test_scales, min(params.batch_pixels, BATCH_PIXELS)
+        self.max_scaled_pixels = max(MAX_SCALED_PIXELS, 2 * max(self.scales) ** 2)
+        self.max_pixels = max_pixels
+        self.wnids, self.names = np.array([c["wnid"] for c in classes]), np.array([c["name"] for c in classes])
+        torch.set_num_threads(min(num_threads, torch.get_num_threads()))
+        self._thread = ThreadPoolExecutor(1, "network")
+
+    @classmethod
+    def of(cls, description: dict[str, Any], weights: dict[str, torch.Tensor], num_threads: int) -> Classifier:
+        """From the description that a model version keeps beside its weights (components.register.package)."""
+        model = blank(Architecture(**description["network"]))
+        model.load_state_dict(weights)
+        params = EvaluateParams.model_validate(description["evaluate"])
+        return cls(params, model, description["pixels"], description["classes"], description["max_pixels"], num_threads)
+
+    def answers(self, pictures: Sequence[Picture], top_k: int, embedding: bool = False) -> list[dict[str, Any]]:
+        """For every picture the top_k best classes: "classes", "wnids", "names", "probabilities", best first.
+
+        embedding: also "embedding", classifier_width numbers, see Views.headline.
+        Raises BadPicture for the first picture that cannot be used.
+        """
+        sizes = np.array([self._size(number, picture) for number, picture in enumerate(pictures)]).reshape(-1, 2)
+        found: list[dict[str, Any]] = [{} for _ in pictures]
+        for numbers in batches_of_one_size(sizes, self.scales, self.batch_pixels):
+            batch = {int(number): pictures[number] for number in numbers}
+            posteriors, embeddings = self._thread.submit(self._compute, batch).result()
+            for number, posterior, activations in zip(numbers, posteriors, embeddings, strict=True):
+                found[number] = self._answer(posterior, top_k) | (
+                    {"embedding": activations.astype(float).tolist()} if embedding else {}
+                )
+        return found
+
+    def _size(self, number: int, picture: Picture) -> tuple[int, int]:
+        """Height and width, from the header of a file, before anything is decoded."""
+        try:
+            if isinstance(picture, np.ndarray):
+                height, width = picture.shape[:2]
+            else:
+                opened = open_checked(picture, self.max_pixels) if isinstance(picture, bytes) else picture
+                height, width = opened.height, opened.width
+            if not height or not width:
+                raise BadImage("no pixels")
+            too_large(width, height, self.max_pixels)
+            scale = max(self.scales)
+            scaled = short_side(height, width, scale)
+            if scaled[0] * scaled[1] > self.max_scaled_pixels:
+                raise BadImage(
+                    f"{width} x {height} is too long and narrow: scaled to a short side of {scale}, as this network "
+                    f"wants it, it would have more than {self.max_scaled_pixels:,} pixels; cut it"
+                )
+        except BadImage as reason:
+            raise BadPicture(number, str(reason)) from None
+        return height, width
+
+    def _compute(self, batch: dict[int, Picture]) -> tuple[np.ndarray, np.ndarray]:
+        """Posteriors and embeddings of pictures of one size, by number, in their order."""
+        decoded = [self._pixels(number, picture) for number, picture in batch.items()]
+        shapes = {pixels.shape for pixels in decoded}
+        if len(shapes) > 1:  # TIFF's orientation is applied when decoded: some are turned, others not
+            single = [self._compute({number: picture}) for number, picture in batch.items()]
+            return np.concatenate([p for p, _ in single]), np.concatenate([e for _, e in single])
+        images = torch.from_numpy(np.stack(decoded)).to(self.device)
+        posteriors, embeddings = self.views.headline(images)
+        return posteriors.cpu().numpy(), embeddings.cpu().numpy()
+
+    def _pixels(self, number: int, picture: Picture) -> Pixels:
+        """uint8 RGB (h, w, 3)."""
+        try:
+            if isinstance(picture, bytes):
+                return np.array(decode(picture, self.max_pixels))
+            if isinstance(picture, np.ndarray):
+                return picture if picture.ndim == 3 else np.repeat(picture[:, :, None], 3, 2)
+            return np.array(to_rgb(picture)[0])
+        except BadImage as reason:
+            raise BadPicture(number, str(reason)) from None
+        except Exception as error:  # an image of Pillow that is loaded only now, or closed
+            raise BadPicture(number, f"cannot be decoded: {error}") from None
+
+    def _answer(self, posterior: np.ndarray, top_k: int) -> dict[str, Any]:
+        best = np.argsort(-posterior, kind="stable")[:top_k]
+        return {
+            "classes": best.tolist(),
+            "wnids": self.wnids[best].tolist(),
+            "names": self.names[best].tolist(),
+            "probabilities": posterior[best].astype(float).tolist(),
+        }
+
+
+class BadPicture(BadImage):
+    """A picture that cannot be used.  number: of it, from 0; reason: without the number."""
+
+    def __init__(self, number: int, reason: str) -> None:
+        super().__init__(f"image in row {number}: {reason}")
+        self.number, self.reason = number, reason
