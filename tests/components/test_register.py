@@ -13,10 +13,11 @@ import pytest
 from conftest import flags, program
 from trainings import run
 
+from components.classify.__main__ import main as classifier
 from components.register.__main__ import main as register
 from components.register.compare import reevaluated, stored_hits
 from components.register.registry import open_registry
-from runtime.errors import Refused, Unreachable
+from runtime.errors import BadData, Refused, Unreachable
 from runtime.shards.shardset import ShardSet
 
 
@@ -28,6 +29,7 @@ def test_from_evaluation_to_served_model(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run(shards, tmp_path / "model", epochs=1)
     arguments = [str(word) for word in flags("register", tmp_path, params_file)]
@@ -68,6 +70,7 @@ def test_from_evaluation_to_served_model(
 
     check_the_model(tmp_path, shards)
     damaged_weights_are_noticed(tmp_path, arguments)
+    classify(tmp_path, shards, capsys)
     shutil.rmtree(tmp_path / "mlruns")  # somebody cleaned up: the version is there, its files are not
     register(arguments)
     assert "tiny version 2: has the same weights, but its files are gone" in caplog.text
@@ -115,6 +118,31 @@ def the_champion_is_evaluated_again(tmp_path: Path, shards: ShardSet) -> None:
         assert found and found.data_digest == shards.digest
         assert np.array_equal(found.top1, rows["modes"]["rank"][:, -1] == 0)
         assert np.array_equal(found.top5, rows["modes"]["rank"][:, -1] < 5)
+
+
+def classify(tmp_path: Path, shards: ShardSet, capsys: pytest.CaptureFixture[str]) -> None:
+    """A version, with its own code, and the training it comes from.  Images that cannot be used are named."""
+    (tmp_path / "val.jpg").write_bytes(shards.split("val").read(0))
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    files = ["bad.jpg", "val.jpg", "none.jpg"]
+    done = program("classify", "models:/tiny@champion", *files, "--top", 1, "--json", cwd=tmp_path)
+    assert done.returncode == 65, done.stderr
+    assert "2 images of 3 cannot be used:\n  bad.jpg: not an image of a form" in done.stderr
+    bad, good, none = map(json.loads, done.stdout.splitlines())
+    assert (bad["file"], none["error"]) == ("bad.jpg", "No such file or directory")
+    rows = np.load(tmp_path / "predictions/predictions.npy", allow_pickle=False)
+    (best,) = good["predictions"]
+    assert best.keys() == {"class", "wnid", "name", "probability"}
+    assert best["class"] == rows["modes"]["classes"][0, -1, 0]
+    assert best["probability"] == pytest.approx(rows["modes"]["probabilities"][0, -1, 0], abs=1e-4)
+    capsys.readouterr()
+    with pytest.raises(BadData, match="2 images of 3 cannot be used"):
+        classifier(["model", *files, "--top", "2"])
+    name, *lines = capsys.readouterr().out.splitlines()
+    assert (name, len(lines)) == ("val.jpg", 2)
+    shares = [float(line.partition("%")[0]) for line in lines]
+    assert 100 >= shares[0] >= shares[1] > 0
+    assert {line.split()[2] for line in lines} < {"cat", "dog", "emu"}
 
 
 def check_the_model(tmp_path: Path, shards: ShardSet) -> None:
