@@ -38,7 +38,7 @@ SECTIONS: dict[str, dict[str, Any]] = {  # the smallest run of all stages
         "batch_pixels": 400000,
     },
     "register": {
-        "model_name": "selftest",
+        "model_name": "selftest", "exports": ["pt2", "onnx"],
         "gate": {
             "max_top1_error": 1.0, "max_top5_error": 1.0, "max_regression": 1.0, "confidence": 0.95,
             "incomparable_champion": "refuse",

@@ -79,6 +79,7 @@ EVALUATE = {
 }
 REGISTER = {
     "model_name": "tiny",
+    "exports": [],
     "gate": {
         "max_top1_error": 1.0,
         "max_top5_error": 1.0,

@@ -65,7 +65,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     stage = Stage("register", args, RegisterParams)
     evaluation = registry.read_evaluation(Path(args.evaluation))
-    package = Package.open(stage.open_shards(), downloaded(args.checkpoint), downloaded(args.predictions), evaluation)
+    package = Package.open(
+        stage.open_shards(),
+        downloaded(args.checkpoint),
+        downloaded(args.predictions),
+        evaluation,
+        stage.params.exports,
+    )
     stage.expect("checkpoint", args.checkpoint, package.trained.digest)
     stage.expect("predictions", args.predictions, package.predictions_digest)
     stage.inputs["weights_sha256"] = package.trained.weights_sha256

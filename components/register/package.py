@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -49,10 +50,18 @@ class Package:
     predictions_digest: str
     evaluation: dict[str, Any]
     evaluate_params: dict[str, Any]
+    exports: Sequence[str] = ()
 
     @classmethod
-    def open(cls, opened: ShardSet, checkpoint: Path, predictions: Path, evaluation: dict[str, Any]) -> Package:
-        """Raises Refused if the evaluation is of other weights or other shards."""
+    def open(
+        cls,
+        opened: ShardSet,
+        checkpoint: Path,
+        predictions: Path,
+        evaluation: dict[str, Any],
+        exports: Sequence[str] = (),
+    ) -> Package:
+        """exports: see exports.export.  Raises Refused if the evaluation is of other weights or other shards."""
         rows, content = open_predictions(predictions)
         trained = Trained.open(checkpoint, content["evaluate"]["weights"])
         if evaluation["weights_sha256"] != trained.weights_sha256:
@@ -62,7 +71,7 @@ class Package:
         if {name: evaluation.get(name) for name in content["metrics"]} != content["metrics"]:
             raise Refused(f"the evaluation's metrics differ from those in {predictions}. Run the evaluate stage again.")
         digest = manifest.directory_digest(predictions, content)
-        return cls(opened, trained, rows, digest, evaluation, content["evaluate"])
+        return cls(opened, trained, rows, digest, evaluation, content["evaluate"], exports)
 
     def write(self, directory: Path, provenance: dict[str, Any]) -> dict[str, str]:
         """Write the files of the version; returns their paths by name."""
@@ -83,7 +92,16 @@ class Package:
             "provenance": "provenance.json",
             "card": "MODEL_CARD.md",
         }
-        return {name: str(directory / file) for name, file in names.items()}
+        return {name: str(directory / file) for name, file in names.items()} | self._export(directory)
+
+    def _export(self, directory: Path) -> dict[str, str]:
+        if not self.exports:
+            return {}
+        from components.register.exports import export
+
+        scales = sorted(self.evaluate_params["test_scales"])
+        max_pixels = self.shards.manifest["parameters"]["max_pixels"]
+        return export(self.trained, directory, self.exports, self.probes()[0], scales[len(scales) // 2], max_pixels)
 
     def card(self, provenance: dict[str, Any]) -> str:
         network, result, git = self.trained.manifest["network"], self.evaluation, provenance["code"]["git"]

@@ -23,7 +23,7 @@ GATE = {
     "max_top1_error": 0.3, "max_top5_error": 0.2, "max_regression": 0.1, "confidence": 0.5,
     "incomparable_champion": "refuse",
 }  # fmt: skip
-SECTION = {"model_name": "vgg", "gate": GATE}
+SECTION = {"model_name": "vgg", "exports": [], "gate": GATE}
 
 
 class Evaluated:

@@ -125,9 +125,7 @@ class Views:
     def posteriors(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Class probabilities, float32 (n, classes), for every mode.  images: of one size, uint8 (n, h, w, 3)."""
         height, width = images.shape[1:3]
-        window = centre_window(width, height, self.centre_scale, self.input_size)
-        central = images[:, window.top : window.bottom, window.left : window.right]
-        central = resize(central, self.input_size, self.input_size)
+        central = centre_crop(images, self.centre_scale, self.input_size)
         found = [self._averaged(central, lambda x: self.model(x).float().softmax(1))]
         for scale in self.scales:
             resized = resize(images, *short_side(height, width, scale))
@@ -159,6 +157,13 @@ class Views:
         prepared = self.prepare(images)
         posteriors = net(prepared)
         return (posteriors + net(prepared.flip(-1))) / 2 if self.params.flip else posteriors
+
+
+def centre_crop(images: torch.Tensor, scale: int, size: int) -> torch.Tensor:
+    """The central size x size crops of images of one size, rescaled to short side `scale`: uint8 (n, size, size, 3)."""
+    height, width = images.shape[1:3]
+    window = centre_window(width, height, scale, size)
+    return resize(images[:, window.top : window.bottom, window.left : window.right], size, size)
 
 
 def short_side(height: int, width: int, scale: int) -> tuple[int, int]:

@@ -26,4 +26,7 @@ class Gate(Section):
 
 class RegisterParams(Section):
     model_name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="name in the MLflow registry")
+    exports: list[Literal["pt2", "onnx"]] = Field(
+        description="graphs beside the weights, which they share: model.pt2 (torch.export), model.onnx; [] for none"
+    )
     gate: Gate = Field(description="conditions for registering a version and making it the champion")
