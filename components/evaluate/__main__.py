@@ -71,8 +71,9 @@ def open_trained(stage: Stage[EvaluateParams], group: Group) -> Trained:
 def evaluate_and_write(stage: Stage[EvaluateParams], shards: ShardSet, trained: Trained, group: Group) -> None:
     """Rank 0: evaluate together with the other ranks, write and track the results."""
     from components.evaluate import confusion, page, report
-    from components.evaluate.table import table
+    from components.evaluate.table import markdown, table
     from components.progress import Progress
+    from components.tracking import names
     from runtime import manifest
     from runtime.store import storage
     from runtime.store.place import output_at
@@ -80,7 +81,8 @@ def evaluate_and_write(stage: Stage[EvaluateParams], shards: ShardSet, trained: 
 
     args, location = stage.args, stage.location(stage.args.predictions)
     output = output_at(location)
-    with output.writing(), stage.tracked(location, {"train": trained.manifest["run"]["train"]}) as tracker:
+    train = trained.manifest["run"]["train"]
+    with output.writing(), stage.tracked(location, {"train": train}) as tracker:
         stage.track_shards(tracker, shards, "val", "eval")
         with Progress("evaluate") as bar:
             evaluation = evaluate(stage.params, trained, shards, group, bar)
@@ -93,16 +95,17 @@ def evaluate_and_write(stage: Stage[EvaluateParams], shards: ShardSet, trained: 
         predictions = report.write(output.directory, shards, evaluation, stage.params.model_dump())
         output.upload()
         headline = {name: metrics[name] for name in ("top1_error", "top5_error", "loss")}
-        tracker.metrics({f"eval/{name}": value for name, value in headline.items()})
-        modes = {f"eval/{mode}/{name}": r[name] for mode, r in metrics["modes"].items() for name in headline}
-        tracker.metrics(modes, "child")
-        tracker.note(f"```\n{table(metrics)}\n```")
+        tracker.metrics(names.results(headline))
+        modes = {f"{mode}/{name}": r[name] for mode, r in metrics["modes"].items() for name in headline}
+        tracker.metrics(names.results(modes), "child")
+        tracker.name(names.title(shards.manifest["dataset"], train, metrics["top1_error"]))
+        tracker.note(markdown(metrics, shards.manifest["dataset"]))
         for name in report.REPORT_FILES:
-            tracker.artifact(output.directory / name, "eval")
+            tracker.artifact(output.directory / name, "eval", to="both" if name == "confusion.png" else "child")
         table_of_classes, html = confusion.table(shards, evaluation), page.page(metrics, output.directory, shards)
         manifest.write_atomically(Path(args.confusion), lambda file: file.write(table_of_classes))
         manifest.write_atomically(Path(args.report), lambda file: file.write(html))
-        tracker.artifact(Path(args.report), "eval")
+        tracker.artifact(Path(args.report), "eval", to="both")
         stage.write_dvc_metrics(metrics, "top1_error", "top5_error")
         stage.finish(
             metrics,

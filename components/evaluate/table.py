@@ -20,6 +20,24 @@ def table(metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def headline(metrics: dict[str, Any], dataset: str) -> str:
+    """The result in one line.  metrics: of an evaluation."""
+    return (
+        f"{100 * metrics['top1_error']:.2f} % top-1 and {100 * metrics['top5_error']:.2f} % top-5 error on "
+        f"{metrics['num_images']:,} validation images of {dataset} ({metrics['headline']})"
+    )
+
+
+def markdown(metrics: dict[str, Any], dataset: str) -> str:
+    """The result and the errors of every mode as Markdown."""
+    rows = [
+        f"| {mode} | {100 * result['top1_error']:.2f} | {100 * result['top5_error']:.2f} | {result['loss']:.4f} |"
+        for mode, result in metrics["modes"].items()
+    ]
+    lines = "\n".join(["| mode | top-1 error % | top-5 error % | loss |", "|---|---|---|---|", *rows])
+    return f"**{headline(metrics, dataset)}**\n\n{lines}\n"
+
+
 def as_csv(*rows: Iterable[Any]) -> bytes:
     """The rows as CSV, UTF-8: names are quoted where necessary.  Sharding refuses names that spreadsheets calculate."""
     file = io.StringIO()

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 STATES = {"SUCCEEDED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED", "CANCELED": "KILLED"}
 FIGURES = {  # metrics on the page: name in MLflow, text
-    "data/num_train": "training images",
-    "data/num_val": "validation images",
-    "final/val_top1_error": "top-1 error of the last epoch",
-    "eval/top1_error": "top-1 error",
-    "eval/top5_error": "top-5 error",
+    "data/num_train": "{:,.0f} training images",
+    "data/num_val": "{:,.0f} validation images",
+    "final_val_top1_error_percent": "{:.2f} % top-1 error after the last epoch",
+    "top1_error_percent": "{:.2f} % top-1 error",
+    "top5_error_percent": "{:.2f} % top-5 error",
 }
 
 
@@ -92,7 +92,7 @@ def page(status: dict[str, Any], runs: list[Run], address: str) -> str:
         lines += ["| stage | state | figures |", "|---|---|---|"]
         for run in children:
             metrics = run.data.metrics
-            figures = ", ".join(f"{text} {metrics[key]:g}" for key, text in FIGURES.items() if key in metrics)
+            figures = ", ".join(text.format(metrics[key]) for key, text in FIGURES.items() if key in metrics)
             lines.append(f"| {run.data.tags.get('vgg.stage', '')} | {run.info.status.lower()} | {figures} |")
         tags = parent.data.tags
         lines += [""]

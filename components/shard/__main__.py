@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "%s: DVC does not look into linked folders; after a change there run: dvc repro -f shard", some(links)
         )
     with writing_shards(location) as (target, check), stage.tracked(location) as tracker:
+        tracker.name(stage.params.source)
         if stage.params.check_md5:
             with Progress("md5", unit="bytes") as bar:
                 source.verify(bar)

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("vgg.tracking")
 
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI's default is language models
+SCHEMA = {  # of a sample in the shards
+    "mlflow_colspec": [
+        {"name": "jpg", "type": "binary", "required": True},
+        {"name": "cls", "type": "long", "required": True},
+    ]
+}
 GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")  # MLflow's codes for deleted runs
 
 
@@ -60,7 +66,8 @@ def _start_again(journal: Journal, lost: list[str]) -> None:
 def _deliver_artifacts(client: MlflowClient, journal: Journal) -> None:
     for event, position in journal.events("artifacts"):
         if (path := journal.directory / event["path"]).is_file():
-            artifacts.store(client, journal.runs()["child"], str(path), event["folder"])
+            for run in dict.fromkeys(_targets(journal, event)):
+                artifacts.store(client, run, str(path), event["folder"])
         else:
             log.warning("tracking: %s is gone, so MLflow does not get it", path)
         journal.mark_delivered(position, "artifacts")
@@ -83,7 +90,7 @@ def _is_active(client: MlflowClient, run: str) -> bool:
 
 
 def _send(client: MlflowClient, journal: Journal, event: dict[str, Any]) -> None:
-    from mlflow.entities import DatasetInput, InputTag, Param, RunTag
+    from mlflow.entities import DatasetInput, InputTag, LoggedModelOutput, Param, RunTag
     from mlflow.exceptions import MlflowException
 
     if event["kind"] == "open":
@@ -93,22 +100,27 @@ def _send(client: MlflowClient, journal: Journal, event: dict[str, Any]) -> None
         except Problem as problem:
             log.warning("%s Metrics, parameters and states are tracked all the same.", problem)
         return
-    runs = journal.runs()
-    targets = {"child": ["child"], "parent": ["parent"], "both": ["child", "parent"]}[event.get("to", "child")]
+    runs, targets = journal.runs(), _targets(journal, event)
     match event["kind"]:
         case "metrics":
             for target in targets:
-                send_points(client, journal, runs[target], event)
+                send_points(client, journal, target, event)
         case "params":
-            for target in ("child", "parent"):
+            for target in targets:
                 try:
-                    client.log_batch(runs[target], params=[Param(k, v) for k, v in event["values"].items()][:100])
+                    client.log_batch(target, params=[Param(k, v) for k, v in event["values"].items()][:100])
                 except MlflowException as error:  # MLflow parameters are immutable; the first value stays
-                    if error.error_code != "INVALID_PARAMETER_VALUE" or not _is_active(client, runs[target]):
+                    if error.error_code != "INVALID_PARAMETER_VALUE" or not _is_active(client, target):
                         raise
         case "tags":
             for target in targets:
-                client.log_batch(runs[target], tags=[RunTag(k, v) for k, v in event["values"].items()])
+                client.log_batch(target, tags=[RunTag(k, v) for k, v in event["values"].items()])
+        case "name":
+            _name(client, runs["parent"], event["text"])
+        case "model":
+            there = client.get_run(runs["parent"]).outputs
+            if event["model_id"] not in [output.model_id for output in (there.model_outputs if there else [])]:
+                client.log_outputs(runs["parent"], [LoggedModelOutput(event["model_id"], step=0)])
         case "dataset":
             dataset = _dataset(event)
             tags = [InputTag("mlflow.data.context", event["context"])]
@@ -119,6 +131,19 @@ def _send(client: MlflowClient, journal: Journal, event: dict[str, Any]) -> None
                 close_replaced(client, experiment.experiment_id, runs, opening, event["time"])
         case "status":
             _set_status(client, runs, (journal.opening() or {}).get("lineage", ""), event)
+
+
+def _targets(journal: Journal, event: dict[str, Any]) -> list[str]:
+    """IDs of the runs that get an event."""
+    runs = journal.runs()
+    return {"child": [runs["child"]], "parent": [runs["parent"]]}.get(event.get("to", "child"), [*runs.values()])
+
+
+def _name(client: MlflowClient, parent: str, text: str) -> None:
+    """Rename a parent run of ours; one that was given (MLFLOW_RUN_ID) keeps the name that others gave it."""
+    run = client.get_run(parent)
+    if run.data.tags.get("vgg.stage") == "pipeline" and not (run.info.run_name or "").startswith(text):
+        client.update_run(parent, name=text)
 
 
 def _open(client: MlflowClient, event: dict[str, Any], earlier: dict[str, str]) -> dict[str, str]:
@@ -191,5 +216,5 @@ def _dataset(event: dict[str, Any]) -> Any:
 
     return Dataset(
         name=event["name"], digest=event["digest"], source_type="local",
-        source=json.dumps({"uri": event["address"]}), profile=json.dumps(event["profile"]),
+        source=json.dumps({"uri": event["address"]}), schema=json.dumps(SCHEMA), profile=json.dumps(event["profile"]),
     )  # fmt: skip

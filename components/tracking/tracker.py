@@ -28,6 +28,7 @@ from components.tracking.access import MLFLOW_LOCK, connect
 from components.tracking.address import tracking_uri
 from components.tracking.delivery import deliver
 from components.tracking.journal import Journal, opening_of
+from components.tracking.names import PARENT_PARAMS
 from runtime import environment, manifest
 from runtime.errors import Preempted, Problem, Refused, StorageFailure, Unreachable
 from runtime.redaction import redacted
@@ -109,8 +110,11 @@ class Tracker:
         self.journal.append({"kind": kind, "time": int(time.time() * 1000), **event})
 
     def point(self, step: int, values: dict[str, float]) -> None:
-        """Points of curves.  Points that an earlier attempt logged are skipped: a resumed stage computes the same."""
-        self._metrics(step, values, "child")
+        """Points of curves, on this run and on the parent.
+
+        Points that an earlier attempt logged are skipped: a resumed stage computes the same.
+        """
+        self._metrics(step, values, "both")
 
     def _metrics(self, step: int, values: dict[str, float], to: str) -> None:
         self._replace_earlier()
@@ -145,24 +149,35 @@ class Tracker:
         """Results without a step, on this run and on the parent (both), or on one of them (child, parent)."""
         self._metrics(0, values, to)
 
+    def name(self, text: str) -> None:
+        """Name of the parent run.  One that begins with the text stays: it has the result, too."""
+        self._add("name", text=text[:MAX_TAG])
+
     def note(self, text: str) -> None:
         """Markdown that the UI shows on top of the parent run."""
         self.tags({"mlflow.note.content": text}, to="parent")
 
     def params(self, values: dict[str, Any]) -> None:
-        """Parameters, on this run and on the parent, where the MLflow UI compares them with the results."""
-        self._add("params", values={name: str(value)[:MAX_PARAM] for name, value in flat(values)})
+        """Parameters.  On the parent, where the MLflow UI compares them with the results, those that people vary."""
+        texts = {name: str(value)[:MAX_PARAM] for name, value in flat(values)}
+        self._add("params", values=texts, to="child")
+        if varied := {name: text for name, text in texts.items() if name in PARENT_PARAMS}:
+            self._add("params", values=varied, to="parent")
 
     def tags(self, values: dict[str, str], to: str = "child") -> None:
         self._add("tags", values={name: value[:MAX_TAG] for name, value in values.items()}, to=to)
 
     def dataset(self, name: str, address: str, digest: str, context: str, profile: dict[str, Any]) -> None:
-        """The data set as an input.  digest: DVC's directory digest, 36 characters, the maximum of MLflow."""
+        """Shards as an input.  digest: DVC's directory digest, 36 characters, the maximum of MLflow."""
         self._add("dataset", name=name, address=address, digest=digest, context=context, profile=profile)
 
-    def artifact(self, path: Path, folder: str) -> None:
+    def artifact(self, path: Path, folder: str, to: str = "child") -> None:
         """A small output file.  The journal keeps a copy, because the next run overwrites the file."""
-        self._add("artifact", path=str(self.journal.copy_file(path)), folder=folder)
+        self._add("artifact", path=str(self.journal.copy_file(path)), folder=folder, to=to)
+
+    def model(self, model_id: str) -> None:
+        """A model that MLflow holds, as an output of the parent run, too."""
+        self._add("model", model_id=model_id)
 
     def run_id(self, client: MlflowClient) -> str:
         """The stage's run, created now if needed.  Call it with MLFLOW_LOCK held."""

@@ -184,12 +184,14 @@ class Reporter(Silent):
         self, stage: Stage[TrainParams], location: str, shards: ShardSet, heartbeat: Heartbeat, output: Output
     ) -> None:
         from components.progress import Progress
+        from components.tracking import names
 
         super().__init__(heartbeat)
         self.output, self.curves = output, Path(stage.args.curves)
         self.steps, self.batch_size = 0, stage.params.batch_size
         self.bar = Progress("train", scale=self.batch_size, warm=True)
         self.tracker = stage.tracked(location)
+        self.tracker.name(names.title(shards.manifest["dataset"], stage.params.model_dump()))
         stage.track_shards(self.tracker, shards, "train", "train")
         self.since = time.monotonic()
 
@@ -212,25 +214,29 @@ class Reporter(Silent):
         self.bar(step, num_steps)
 
     def point(self, step: int, values: dict[str, float]) -> None:
+        from components.tracking import names
+
         if "train/loss" in values:
             now = time.monotonic()
-            values["perf/images_per_s"] = self.steps * self.batch_size / (now - self.since)
-            values["perf/data_wait"] = values.pop("perf/data_wait_seconds") / (now - self.since)
+            values[names.SPEED] = self.steps * self.batch_size / (now - self.since)
+            values[names.DATA_WAIT] = 100 * values.pop("perf/data_wait_seconds") / (now - self.since)
             self.since, self.steps = now, 0
             self.bar.figures(loss=values["train/loss"], error=values["train/top1_error"])
         else:  # a validation, whose time does not count as training
             self.since, self.steps = time.monotonic(), 0
-        self.tracker.point(step, values)
+        self.tracker.point(step, names.curves(values))
 
     def finished(self, trained: Trained) -> None:
+        from components.tracking import names
+
         last = trained.step.state["history"][-1]
         errors = {
-            "final/val_top1_error": last["val_top1_error"],
-            "best/val_top1_error": trained.step.state["best_error"],
+            "final_val_top1_error": last["val_top1_error"],
+            "best_val_top1_error": trained.step.state["best_error"],
         }
-        self.tracker.metrics(errors)
+        self.tracker.metrics(names.results(errors))
         self.tracker.tags({"vgg.weights_sha256": trained.weights_sha256}, to="both")
-        self.tracker.artifact(self.curves, "curves")
+        self.tracker.artifact(self.curves, "curves", to="both")
 
 
 def write_outputs(stage: Stage[TrainParams], location: str, trained: Trained) -> None:

@@ -39,7 +39,7 @@ def test_a_run_with_a_lost_step_is_closed_and_reported(client: MlflowClient, tmp
     assert parent.data.tags["vgg.pipeline.state"] == "FAILED"
     assert "# Run run-1 failed" in page
     assert "> OOMKilled\n> exit 137" in page
-    assert "| shard | finished | training images 1501 |" in page
+    assert "| shard | finished | 1,501 training images |" in page
     assert "resume run-1" in page
 
 
@@ -47,12 +47,12 @@ def test_a_run_with_a_lost_step_is_closed_and_reported(client: MlflowClient, tmp
 def test_the_parent_run_gets_the_state_of_the_pipeline_run(
     state: str, status: str, client: MlflowClient, tmp_path: Path
 ) -> None:
-    stage("evaluate", **{"eval/top1_error": 0.25})
+    stage("evaluate", top1_error_percent=25.0)
     page = report(tmp_path, state=state)
     experiment = client.get_experiment_by_name(access.EXPERIMENT).experiment_id
     [parent] = client.search_runs([experiment], "tags.`vgg.stage` = 'pipeline'")
     assert parent.info.status == status
-    assert "top-1 error 0.25" in page
+    assert "25.00 % top-1 error" in page
     assert ("resume" in page) == (state != "SUCCEEDED")
 
 

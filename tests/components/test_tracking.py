@@ -1,6 +1,7 @@
 """Asynchronous tracking in MLflow: an unreachable server neither delays nor loses anything; no duplicate points."""
 
 import errno
+import json
 import os
 import shutil
 import socket
@@ -18,10 +19,12 @@ from s3servers import free_port
 from components.tracking import access
 from components.tracking.__main__ import replay
 from components.tracking.journal import Journal
+from components.tracking.names import CURVES, DATA_WAIT, PARENT_PARAMS, SPEED, curves, results, title
 from components.tracking.tracker import Tracker, journal_key
 from runtime import filesystem
 from runtime.errors import Preempted
 from runtime.shards.shardset import ShardSet
+from vgg.params import STAGES, section_model
 
 
 @pytest.fixture(autouse=True)
@@ -48,13 +51,23 @@ def histories(client) -> dict[str, list[tuple[int, float]]]:  # type: ignore[no-
 
 
 def test_parent_and_child_contain_parameters_metrics_and_inputs(tmp_path: Path) -> None:
+    """The parent has what people look for: results, curves, what they vary, pages, the model, and a name that says it.
+
+    Everything is sent a second time, as after a lost answer: nothing is there twice.
+    """
     (tmp_path / "file.txt").write_text("x")
-    for stage in ("train", "register"):
+    model_id = access.connect().create_logged_model("0").model_id
+    for stage in ("train", "train", "register"):
         with Tracker(stage, "k" * 64, "lineage") as tracker:
-            tracker.params({stage: {"rate": 0.1, "inner": {"deep": "x" * 900}}})
+            tracker.name("digits · D" if stage == "train" else "digits · D → 1.01 %")
+            tracker.params({"train": {"learning_rate": 0.1, "checkpoint_steps": 7, "inner": {"deep": "x" * 900}}})
             tracker.metrics({f"final/{stage}": 0.25})
+            tracker.point(20, {"loss/train": 0.5})
+            tracker.model(model_id)
             tracker.dataset("tiny", "data/shards", "0" * 32 + ".dir", stage, {"num_images": 3})
-            tracker.artifact(tmp_path / "file.txt", "curves")
+            tracker.artifact(tmp_path / "file.txt", "curves", to="both")
+    with Tracker("train", "k" * 64, "lineage") as tracker:
+        tracker.name("digits · D")  # the stage ran again alone: the name with the result stays
     client = access.connect()
     runs = client.search_runs([client.get_experiment_by_name(access.EXPERIMENT).experiment_id])
     by_stage = {run.data.tags["vgg.stage"]: run for run in runs}
@@ -62,11 +75,34 @@ def test_parent_and_child_contain_parameters_metrics_and_inputs(tmp_path: Path) 
     parent, child = by_stage["pipeline"], by_stage["train"]
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert {run.info.status for run in runs} == {"FINISHED"}
-    assert parent.data.metrics == {"final/train": 0.25, "final/register": 0.25}
-    assert parent.data.params["train.rate"] == child.data.params["train.rate"] == "0.1"
-    assert child.inputs.dataset_inputs[0].dataset.digest == "0" * 32 + ".dir"
-    assert [f.path for f in client.list_artifacts(child.info.run_id, "curves")] == ["curves/file.txt"]
+    assert parent.info.run_name == "digits · D → 1.01 %"
+    assert parent.data.metrics == {"final/train": 0.25, "final/register": 0.25, "loss/train": 0.5}
+    for run in (parent, child):
+        assert [(p.step, p.value) for p in client.get_metric_history(run.info.run_id, "loss/train")] == [(20, 0.5)]
+        assert [f.path for f in client.list_artifacts(run.info.run_id, "curves")] == ["curves/file.txt"]
+    assert parent.data.params == {"train.learning_rate": "0.1"}
+    assert child.data.params == {
+        "train.learning_rate": "0.1", "train.checkpoint_steps": "7", "train.inner.deep": "x" * 500,
+    }  # fmt: skip
+    assert [output.model_id for output in parent.outputs.model_outputs] == [model_id]
+    [dataset] = {put.dataset.digest: put.dataset for put in child.inputs.dataset_inputs}.values()
+    assert dataset.digest == "0" * 32 + ".dir"
+    assert [column["name"] for column in json.loads(dataset.schema)["mlflow_colspec"]] == ["jpg", "cls"]
     assert not any((tmp_path / ".tracking").iterdir())
+
+
+def test_the_names_of_charts_and_parameters() -> None:
+    """All names exist, curves come before results in MLflow's pages, and a parent has at most 20 parameters."""
+    sections = {name: section_model(name).model_fields for name in STAGES}
+    assert len(PARENT_PARAMS) <= 20
+    for name in PARENT_PARAMS:
+        section, field, *_ = name.split(".")
+        assert field in sections[section], name
+    assert all("/" in name for name in (*CURVES.values(), SPEED, DATA_WAIT))
+    assert results({"top1_error": 0.0034, "loss": 2.0}).keys() == {"top1_error", "top1_error_percent", "loss"}
+    assert curves({"val/top1_error": 0.25, "train/loss": 2.0}) == {"error_percent/val_top1": 25.0, "loss/train": 2.0}
+    train = {"configuration": "D", "batch_norm": False, "input_size": 32, "learning_rate": 0.006}
+    assert title("digits", train, 0.010135) == "digits · D · 32 px · rate 0.006 → 1.01 %"
 
 
 def test_all_stays_in_a_project_whose_path_looks_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
