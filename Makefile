@@ -57,8 +57,8 @@ security: install      ## checks of our code, its dependencies and the deploymen
 	@python -m security.audit
 	@kubectl kustomize deploy/overlays/gpu | python -m security.manifests -
 
-ui: install            ## MLflow UI of the local runs
-	@mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
+ui: install            ## the runs in MLflow's pages: serves mlflow.db, prints the address and opens it; PORT=…
+	@python -m components.tracking ui $(if $(PORT),--port $(PORT))
 
 compile: install       ## compile the Kubeflow package
 	@python -m pipelines.submit --compile build/vgg-imagenet.yaml

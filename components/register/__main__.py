@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     args = parser().parse_args(arguments)
     program.expect_one_process("components.register")
-    from components.register import registry, verdict
+    from components.register import page, registry, verdict
     from components.register.compare import Judge
     from components.register.package import Package
     from components.register.promotion import register
@@ -85,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         tracker.tags({"vgg.gate": "; ".join(outcome.verdict.failures()) or "passed"}, to="both")
         if outcome.version:
             tracker.tags({"vgg.model": f"{name}/{outcome.version}"}, to="both")
+            page.link(models.client, tracker, name, outcome.version, package)
         expect_passed(name, outcome)
         metrics = results(name, outcome, evaluation)
         stage.finish(metrics, {"model": metrics["uri"]})

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 
+from components.register import tags as version_tags
 from runtime.errors import Refused
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Champion:
 def read(name: str, found: ModelVersion) -> Champion:
     """The champion of a registered model.  Raises Refused if its tags are not those of a version of this pipeline."""
     try:
-        tags = Tags.model_validate(found.tags)
+        tags = Tags.model_validate(version_tags.read(found.tags))
     except ValidationError as error:
         raise Refused(
             f"registered model {name!r}: version {found.version} has the alias {ALIAS}, but {_wrong(error)}; "

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from components.register import page
+from components.register import tags as version_tags
 from components.register.model import arguments
 from components.register.package import Package
 from components.register.registry import Upload
@@ -67,7 +69,9 @@ class Packaged:
             "data.digest": self.package.shards.digest,
             "provenance": json.dumps(self.provenance, sort_keys=True),
         }
-        return Upload(source, run_id, tags, self.package.card(self.provenance), model_id)
+        page.log_metrics(self.client, run_id, model_id, self.package)
+        text = page.description(self.package, self.provenance)
+        return Upload(source, run_id, version_tags.stored(tags), text, model_id)
 
     def _store(self, scratch: Path, run_id: str) -> tuple[str, str]:
         """Store the files as a logged model of the run; returns its ID and the sha256 of files.json."""

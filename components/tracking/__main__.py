@@ -1,4 +1,4 @@
-"""Deliver what waits for MLflow: python -m components.tracking replay.
+"""replay: deliver what waits for MLflow.  ui: show MLflow's pages of the runs (make ui).
 
 Exit code: 0 if nothing waits any more, 69 if the server does not answer, 78 if it refuses; the message says why.
 """
@@ -59,8 +59,14 @@ def replay(root: Path) -> int:
 
 def main(argv: Sequence[str] | None = None) -> None:
     flags = program.Parser("components.tracking", __doc__)
-    flags.add_argument("command", choices=["replay"], help="deliver all journals")
-    flags.parse_args(argv)
+    flags.add_argument("command", choices=["replay", "ui"], help="deliver all journals; show the runs in a browser")
+    flags.add_argument("--port", type=int, default=5000, help="ui: of the server for a local database")
+    args = flags.parse_args(argv)
+    if args.command == "ui":
+        from components.tracking import ui
+
+        ui.show(args.port)
+        return
     root = environment.JOURNAL.get()
     if pending := replay(root):
         raise Unreachable(f"{counted(pending, 'event')} pending in {root}. Run again.")

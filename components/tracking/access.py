@@ -60,12 +60,13 @@ def _one_process(uri: str) -> Iterator[None]:
     if not uri.startswith("sqlite"):
         yield
         return
-    with open(f"{_database_file(uri)}.lock", "ab") as file:
+    with open(f"{database_file(uri)}.lock", "ab") as file:
         filesystem.lock(file, wait=True)
         yield
 
 
-def _database_file(uri: str) -> Path:
+def database_file(uri: str) -> Path:
+    """The file of an address sqlite:///…."""
     return Path(unquote(uri.partition(":///")[2].partition("?")[0]))
 
 
@@ -102,7 +103,7 @@ def is_json(answer: requests.Response) -> bool:
 
 def _check_sqlite(uri: str) -> None:
     """Raises Refused if the database cannot be used: MLflow would try to open it for minutes."""
-    path = _database_file(uri)
+    path = database_file(uri)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.closing(sqlite3.connect(path, timeout=10)) as database:

@@ -6,7 +6,7 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any
 
-from components.tracking import artifacts
+from components.tracking import artifacts, view
 from components.tracking.access import EXPERIMENT
 from components.tracking.journal import Journal
 from components.tracking.problems import translated
@@ -186,14 +186,22 @@ def _experiment(client: MlflowClient) -> str:
 
     MLflow keeps the name of a deleted experiment, until `mlflow gc`: no other one can have it.
     """
+    from mlflow.exceptions import MlflowException
+
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is None:
         folder = environment.artifacts()  # MLflow's default is the working directory: under DVC perhaps a temporary one
         location = str(folder).replace("%", "%25") if folder else None  # MLflow decodes a path as if it were an address
-        return str(client.create_experiment(EXPERIMENT, location, EXPERIMENT_TAGS))
+        return str(client.create_experiment(EXPERIMENT, location, {**EXPERIMENT_TAGS, view.TAG: view.state()}))
     if found.lifecycle_stage != "active":
         log.warning("MLflow: experiment %s was deleted; it is restored, with its runs, to take new ones", EXPERIMENT)
         client.restore_experiment(found.experiment_id)
+    if found.tags.get(view.TAG) != view.state():  # of an earlier version
+        try:
+            client.set_experiment_tag(found.experiment_id, view.TAG, view.state())
+        except MlflowException as error:  # an experiment of other people, to which this user may only add runs
+            if error.error_code != "PERMISSION_DENIED":
+                raise
     return str(found.experiment_id)
 
 
