@@ -41,6 +41,7 @@ test: install          ## the whole suite, no network beyond loopback
 
 faults: install        ## the long suite: sharding and training killed at every call, and randomised tests with many cases
 	@python -m pytest -m faults
+	@VGG_OUTAGES=50 python -m pytest -n 0 tests/components/test_outages.py
 	@VGG_KILLS=500 VGG_CORRUPTIONS=20000 VGG_HOSTILE_CASES=10000 \
 		python -m pytest tests/runtime/test_survival.py tests/runtime/test_checkpoint.py tests/vgg/test_hostile.py tests/vgg/test_hostile_files.py
 

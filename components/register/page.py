@@ -25,6 +25,16 @@ def log_metrics(client: MlflowClient, run_id: str, model_id: str, package: Packa
     client.log_batch(run_id, metrics=metrics)
 
 
+def facts(package: Package) -> dict[str, str]:
+    """The result as tags, which the lists and the page of versions show; the metrics are on the page of the model."""
+    evaluation = package.evaluation
+    return {
+        "top1_error": f"{100 * evaluation['top1_error']:.2f} %",
+        "top5_error": f"{100 * evaluation['top5_error']:.2f} %",
+        "evaluated_on": f"{evaluation['num_images']:,} images of {package.shards.manifest['dataset']}",
+    }
+
+
 def description(package: Package, provenance: dict[str, Any]) -> str:
     """The result first, because lists cut it; the whole card is a file of the version."""
     network, git = package.trained.manifest["network"], provenance["code"]["git"]

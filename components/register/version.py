@@ -71,7 +71,7 @@ class Packaged:
         }
         page.log_metrics(self.client, run_id, model_id, self.package)
         text = page.description(self.package, self.provenance)
-        return Upload(source, run_id, version_tags.stored(tags), text, model_id)
+        return Upload(source, run_id, version_tags.stored({**page.facts(self.package), **tags}), text, model_id)
 
     def _store(self, scratch: Path, run_id: str) -> tuple[str, str]:
         """Store the files as a logged model of the run; returns its ID and the sha256 of files.json."""

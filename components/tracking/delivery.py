@@ -10,7 +10,7 @@ from components.tracking import artifacts, view
 from components.tracking.access import EXPERIMENT
 from components.tracking.journal import Journal
 from components.tracking.problems import translated
-from components.tracking.runs import close, close_parent, close_replaced, find_child, reopen, send_points
+from components.tracking.runs import close, close_parent, close_replaced, find_child, reopen, send_points, sent_once
 from runtime import environment
 from runtime.errors import Problem
 
@@ -120,7 +120,8 @@ def _send(client: MlflowClient, journal: Journal, event: dict[str, Any]) -> None
         case "model":
             there = client.get_run(runs["parent"]).outputs
             if event["model_id"] not in [output.model_id for output in (there.model_outputs if there else [])]:
-                client.log_outputs(runs["parent"], [LoggedModelOutput(event["model_id"], step=0)])
+                with sent_once():
+                    client.log_outputs(runs["parent"], [LoggedModelOutput(event["model_id"], step=0)])
         case "dataset":
             dataset = _dataset(event)
             tags = [InputTag("mlflow.data.context", event["context"])]
@@ -156,7 +157,8 @@ def _open(client: MlflowClient, event: dict[str, Any], earlier: dict[str, str]) 
     experiment_id = _experiment(client)
 
     def create(tags: dict[str, str], name: str) -> str:
-        created = client.create_run(experiment_id, event["time"], {**tags, "mlflow.source.name": "vgg"}, name)
+        with sent_once():
+            created = client.create_run(experiment_id, event["time"], {**tags, "mlflow.source.name": "vgg"}, name)
         return str(created.info.run_id)
 
     def find_or_create(key: dict[str, str], name: str) -> str:

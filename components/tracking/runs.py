@@ -6,6 +6,9 @@ mlflow.parentRunId.  Of a parent run: vgg.stage = pipeline, vgg.lineage, vgg.out
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from components.tracking.journal import Journal
@@ -25,6 +28,22 @@ def find_child(client: MlflowClient, experiment_id: str, parent: str, opening: d
     same = [run for run in found if run.data.tags.get("vgg.output") == opening["output"]]
     same += [run for run in found if run.info.status == "FINISHED"]
     return str(same[0].info.run_id) if same else None
+
+
+@contextlib.contextmanager
+def sent_once() -> Iterator[None]:
+    """No repeated requests within: the first may have been applied though its answer was lost.
+
+    A run would be there twice.  What fails is tried again with the whole event, which first looks for the run.
+    """
+    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES
+
+    before = MLFLOW_HTTP_REQUEST_MAX_RETRIES.get()
+    os.environ[MLFLOW_HTTP_REQUEST_MAX_RETRIES.name] = "0"
+    try:
+        yield
+    finally:
+        os.environ[MLFLOW_HTTP_REQUEST_MAX_RETRIES.name] = str(before)
 
 
 def reopen(client: MlflowClient, run_id: str, opening: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ from components.tracking.access import MLFLOW_LOCK, connect
 from components.tracking.address import tracking_uri
 from components.tracking.delivery import deliver
 from components.tracking.journal import Journal, opening_of
+from components.tracking.machine import Monitor
 from components.tracking.names import PARENT_PARAMS
 from runtime import environment, manifest
 from runtime.errors import Preempted, Problem, Refused, StorageFailure, Unreachable
@@ -105,6 +106,7 @@ class Tracker:
         self._closing = threading.Event()
         self._failure: str | None = None
         self._sender = threading.Thread(target=self._send_all, name="tracking", daemon=True)
+        self._monitor = Monitor(self._load)
 
     def _add(self, kind: str, **event: Any) -> None:
         self.journal.append({"kind": kind, "time": int(time.time() * 1000), **event})
@@ -186,11 +188,18 @@ class Tracker:
 
     def __enter__(self) -> Self:
         self._sender.start()
+        self._monitor.start()
         return self
+
+    def _load(self, step: int, values: dict[str, float]) -> None:
+        """A sample of the machine; unlike a result it does not replace what was at the output before."""
+        if new := {name: value for name, value in values.items() if math.isfinite(value)}:
+            self._add("metrics", step=step, values=new, to="child")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._monitor.stop()  # the end is the last event
         # an orchestrator retries after these, and the retry continues this run
         resumable = isinstance(error, Preempted | Unreachable | StorageFailure | KeyboardInterrupt)
         if error is None:

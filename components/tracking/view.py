@@ -13,28 +13,25 @@ from components.tracking.names import CURVES, DATA_WAIT, SPEED
 
 NAME = "vgg"
 TAG = f"mlflow.sharedViewState.{NAME}"
-COLUMNS = (
-    "metrics.`top1_error_percent`",
-    "metrics.`top5_error_percent`",
-    "params.`train.configuration`",
-    "params.`train.learning_rate`",
-    "params.`train.epochs`",
-    "attributes.`Models`",
-    "attributes.`Dataset`",
-)
-CHARTS = {  # section: title and metrics of every chart
-    "Training": {
-        "top-1 error %": [CURVES["train/top1_error"], CURVES["val/top1_error"]],
-        "top-5 error %": [CURVES["val/top5_error"]],
-        "loss": [CURVES["train/loss"], CURVES["val/loss"]],
-        "learning rate": [CURVES["learning_rate"]],
-    },
-    "Speed": {"images per second": [SPEED], "waiting for data %": [DATA_WAIT]},
-    "Results": {
-        "top-1 error %": ["top1_error_percent"],
-        "top-5 error %": ["top5_error_percent"],
-        "loss of the evaluation": ["loss"],
-    },
+COLUMNS = {  # name in MLflow: width, pixels
+    "attributes.`Run Name`": 400,  # shows the whole name
+    "runDateAndNestInfo": 130,
+    "duration": 80,
+    "metrics.`top1_error_percent`": 140,
+    "metrics.`top5_error_percent`": 140,
+    "params.`train.configuration`": 140,
+    "params.`train.learning_rate`": 140,
+    "params.`train.epochs`": 110,
+}
+CHARTS = {  # section: the metrics of every chart
+    "Training": [
+        [CURVES["train/top1_error"], CURVES["val/top1_error"]],
+        [CURVES["train/loss"], CURVES["val/loss"]],
+        [CURVES["val/top5_error"]],
+        [CURVES["learning_rate"]],
+    ],
+    "Speed": [[SPEED], [DATA_WAIT]],
+    "Results": [["top1_error_percent"], ["top5_error_percent"], ["loss"]],
 }
 HIDDEN = (  # in charts; the table of a run has them
     "top1_error",
@@ -50,28 +47,32 @@ def state() -> str:
     """The view as MLflow's pages read it, JSON below the 5,000 characters of a tag of an experiment."""
     charts: list[dict[str, Any]] = []
     for section, content in CHARTS.items():
-        for title, metrics in content.items():
-            chart = _chart(metrics[0], section, title, "BAR" if section == "Results" else "LINE")
+        for metrics in content:
+            chart = _chart(metrics[0], section)
             charts.append(chart if len(metrics) == 1 else {**chart, "selectedMetricKeys": metrics})
             # a chart of its own for every other metric, which MLflow would add, counts as deleted
-            charts += [{**_chart(name, section, title, "LINE"), "deleted": True} for name in metrics[1:]]
-    charts += [{**_chart(name, "Results", name, "BAR"), "deleted": True} for name in HIDDEN]
-    sections = [{"uuid": name, "name": name, "display": True, "isReordered": True} for name in CHARTS]
+            charts += [{**_chart(name, section), "deleted": True} for name in metrics[1:]]
+    charts += [{**_chart(name, "Results"), "deleted": True} for name in HIDDEN]
     view = {
-        "selectedColumns": COLUMNS, "compareRunCharts": charts, "compareRunSections": sections,
+        "selectedColumns": [name for name in COLUMNS if "s.`" in name and "Run Name" not in name],
+        "columnOrder": list(COLUMNS),
+        "columnWidths": COLUMNS,
+        "compareRunCharts": charts,
+        "compareRunSections": [{"uuid": name, "name": name, "display": True, "isReordered": True} for name in CHARTS],
         "isAccordionReordered": True,
-    }  # fmt: skip
+    }
     return json.dumps(view, separators=(",", ":"))
 
 
-def _chart(metric: str, section: str, title: str, kind: str) -> dict[str, Any]:
-    chart = {"uuid": metric, "type": kind, "metricSectionId": section, "metricKey": metric, "displayName": title}
-    line: dict[str, Any] = {
-        "xAxisKey": "step", "yAxisKey": "metric", "xAxisScaleType": "linear",
+def _chart(metric: str, section: str) -> dict[str, Any]:
+    chart = {"uuid": metric, "type": "BAR", "metricSectionId": section, "metricKey": metric}
+    if section == "Results":
+        return chart
+    return {
+        **chart, "type": "LINE", "xAxisKey": "step", "yAxisKey": "metric", "xAxisScaleType": "linear",
         "scaleType": "log" if metric.startswith("loss/") else "linear", "range": {}, "lineSmoothness": 0,
         "useGlobalXaxisKey": True, "useGlobalLineSmoothing": True,
     }  # fmt: skip
-    return {**chart, **line} if kind == "LINE" else chart
 
 
 def address(server: str, experiment_id: str) -> str:

@@ -36,14 +36,16 @@ class Seen:
 
 
 class FaultProxy:
-    """A context manager.  probability: of a fault, per request.  kinds: of faults.
+    """A context manager.  probability: of a fault, per request.  kinds: of faults.  writes: methods of `late`.
 
     Path-style addresses only: the Host header is passed on unchanged, since it is part of the signature.
     """
 
     def __init__(
-        self, upstream: str, seed: int = 0, probability: float = 0.0, kinds: tuple[str, ...] = KINDS, stall: float = 10
-    ) -> None:
+        self, upstream: str, seed: int = 0, probability: float = 0.0, kinds: tuple[str, ...] = KINDS, stall: float = 10,
+        writes: tuple[str, ...] = ("PUT", "DELETE"),
+    ) -> None:  # fmt: skip
+        self.writes = writes
         self.upstream, self.seed, self.probability, self.kinds, self.stall = upstream, seed, probability, kinds, stall
         self.injected: Counter[str] = Counter()
         self.seen: list[Seen] = []
@@ -72,7 +74,7 @@ class FaultProxy:
             # a listing has no checksum, so a changed byte in it cannot be noticed
             is_object, reads = "?" not in seen.path, seen.method == "GET"
             fits = {
-                "late": seen.method in ("PUT", "DELETE"),
+                "late": seen.method in self.writes,
                 "short": reads,
                 "flip": reads and is_object,
                 "spoil": seen.method == "PUT",
