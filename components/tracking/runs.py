@@ -16,6 +16,7 @@ from components.tracking.journal import Journal
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 RUNNING = "attributes.status = 'RUNNING'"
 OUTDATED_TAGS = ("vgg.failure", "vgg.preempted")  # of an earlier attempt
 
@@ -36,14 +37,12 @@ def sent_once() -> Iterator[None]:
 
     A run would be there twice.  What fails is tried again with the whole event, which first looks for the run.
     """
-    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES
-
-    before = MLFLOW_HTTP_REQUEST_MAX_RETRIES.get()
-    os.environ[MLFLOW_HTTP_REQUEST_MAX_RETRIES.name] = "0"
+    before = os.environ[RETRIES]  # set by access.connect()
+    os.environ[RETRIES] = "0"
     try:
         yield
     finally:
-        os.environ[MLFLOW_HTTP_REQUEST_MAX_RETRIES.name] = str(before)
+        os.environ[RETRIES] = before
 
 
 def reopen(client: MlflowClient, run_id: str, opening: dict[str, Any]) -> None:

@@ -75,7 +75,7 @@ def decode_with_notes(data: bytes, max_pixels: int) -> Decoded:
     try:
         notes = ["the first of several frames"] if getattr(image, "is_animated", False) else []
         image.load()
-        rgb, converted = _to_rgb(image)
+        rgb, converted = to_rgb(image)
     except BadImage:
         raise
     except MemoryError:
@@ -85,7 +85,7 @@ def decode_with_notes(data: bytes, max_pixels: int) -> Decoded:
     return Decoded(rgb, image.format or "", notes + converted + orientation_notes(image))
 
 
-def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
+def to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
     """A loaded image as RGB, and notes.  Pillow's own convert() clips deep grey at 255 and ignores transparency."""
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         grey, note = _to_grey(image)

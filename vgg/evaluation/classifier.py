@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vgg.data.images import BadImage, Pixels, decode, open_checked, too_large
-from vgg.data.images import _to_rgb as to_rgb  # a public name would be another file: every finished stage would re-run
+from vgg.data.images import BadImage, Pixels, decode, expect_size, open_checked, to_rgb
 from vgg.evaluation.evaluate import Views, batches_of_one_size, short_side
 from vgg.network.model import VGG, Architecture, blank
 from vgg.params.evaluate import EvaluateParams
@@ -83,7 +82,7 @@ class Classifier:
                 height, width = opened.height, opened.width
             if not height or not width:
                 raise BadImage("no pixels")
-            too_large(width, height, self.max_pixels)
+            expect_size(width, height, self.max_pixels)
             scale = max(self.scales)
             scaled = short_side(height, width, scale)
             if scaled[0] * scaled[1] > self.max_scaled_pixels:
