@@ -115,8 +115,13 @@ class Stage(Generic[P]):
         parameters: dict[str, str],
         artifacts: dict[str, tuple[str, dict[str, Any]]] | None = None,
     ) -> None:
-        """Write the metrics, the last file, and report output parameters and artifacts to Kubeflow."""
-        manifest.write_json(Path(self.args.metrics), metrics)
+        """Write the metrics, the last file, and report output parameters and artifacts to Kubeflow.
+
+        The metrics hold the provenance record, too, with the digests of the outputs: git keeps them, so the record is
+        there without MLflow.
+        """
+        results = {name: found[1] for name, text in parameters.items() if (found := storage.DIGEST.search(text))}
+        manifest.write_json(Path(self.args.metrics), {**metrics, "provenance": {**self.record, "results": results}})
         findings.clear()
         shown = {"metrics": (self.args.metrics, program.numbers(metrics)), **(artifacts or {})}
         program.write_executor_output(self.args.executor_output, parameters, shown)

@@ -92,7 +92,9 @@ def evaluate_and_write(stage: Stage[EvaluateParams], shards: ShardSet, trained: 
             "data_digest": shards.digest,
             "classes_sha256": shards.classes_sha256,
         }
-        predictions = report.write(output.directory, shards, evaluation, stage.params.model_dump())
+        inputs = {**stage.inputs, "weights_sha256": trained.weights_sha256}
+        predictions = report.write(output.directory, shards, evaluation, stage.params.model_dump(), inputs)
+        tracker.tags({"vgg.result.predictions": predictions, "vgg.weights_sha256": trained.weights_sha256})
         output.upload()
         headline = {name: metrics[name] for name in ("top1_error", "top5_error", "loss")}
         tracker.metrics(names.results(headline))

@@ -25,8 +25,13 @@ MAX_NAME = 30  # characters of a class name in pictures; the tables have the who
 log = logging.getLogger("vgg")
 
 
-def write(directory: Path, shards: ShardSet, evaluation: Evaluation, params: dict[str, Any]) -> str:
-    """Write predictions.npy and the report's files, then the manifest; returns the directory's digest."""
+def write(
+    directory: Path, shards: ShardSet, evaluation: Evaluation, params: dict[str, Any], inputs: dict[str, str]
+) -> str:
+    """Write predictions.npy and the report's files, then the manifest; returns the directory's digest.
+
+    inputs: digests of shards, checkpoint and weights, by name.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -38,7 +43,8 @@ def write(directory: Path, shards: ShardSet, evaluation: Evaluation, params: dic
     _write_confusion(directory, shards, matrix(shards, evaluation))
     _write_mistakes(directory, shards, rows, evaluation.modes[-1])
     entries = [manifest.file_entry(directory, name) for name in ("predictions.npy", *REPORT_FILES)]
-    content = manifest.write(directory, SCHEMA, {"evaluate": params, "metrics": evaluation.metrics}, entries)
+    body = {"evaluate": params, "metrics": evaluation.metrics, "inputs": inputs}
+    content = manifest.write(directory, SCHEMA, body, entries)
     return manifest.directory_digest(directory, content)
 
 

@@ -103,6 +103,33 @@ class Package:
         max_pixels = self.shards.manifest["parameters"]["max_pixels"]
         return export(self.trained, directory, self.exports, self.probes()[0], scales[len(scales) // 2], max_pixels)
 
+    def chain(self) -> dict[str, Any]:
+        """What the version is made of, from the verified manifests: digest, parameters and inputs of every stage.
+
+        A version therefore says what it was trained on, and how, also where its runs or its shards are gone.
+        """
+        run, data = self.trained.manifest["run"], self.shards.manifest
+        return {
+            "evaluate": {
+                "digest": self.predictions_digest,
+                "params": self.evaluate_params,
+                "record": self.evaluation.get("provenance"),
+            },
+            "train": {
+                "digest": self.trained.digest,
+                "weights_sha256": self.trained.weights_sha256,
+                "params": run["train"],
+                "inputs": {"shards": run["data"]["digest"], "initial": run["initial"]},
+                "code": run["code"],
+            },
+            "shard": {
+                "digest": self.shards.digest,
+                "params": data["parameters"],
+                "source": data["source"],
+                "images_sha256": data["images_sha256"],
+            },
+        }
+
     def card(self, provenance: dict[str, Any]) -> str:
         network, result, git = self.trained.manifest["network"], self.evaluation, provenance["code"]["git"]
         rows = "\n".join(

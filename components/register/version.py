@@ -67,7 +67,7 @@ class Packaged:
             "evaluation": json.dumps(evaluation, sort_keys=True),
             "git.commit": str(self.provenance["code"]["git"]["commit"]),
             "data.digest": self.package.shards.digest,
-            "provenance": json.dumps(self.provenance, sort_keys=True),
+            "provenance": json.dumps({**self.provenance, "chain": self.package.chain()}, sort_keys=True),
         }
         page.log_metrics(self.client, run_id, model_id, self.package)
         text = page.description(self.package, self.provenance)

@@ -1,4 +1,4 @@
-"""The provenance record of a stage: parameters, inputs, code, image and libraries."""
+"""The provenance record of a stage: parameters, inputs, code, image, libraries and machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -33,8 +35,37 @@ def record(stage: str, params: dict[str, Any], inputs: dict[str, str]) -> dict[s
         "image": environment.IMAGE.get() or None,
         "pipeline_run": environment.PIPELINE_RUN.get() or None,
         "libraries": {name: _version(name) for name in LIBRARIES},
+        "machine": machine(),
     }
     return dict(redacted_values(made))
+
+
+def machine() -> dict[str, Any]:
+    """What the bits of floating-point sums depend on: processor, GPU, threads, and number of ranks.
+
+    GPU, CUDA and threads are None for a stage that has not loaded torch.
+    """
+    torch = sys.modules.get("torch")
+    gpu = torch is not None and torch.cuda.is_available()
+    return {
+        "python": platform.python_version(),
+        "cpu": _processor(),
+        "threads": torch.get_num_threads() if torch else None,
+        "gpu": torch.cuda.get_device_name() if torch and gpu else None,
+        "cuda": torch.version.cuda if torch and gpu else None,
+        "ranks": environment.WORLD_SIZE.get(),
+    }
+
+
+@functools.cache
+def _processor() -> str:
+    """The name of the processor; its architecture if the kernel does not tell the name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.machine()
 
 
 NOT_CODE = (":!dvc.lock", ":!metrics", ":!params.yaml")  # results, and parameters, which the record has anyway

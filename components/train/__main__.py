@@ -236,6 +236,7 @@ class Reporter(Silent):
         }
         self.tracker.metrics(names.results(errors))
         self.tracker.tags({"vgg.weights_sha256": trained.weights_sha256}, to="both")
+        self.tracker.tags({"vgg.result.checkpoint": trained.digest})
         self.tracker.artifact(self.curves, "curves", to="both")
 
 
