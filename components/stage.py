@@ -30,6 +30,7 @@ from runtime.store import storage
 from vgg.params import Section, load
 
 P = TypeVar("P", bound=Section)
+RECORD_SUFFIX = ".record.json"  # of the file beside the metrics
 OUTPUT_FILES = ("metrics", "curves", "confusion", "report")  # arguments of the stages; the last files they write
 
 
@@ -104,6 +105,10 @@ class Stage(Generic[P]):
         profile = {"num_images": len(shards.split(split)), "num_classes": len(shards.wnids)}
         tracker.dataset(shards.manifest["dataset"], self.args.shards, shards.digest, context, profile)
 
+    def made(self, tracker: Tracker, output: str, location: str, digest: str) -> None:
+        """Tag the run with what it made, and where: by the digest it is found from what was made of it."""
+        tracker.tags({f"vgg.result.{output}": digest, f"vgg.address.{output}": storage.address(location, digest)})
+
     def write_dvc_metrics(self, metrics: dict[str, Any], *names: str) -> None:
         """Write those that one compares, for DVC's tables: all of them, with hashes and modes, would be too wide."""
         if path := self.args.dvc_metrics:
@@ -117,11 +122,13 @@ class Stage(Generic[P]):
     ) -> None:
         """Write the metrics, the last file, and report output parameters and artifacts to Kubeflow.
 
-        The metrics hold the provenance record, too, with the digests of the outputs: git keeps them, so the record is
-        there without MLflow.
+        The provenance record, with the addresses of the outputs, is written beside the metrics, so it is there without
+        MLflow.  Not into them: they have the same bytes on every machine.
         """
-        results = {name: found[1] for name, text in parameters.items() if (found := storage.DIGEST.search(text))}
-        manifest.write_json(Path(self.args.metrics), {**metrics, "provenance": {**self.record, "results": results}})
+        results = {name: address for name, address in parameters.items() if storage.DIGEST.search(address)}
+        record_file = Path(self.args.metrics).with_suffix(RECORD_SUFFIX)
+        manifest.write_json(record_file, {**self.record, "results": results})
+        manifest.write_json(Path(self.args.metrics), metrics)
         findings.clear()
         shown = {"metrics": (self.args.metrics, program.numbers(metrics)), **(artifacts or {})}
         program.write_executor_output(self.args.executor_output, parameters, shown)

@@ -94,7 +94,8 @@ def evaluate_and_write(stage: Stage[EvaluateParams], shards: ShardSet, trained: 
         }
         inputs = {**stage.inputs, "weights_sha256": trained.weights_sha256}
         predictions = report.write(output.directory, shards, evaluation, stage.params.model_dump(), inputs)
-        tracker.tags({"vgg.result.predictions": predictions, "vgg.weights_sha256": trained.weights_sha256})
+        tracker.tags({"vgg.weights_sha256": trained.weights_sha256})
+        stage.made(tracker, "predictions", location, predictions)
         output.upload()
         headline = {name: metrics[name] for name in ("top1_error", "top5_error", "loss")}
         tracker.metrics(names.results(headline))

@@ -113,7 +113,6 @@ class Package:
             "evaluate": {
                 "digest": self.predictions_digest,
                 "params": self.evaluate_params,
-                "record": self.evaluation.get("provenance"),
             },
             "train": {
                 "digest": self.trained.digest,

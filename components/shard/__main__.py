@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         shards = storage.open_shards(location)
         metrics = summary(shards)
         tracker.metrics({f"data/{name}": value for name, value in metrics.items() if isinstance(value, int)}, "child")
-        tracker.tags({"vgg.result.shards": shards.digest})
+        stage.made(tracker, "shards", location, shards.digest)
         tracker.dataset(stage.params.source, location, shards.digest, "shards", metrics)
         tracker.artifact(shards.directory / manifest.NAME, "shards")
         stage.finish(metrics, {"shards": storage.address(location, shards.digest)})

@@ -187,7 +187,7 @@ class Reporter(Silent):
         from components.tracking import names
 
         super().__init__(heartbeat)
-        self.output, self.curves = output, Path(stage.args.curves)
+        self.stage, self.location, self.output, self.curves = stage, location, output, Path(stage.args.curves)
         self.steps, self.batch_size = 0, stage.params.batch_size
         self.bar = Progress("train", scale=self.batch_size, warm=True)
         self.tracker = stage.tracked(location)
@@ -236,7 +236,7 @@ class Reporter(Silent):
         }
         self.tracker.metrics(names.results(errors))
         self.tracker.tags({"vgg.weights_sha256": trained.weights_sha256}, to="both")
-        self.tracker.tags({"vgg.result.checkpoint": trained.digest})
+        self.stage.made(self.tracker, "checkpoint", self.location, trained.digest)
         self.tracker.artifact(self.curves, "curves", to="both")
 
 
