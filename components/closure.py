@@ -52,7 +52,12 @@ def fingerprint(name: str) -> str:
 
     Therefore no code in vgg/ may read a docstring (checked by tests/components/test_closure.py).
     """
-    return _read((ROOT / name).read_bytes())[0]
+    return fingerprint_of((ROOT / name).read_bytes())
+
+
+def fingerprint_of(source: bytes) -> str:
+    """As fingerprint(), of a file's content.  Raises SyntaxError if it is not Python."""
+    return _read(source)[0]
 
 
 def _path(module: str) -> Path | None:

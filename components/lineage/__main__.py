@@ -2,6 +2,7 @@
 
     python -m components.lineage models:/vgg16-digits@champion             the chain, with commits and parameters
     python -m components.lineage models:/vgg16-digits/3 --verify           hash every link that can be reached
+    python -m components.lineage reproduce models:/vgg16-digits/3          the commands that train it again
 
 A link is found by its content: in the folders of dvc.yaml, in VGG_STORE, in DVC's cache and remotes, and at the
 addresses that its runs name.  What cannot be reached, MLflow or the files, is said and not counted as damage.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 
 from components import program
@@ -32,7 +34,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parser().parse_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["reproduce"]:
+        from components.lineage import reproduce
+
+        reproduce.main(arguments[1:])
+        return
+    args = parser().parse_args(arguments)
     from components.lineage import render, verify, walk
     from runtime import environment
     from runtime.errors import Refused
