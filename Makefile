@@ -8,7 +8,7 @@ unexport PYTHONPATH PYTHONHOME PYTHONSAFEPATH  # of ROS, conda or modules: other
 export PIP_USER := no
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run repository install test test-images faults lint security ui compile images push locks clean
+.PHONY: run repository install test test-images faults lint security ui doctor compile images push locks clean
 
 run: repository install  ## the whole pipeline on params.yaml; re-runs only what changed
 	@dvc repro
@@ -60,6 +60,10 @@ security: install      ## checks of our code, its dependencies and the deploymen
 
 ui: install            ## the runs in MLflow's pages: serves mlflow.db, prints the address and opens it; PORT=…
 	@python -m components.tracking ui $(if $(PORT),--port $(PORT))
+
+doctor:                ## what is wrong here, and its cure; reads only: not even .venv is made
+	@[ -x $(BIN)/python ] || { echo "no .venv here. To make it: make install"; exit 78; }
+	@python -m components.doctor
 
 compile: install       ## compile the Kubeflow package
 	@python -m pipelines.submit --compile build/vgg-imagenet.yaml

@@ -50,8 +50,8 @@ class Lease:
     def __enter__(self) -> Lease:
         """Raises Preempted (run again) while another process holds it."""
         body, answer = self._read()
-        if body and _age(answer) <= self.expiry:
-            raise self._taken(body, _age(answer))
+        if body and age(answer) <= self.expiry:
+            raise self._taken(body, age(answer))
         self._write({"IfMatch": answer["ETag"]} if body else {"IfNoneMatch": "*"})
         self._settle()
         self.thread.start()
@@ -104,7 +104,7 @@ class Lease:
             # an earlier try may have been applied and answered with an error: then the lease is ours
             found, answer = self._read()
             if found.get("token") != self.token:
-                raise self._taken(found, _age(answer)) from None
+                raise self._taken(found, age(answer)) from None
             self.etag = answer["ETag"]
         self.confirmed = began
 
@@ -127,7 +127,7 @@ class Lease:
         began = time.monotonic()
         found, answer = self._read()
         if found.get("token") != self.token:
-            raise self._taken(found, _age(answer))
+            raise self._taken(found, age(answer))
         self.confirmed = began
 
     def _renew(self) -> None:
@@ -151,7 +151,7 @@ class Lease:
         )
 
 
-def _age(answer: dict[str, Any]) -> float:
+def age(answer: dict[str, Any]) -> float:
     """Seconds since an object was written, by the store's clock."""
     if not answer:
         return 0.0
