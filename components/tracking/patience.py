@@ -19,7 +19,8 @@ T = TypeVar("T")
 log = logging.getLogger("vgg.register")
 
 GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's codes for a missing model, version or alias
-COLLISION = "Model Version creation error"  # several writers of the next number, more often than MLflow tries
+# several writers of one row at once: of the next number, more often than MLflow tries, or of a new alias
+COLLISIONS = ("Model Version creation error", "IntegrityError", "UniqueViolation")
 SECONDS = 30.0  # less than the expiry of a lease
 
 
@@ -29,7 +30,7 @@ class _Answers:
     errors = (Exception,)
 
     def is_temporary(self, error: Exception) -> bool:
-        return isinstance(problem(error), Unreachable) or COLLISION in str(error)
+        return isinstance(problem(error), Unreachable) or any(text in str(error) for text in COLLISIONS)
 
     def refusal(self, error: Exception) -> Exception:
         return error  # as MLflow raised it: callers distinguish what is missing

@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 from mlflowservers import mlflow_server
 from promoters import Light
 
+from components.register.__main__ import main
 from components.register.lease import Lease
 from components.register.promotion import Outcome, register, rollback
 from components.register.registry import Registry, open_registry
@@ -120,6 +121,7 @@ def test_eight_processes_share_a_database_file(empty_database: Path, tmp_path: P
 
 HOLD = """
 import sys, time
+from components.register.__main__ import main
 from components.register.lease import Lease
 from components.tracking import access
 with Lease(access.connect(), "killed"):
@@ -194,6 +196,8 @@ def test_aliases_and_rollback(client: MlflowClient) -> None:
         assert add(models, 3, 10, replace=True).is_champion
         assert aliases(client) == {"champion": 3, "previous": 5}
         assert "vgg.rolled_back" not in client.get_model_version("tiny", "3").tags
+    main(["rollback", "--model-name", "tiny"])
+    assert aliases(client) == {"champion": 5, "previous": 1}
 
 
 def test_what_a_killed_process_left_is_completed(client: MlflowClient) -> None:
