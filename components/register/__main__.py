@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         downloaded(args.checkpoint),
         downloaded(args.predictions),
         evaluation,
-        stage.params.exports,
+        stage.params,
     )
     stage.expect("checkpoint", args.checkpoint, package.trained.digest)
     stage.expect("predictions", args.predictions, package.predictions_digest)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +16,7 @@ from runtime import manifest
 from runtime.errors import Refused
 from runtime.shards.shardset import ShardSet
 from vgg.network.trained import Trained
+from vgg.params.register import RegisterParams
 
 REQUIREMENTS = (
     "mlflow",
@@ -29,6 +29,22 @@ REQUIREMENTS = (
     "safetensors",
     "google-crc32c",
 )
+USAGE = """Use:
+
+```python
+model = mlflow.pyfunc.load_model("models:/NAME@champion")
+model.predict(pathlib.Path("photo.jpg"))  # also bytes, a PIL image, an array, a list of them
+model.predict([photo1, photo2], params={"top_k": 3, "embedding": True})
+```
+
+```bash
+python -m components.classify models:/NAME@champion photo.jpg
+mlflow models serve -m models:/NAME@champion --env-manager local --port 8080
+echo "{\\"inputs\\": [\\"$(base64 -w0 photo.jpg)\\"], \\"params\\": {\\"top_k\\": 3}}" |
+    curl -s http://127.0.0.1:8080/invocations -H 'Content-Type: application/json' -d @-
+mlflow models generate-dockerfile -m models:/NAME@champion -d image  # docker build -t NAME image
+```
+"""
 NUM_PROBES = 8  # validation images for which the packaged model must reproduce the evaluation
 
 
@@ -50,7 +66,7 @@ class Package:
     predictions_digest: str
     evaluation: dict[str, Any]
     evaluate_params: dict[str, Any]
-    exports: Sequence[str] = ()
+    params: RegisterParams
 
     @classmethod
     def open(
@@ -59,9 +75,9 @@ class Package:
         checkpoint: Path,
         predictions: Path,
         evaluation: dict[str, Any],
-        exports: Sequence[str] = (),
+        params: RegisterParams,
     ) -> Package:
-        """exports: see exports.export.  Raises Refused if the evaluation is of other weights or other shards."""
+        """Raises Refused if the evaluation is of other weights or other shards."""
         rows, content = open_predictions(predictions)
         trained = Trained.open(checkpoint, content["evaluate"]["weights"])
         if evaluation["weights_sha256"] != trained.weights_sha256:
@@ -71,7 +87,7 @@ class Package:
         if {name: evaluation.get(name) for name in content["metrics"]} != content["metrics"]:
             raise Refused(f"the evaluation's metrics differ from those in {predictions}. Run the evaluate stage again.")
         digest = manifest.directory_digest(predictions, content)
-        return cls(opened, trained, rows, digest, evaluation, content["evaluate"], exports)
+        return cls(opened, trained, rows, digest, evaluation, content["evaluate"], params)
 
     def write(self, directory: Path, provenance: dict[str, Any]) -> dict[str, str]:
         """Write the files of the version; returns their paths by name."""
@@ -95,13 +111,15 @@ class Package:
         return {name: str(directory / file) for name, file in names.items()} | self._export(directory)
 
     def _export(self, directory: Path) -> dict[str, str]:
-        if not self.exports:
+        if not self.params.exports:
             return {}
         from components.register.exports import export
 
         scales = sorted(self.evaluate_params["test_scales"])
         max_pixels = self.shards.manifest["parameters"]["max_pixels"]
-        return export(self.trained, directory, self.exports, self.probes()[0], scales[len(scales) // 2], max_pixels)
+        return export(
+            self.trained, directory, self.params.exports, self.probes()[0], scales[len(scales) // 2], max_pixels
+        )
 
     def chain(self) -> dict[str, Any]:
         """What the version is made of, from the verified manifests: digest, parameters and inputs of every stage.
@@ -142,8 +160,20 @@ class Package:
             f"{result['num_images']:,} validation images.\n\n"
             f"| mode | top-1 error % | top-5 error % |\n|---|---|---|\n{rows}\n\n"
             f"Weights sha256 `{self.trained.weights_sha256}`, shards `{self.shards.digest}`, commit `{git['commit']}`"
-            f"{' (dirty)' if git['dirty'] else ''}.\n"
+            f"{' (dirty)' if git['dirty'] else ''}.\n\n{self._usage()}"
         )
+
+    def _usage(self) -> str:
+        """How to use the version, in Markdown; commands are run by tests."""
+        name, size = self.params.model_name, self.trained.manifest["network"]["input_size"]
+        graphs = {
+            "pt2": '`model.pt2` (torch.export: `torch.export.load("model.pt2").module()(safetensors.torch.load_file('
+            '"weights.safetensors"), images)`)',
+            "onnx": "`model.onnx` (ONNX Runtime; keep `weights.safetensors` beside it)",
+        }
+        exported = " and ".join(graphs[form] for form in self.params.exports)
+        crops = f"uint8 RGB crops (n, {size}, {size}, 3) to probabilities and embedding: {exported}.\n"
+        return USAGE.replace("NAME", name) + (f"\nGraphs, {crops}" if exported else "")
 
     def probes(self) -> tuple[list[bytes], np.ndarray, np.ndarray]:
         """NUM_PROBES validation JPEGs, with the headline mode's best class and its probability for each."""

@@ -4,11 +4,7 @@ import base64
 import io
 import json
 import os
-import signal
-import socket
-import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +16,7 @@ import pytest
 import requests
 import torch
 from conftest import EVALUATE, environment, once, photograph
+from modelserver import serving
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -168,35 +165,9 @@ def test_cores_are_those_of_the_container(files: dict[str, str], cores: int | No
 
 @pytest.fixture
 def address(saved: Path, tmp_path: Path) -> Iterator[str]:
-    """Of a real `mlflow models serve`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable, "-m", "mlflow", "models", "serve", "-m", saved / "model", "--env-manager", "local",
-        "--host", "127.0.0.1", "--port", str(port),
-    ]  # fmt: skip
     env = {**environment(), "PYTHONPATH": "", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    with open(tmp_path / "log", "wb") as log:
-        child = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=log, stderr=log, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and child.poll() is None:
-            try:
-                if requests.get(f"http://127.0.0.1:{port}/ping", timeout=5).ok:
-                    break
-            except requests.ConnectionError:
-                time.sleep(0.1)
-        else:
-            raise AssertionError((tmp_path / "log").read_text())
-        yield f"http://127.0.0.1:{port}/invocations"
-    finally:
-        os.killpg(child.pid, signal.SIGTERM)
-        try:
-            child.wait(15)
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait(5)
+    with serving(Path(sys.executable), saved / "model", tmp_path, env) as found:
+        yield found
 
 
 def test_a_real_server_answers_requests_and_says_400_to_mistakes(model: Any, saved: Path, address: str) -> None:
