@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import environment, flags
+from conftest import ROOT, environment, flags
 from mlflow import MlflowClient
 from mlflowserver import server
 from s3servers import free_port
@@ -169,6 +169,37 @@ def test_failure_and_an_injected_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert client.get_experiment_by_name(access.EXPERIMENT) is None  # no second hierarchy
 
 
+def test_the_load_of_the_machine_goes_through_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after failures; a driver that hangs delays nothing, and a sample replaces nothing at the output."""
+    (tmp_path / "nvidia-smi").write_text(f"""#!/bin/sh
+[ -e {tmp_path}/hang ] && exec sleep 60
+[ -e {tmp_path}/asked ] || {{ touch {tmp_path}/asked; echo broken driver; exit 9; }}
+echo '0, 35, 1024, 81920, 301.50'
+echo '1, [N/A], 0, 81920, [N/A]'
+""")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("components.tracking.machine.SAMPLE_SECONDS", 0.05)
+    with Tracker("train", "k" * 64, "lineage") as tracker:
+        deadline = time.monotonic() + 30
+        while "gpu_1_memory_usage_megabytes" not in tracker.journal.path.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert tracker._replaced is None
+        (tmp_path / "hang").touch()
+        started = time.monotonic()
+    assert time.monotonic() - started < 20
+    client = access.connect()
+    [run] = client.search_runs(
+        [client.get_experiment_by_name(access.EXPERIMENT).experiment_id], "tags.`vgg.stage` = 'train'"
+    )
+    found = run.data.metrics
+    assert run.info.status == "FINISHED"
+    assert found["system/gpu_0_utilization_percentage"] == 35 and found["system/gpu_0_power_usage_watts"] == 301.5
+    assert found["system/gpu_1_memory_usage_megabytes"] == 0 and "system/gpu_1_utilization_percentage" not in found
+    assert 0 <= found["system/cpu_utilization_percentage"] <= 100 and found["system/process_memory_megabytes"] > 1
+
+
 def test_a_partial_line_left_by_a_kill_is_removed(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j")
     journal.append({"kind": "tags", "values": {}})
@@ -253,3 +284,14 @@ def test_a_file_system_without_locks_does_not_stop_the_stage(tmp_path: Path, mon
     with Tracker("train", "key", "lineage") as tracker:
         tracker.point(1, {"train/loss": 2.0})
     assert histories(access.connect())["train"] == [(1, 2.0)]
+
+
+def test_without_runs_it_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    command = [sys.executable, "-m", "components.tracking", "ui"]
+    done = subprocess.run(
+        command, cwd=tmp_path / "empty", env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (64, "")
+    assert done.stderr.endswith("mlflow.db: does not exist, so there are no runs yet. Run: make run\n")
+    assert (ROOT / "Makefile").read_text().count("python -m components.tracking ui") == 1
