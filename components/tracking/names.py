@@ -45,13 +45,20 @@ PARENT_PARAMS = (  # what people vary, and compare with the results; the runs of
 
 def curves(values: dict[str, float]) -> dict[str, float]:
     """A point of the training's curves: errors, which are fractions there, as percentages."""
-    return {CURVES.get(name, name): 100 * value if name.endswith("_error") else value for name, value in values.items()}
+    return {
+        CURVES.get(name, name): _percent(value) if name.endswith("_error") else value for name, value in values.items()
+    }
 
 
 def results(values: dict[str, float]) -> dict[str, float]:
     """Results, with every error as a fraction and as a percentage."""
-    percent = {f"{name}_percent": 100 * value for name, value in values.items() if name.endswith("_error")}
+    percent = {f"{name}_percent": _percent(value) for name, value in values.items() if name.endswith("_error")}
     return {**values, **percent}
+
+
+def _percent(fraction: float) -> float:
+    """As lists show it; a fiftieth of an image of ImageNet's 50,000 is still seen."""
+    return round(100 * fraction, 4)
 
 
 def title(dataset: str, train: dict[str, Any], top1_error: float | None = None) -> str:

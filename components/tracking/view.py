@@ -14,8 +14,8 @@ from components.tracking.names import CURVES, DATA_WAIT, SPEED
 NAME = "vgg"
 TAG = f"mlflow.sharedViewState.{NAME}"
 COLUMNS = {  # name in MLflow: width, pixels
-    "attributes.`Run Name`": 400,  # shows the whole name
-    "runDateAndNestInfo": 130,
+    "attributes.`Run Name`": 340,  # shows the whole name
+    "runDateAndNestInfo": 160,
     "duration": 80,
     "metrics.`top1_error_percent`": 140,
     "metrics.`top5_error_percent`": 140,
