@@ -24,7 +24,7 @@ def runs(where: Path, stage: str) -> list[Any]:
 
 def versions(where: Path) -> list[str]:
     client = MlflowClient(f"sqlite:///{where}/mlflow.db")
-    return [str(found.version) for found in client.search_model_versions("name = 'tiny'")]
+    return sorted(str(found.version) for found in client.search_model_versions("name = 'tiny'"))
 
 
 def expect_readable(printed: str) -> None:
@@ -80,7 +80,7 @@ def test_the_commands_of_the_readme(empty_database: Path, tmp_path: Path) -> Non
     assert gates.count("passed") == 3
     [refused] = [gate for gate in gates if gate != "passed"]
     assert refused.startswith("the champion was evaluated on other images")
-    assert versions(where) == ["1", "2"]
+    assert versions(where) == ["1", "2", "3"]  # the refused one is a challenger
     assert not list((where / ".tracking").iterdir())
 
     table = call(where, show)
