@@ -45,8 +45,8 @@ faults: install        ## the long suite: sharding and training killed at every 
 	@VGG_KILLS=500 VGG_CORRUPTIONS=20000 VGG_HOSTILE_CASES=10000 \
 		python -m pytest tests/runtime/test_survival.py tests/runtime/test_checkpoint.py tests/vgg/test_hostile.py tests/vgg/test_hostile_files.py
 
-test-images: install   ## build the images, run the pipeline in containers; needs root, podman and debootstrap
-	@python -m pytest -m images -n 0 tests/security/test_images.py
+test-images: install   ## images, the pipeline in containers, the services; needs root, podman, debootstrap, postgresql
+	@python -m pytest -m images -n 0 tests/security/test_images.py tests/components/test_services.py
 
 lint: install          ## formatting, lint, types; any finding fails
 	@ruff format --check .

@@ -19,7 +19,12 @@ from runtime import environment
 TARGETS = {"shard": "data", "train": "train", "evaluate": "train", "register": "serve"}  # of docker/Dockerfile
 EXTRA_MODULES = {  # that run in the image of a stage besides its program
     "train": ("components.trainjob.__main__", "components.launch"),
-    "register": ("components.report.__main__", "components.register.served", "components.register.gate"),
+    "register": (
+        "components.report.__main__",
+        "components.register.served",
+        "components.register.gate",
+        "components.services",
+    ),
 }
 
 

@@ -83,6 +83,26 @@ class Prefix:
     def key(self, name: str) -> str:
         return f"{self.prefix}/{name}" if self.prefix else name
 
+    def make_bucket(self) -> bool:
+        """Make the bucket if it does not exist.  Returns whether it was made."""
+
+        def make() -> bool:
+            try:
+                self.client.head_bucket(Bucket=self.bucket)
+                return False
+            except STORE_ERRORS as error:
+                if status_of(error)[0] != 404:
+                    raise
+            try:
+                self.client.create_bucket(Bucket=self.bucket)
+                return True
+            except STORE_ERRORS as error:
+                if status_of(error)[1] not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
+                    raise
+                return False  # another process was faster
+
+        return operation(self.where()).call(make)
+
     def _request(self, name: str, call: Callable[[], T]) -> T:
         return operation(self.where(name)).call(call)
 
