@@ -196,13 +196,15 @@ class Journal:
 
     def sync(self) -> None:
         """Make all events so far, and what is known of their delivery, safe against a power loss."""
-        with self._lock:
-            self._write_lines()
-            if self._file:
-                try:
-                    filesystem.fsync(self._file.fileno())
-                except OSError as error:
-                    self._report(error)
+        try:
+            with self._lock:
+                self._write_lines()
+                same = FileIO(os.dup(self._file.fileno()), "a") if self._file else None
+            if same:  # without the lock: append() must not wait for a slow disk
+                with same:
+                    filesystem.fsync(same.fileno())
+        except OSError as error:
+            self._report(error)
         self._save_state()
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from s3servers import free_port
 
 from components.tracking import access
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 RATES = (0.001, 0.002, 0.004)  # higher ones diverge with two images a step
 
 
@@ -32,17 +32,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Pa
     place = tmp_path_factory.mktemp("pages")
     shutil.copy(empty_database, place / "mlflow.db")
     draw_images(place / "images")
+    stages = ["shard", "train", "evaluate", "register"]
     for rate in RATES:
         params = {
             "shard": SHARD, "train": {**TRAIN, "learning_rate": rate, "batch_size": 2, "flip": rate > 0.001},
             "evaluate": EVALUATE, "register": REGISTER,
         }  # fmt: skip
         (place / "params.yaml").write_text(json.dumps(params))
-        for stage in ("shard", "train", "evaluate", "register"):
-            done = program(stage, *flags(stage, place, place / "params.yaml"), cwd=place, VGG_GIT_COMMIT="a" * 40)
+        for stage in stages:
+            done = program(
+                stage, *flags(stage, place, place / "params.yaml"), cwd=place, timeout=900, VGG_GIT_COMMIT="a" * 40
+            )
             assert done.returncode == 0, done.stderr
         (place / "m/evaluate.json").rename(place / f"evaluate-{rate}.json")
         shutil.rmtree(place / "model")
+        stages = stages[-3:]  # as under DVC: the shards are the same
     return place
 
 
@@ -102,12 +106,10 @@ def test_a_parent(folder: Path, address: str, page: Page, parents: list[Run]) ->
     server, run = address.partition("/#/")[0], parents[1]
     where = f"{server}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
     headline = f"{percent(folder, RATES[1])} top-1 and "
-    shown = (names(folder)[1], headline, "Parameters (20)", "Registered models\ntiny")
+    shown = (names(folder)[1], headline, "Parameters (19)", "Registered models\ntiny")
     text = page.open(f"{where}?workflowType=machine_learning", *shown)
     assert "v2" in text.partition("Registered models")[2]
-    assert all(
-        name in text for name in ("train.learning_rate", "top1_error_percent", "register, evaluate, train, shard")
-    )
+    assert all(name in text for name in ("train.learning_rate", "top1_error_percent", "register, evaluate, train"))
     assert "checkpoint_steps" not in text
     text = page.open(f"{where}/model-metrics?workflowType=machine_learning", "error_percent (3)", "loss (2)")
     sections = ["error_percent (3)", "loss (2)", "schedule (1)", "speed (2)", "Model metrics ("]
