@@ -64,7 +64,7 @@ def _picture(number: int, item: Any) -> Picture:
     if isinstance(item, bytes | bytearray | memoryview):
         return bytes(item)
     if isinstance(item, str):
-        return _from_base64(number, item)
+        return _from_base64(number, str(item))  # NumPy's text has another repr
     if isinstance(item, os.PathLike):
         try:
             return Path(item).read_bytes()
