@@ -95,7 +95,7 @@ def save(folder: Path, size: int) -> dict[str, Path]:
     from mlflow.types import ColSpec, DataType, Schema
     from safetensors.torch import save_file
 
-    from components.register.model import arguments
+    from components.register.version.model import arguments
     from vgg.network.init import initialise
     from vgg.network.model import Architecture, blank
 

@@ -21,7 +21,7 @@ EXTRA_MODULES = {  # that run in the image of a stage besides its program
     "train": ("components.trainjob.__main__", "components.launch"),
     "register": (
         "components.report.__main__",
-        "components.register.served",
+        "components.register.version.served",
         "components.register.gate",
         "components.services",
     ),

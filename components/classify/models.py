@@ -116,7 +116,7 @@ def _of_version(name: str, folder: Path, files: list[str], top_k: int) -> Iterat
 
 def _of_training(folder: str, files: list[str], top_k: int) -> Iterator[dict[str, Any]]:
     """As the paper tests a single scale (§4.1): dense at Q = S, or the middle of a range; mirrored if trained so."""
-    from components.register.package import description
+    from components.register.version.package import description
     from runtime.cores import usable_cores
     from runtime.store.place import downloaded
     from vgg.evaluation.classifier import Classifier

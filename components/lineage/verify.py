@@ -13,7 +13,7 @@ from components.lineage.places import Locator, Place
 from components.lineage.server import Server
 from components.lineage.source import compare
 from components.progress import Progress
-from components.register.version import FILES, FILES_SCHEMA
+from components.register.version.stored import FILES, FILES_SCHEMA
 from components.shard.verify import Check
 from components.tracking.problems import problem
 from runtime import manifest

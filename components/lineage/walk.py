@@ -19,7 +19,7 @@ from components.lineage.links import DATA, EVALUATION, OUTPUT, STAGE, TRAINING, 
 from components.lineage.places import Locator, Place, at
 from components.lineage.server import Made, reach, record_of
 from components.register import tags as version_tags
-from components.register.version import FILES_TAG
+from components.register.version.stored import FILES_TAG
 from runtime import manifest
 from runtime.errors import Problem, Refused, WrongParameters
 from runtime.store import storage

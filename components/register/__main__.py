@@ -54,11 +54,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     args = parser().parse_args(arguments)
     program.expect_one_process("components.register")
-    from components.register import page, registry, verdict
+    from components.register import registry, verdict
     from components.register.compare import Judge
-    from components.register.package import Package
     from components.register.promotion import register
-    from components.register.version import Packaged
+    from components.register.version import page
+    from components.register.version.package import Package
+    from components.register.version.stored import Packaged
     from components.stage import Stage
     from runtime.store.place import downloaded
     from vgg.params.register import RegisterParams

@@ -13,7 +13,7 @@ import numpy as np
 from components.evaluate import hits
 from components.register.champion import Champion
 from components.register.registry import ROLLED_BACK, Registry, State, recorded
-from components.register.version import FILES_TAG, downloaded, fetched, verify_files
+from components.register.version.stored import FILES_TAG, downloaded, fetched, verify_files
 from runtime.errors import Refused
 from runtime.shards.shardset import ShardSet
 from vgg.evaluation.gate import Contender, Hits, Verdict, judge

@@ -20,9 +20,9 @@ from components import program
 from components.register import registry
 from components.register.__main__ import add_replace_champion
 from components.register.compare import Judge
-from components.register.package import open_predictions
 from components.register.verdict import outcome as words
 from components.register.verdict import write
+from components.register.version.package import open_predictions
 from components.tracking import provenance
 from components.tracking.tracker import Tracker, journal_key
 from runtime import manifest

@@ -16,7 +16,7 @@ from trainings import run
 
 from components.classify.__main__ import main
 from components.classify.models import answers
-from components.register.package import USAGE
+from components.register.version.package import USAGE
 from runtime.errors import Refused, Unreachable, WrongParameters
 from runtime.shards.shardset import ShardSet
 

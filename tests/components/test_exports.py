@@ -10,7 +10,7 @@ import pytest
 import torch
 from trainings import run
 
-from components.register import exports
+from components.register.version import exports
 from runtime.errors import Refused
 from runtime.shards.shardset import ShardSet
 from vgg.network.trained import Trained

@@ -20,7 +20,7 @@ from modelserver import serving
 from PIL import Image
 from safetensors.torch import save_file
 
-from components.register.model import arguments
+from components.register.version.model import arguments
 from runtime.cores import usable_cores
 from vgg.evaluation import classifier
 from vgg.network.init import initialise

@@ -13,9 +13,9 @@ from conftest import EVALUATE, NARROW, REGISTER, ROOT, SHARD, TRAIN, draw_images
 from ruamel.yaml import YAML
 
 from components.evaluate.__main__ import main as evaluate
-from components.register.package import Package
 from components.register.registry import read_evaluation
-from components.register.version import FILES_TAG, write_files
+from components.register.version.package import Package
+from components.register.version.stored import FILES_TAG, write_files
 from components.shard.__main__ import main as shard
 from components.tracking import access, provenance
 from components.train.__main__ import main as train

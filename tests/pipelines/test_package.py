@@ -381,7 +381,7 @@ def test_changed_code_changes_the_image_tag(tmp_path: Path) -> None:
     assert changed("vgg/evaluation/evaluate.py", "\n# a comment\n") == set()
     assert changed("vgg/evaluation/evaluate.py", "\nX = 1\n") == {"evaluate", "register"}
     assert changed("runtime/ranks/launch.py", "\nX = 1\n") == {"train"}
-    assert changed("components/register/served.py", "\nX = 1\n") == {"register"}  # loaded by path
+    assert changed("components/register/version/served.py", "\nX = 1\n") == {"register"}  # loaded by path
     assert changed("runtime/store/storage.py", "\nX = 1\n") == set(STAGES)
     assert changed("docker/serve.lock", "# another\n") == {"register"}
     assert changed("docker/install.sh", "# another\n") == set(STAGES)

@@ -49,7 +49,7 @@ class Classifier:
 
     @classmethod
     def of(cls, description: dict[str, Any], weights: dict[str, torch.Tensor], num_threads: int) -> Classifier:
-        """From the description that a model version keeps beside its weights (components.register.package)."""
+        """From the description that a model version keeps beside its weights (components.register.version.package)."""
         model = blank(Architecture(**description["network"]))
         model.load_state_dict(weights)
         params = EvaluateParams.model_validate(description["evaluate"])

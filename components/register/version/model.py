@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from components.closure import ROOT
-from components.register.package import requirements
+from components.register.version.package import requirements
 
 
 def arguments(files: dict[str, str], jpeg: bytes) -> dict[str, Any]:

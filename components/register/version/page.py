@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from components.evaluate.table import headline, markdown
-from components.register.package import Package
+from components.register.version.package import Package
 from components.tracking.names import results
 from components.tracking.tracker import Tracker
 

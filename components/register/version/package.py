@@ -113,7 +113,7 @@ class Package:
     def _export(self, directory: Path) -> dict[str, str]:
         if not self.params.exports:
             return {}
-        from components.register.exports import export
+        from components.register.version.exports import export
 
         scales = sorted(self.evaluate_params["test_scales"])
         max_pixels = self.shards.manifest["parameters"]["max_pixels"]

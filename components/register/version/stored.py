@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from components.register import page
 from components.register import tags as version_tags
-from components.register.model import arguments
-from components.register.package import Package
 from components.register.registry import Upload
+from components.register.version import page
+from components.register.version.model import arguments
+from components.register.version.package import Package
 from components.tracking import artifacts
 from components.tracking.problems import problem
 from components.tracking.tracker import Tracker
