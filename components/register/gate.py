@@ -14,23 +14,15 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from components import program
-from components.register import registry
 from components.register.__main__ import add_replace_champion
-from components.register.compare import Judge
-from components.register.verdict import outcome as words
-from components.register.verdict import write
-from components.register.version.package import open_predictions
-from components.tracking import provenance
-from components.tracking.tracker import Tracker, journal_key
 from runtime import manifest
-from runtime.store import storage
-from runtime.store.place import downloaded
-from vgg.evaluation.gate import Verdict
-from vgg.params import load
-from vgg.params.register import RegisterParams
+
+if TYPE_CHECKING:
+    from vgg.evaluation.gate import Verdict
+    from vgg.params.register import RegisterParams
 
 
 def gate_passes(section: dict[str, Any], shards: str, predictions: str, evaluation: str) -> bool:
@@ -63,11 +55,15 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
+    from components.register.verdict import outcome
+    from vgg.params import load
+    from vgg.params.register import RegisterParams
+
     params = load(args.params, "register", RegisterParams)
     verdict = check(params, args)
     for reason in verdict.failures():
         program.log.warning("gate failed: %s", reason)
-    program.log.info("%s", words(verdict))
+    program.log.info("%s", outcome(verdict))
     manifest.write_json(Path(args.answer), verdict.registrable)
 
 
@@ -76,6 +72,15 @@ def check(params: RegisterParams, args: argparse.Namespace) -> Verdict:
 
     The value of --answer distinguishes this check from the same check in another run.
     """
+    from components.register import registry
+    from components.register.compare import Judge
+    from components.register.verdict import write
+    from components.register.version.package import open_predictions
+    from components.tracking import provenance
+    from components.tracking.tracker import Tracker, journal_key
+    from runtime.store import storage
+    from runtime.store.place import downloaded
+
     evaluation = registry.read_evaluation(Path(args.evaluation))
     opened = storage.open_shards(args.shards)
     storage.expect(args.shards, opened.digest)
