@@ -6,6 +6,8 @@ unexport PYTHONDONTWRITEBYTECODE  # without bytecode every program starts second
 unexport PYTHONPATH PYTHONHOME PYTHONSAFEPATH  # of ROS, conda or modules: other packages than those of the lock, or none of ours
 # the user's pip.conf may say yes, which fails in .venv (no comment beside the value: its spaces would belong to it)
 export PIP_USER := no
+# a container's user may have no name, which DVC asks for
+export USER := $(or $(USER),$(shell id -un 2>/dev/null || id -u))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: run repository install test test-images faults lint security ui doctor compile images push locks clean

@@ -7,6 +7,7 @@ from runtime.environment import VARIABLES
 
 
 def main() -> None:
+    program.Parser("components.environment", __doc__).parse_args()
     for title, variables in VARIABLES.items():
         print(f"\n| {title} | default | meaning |\n|---|---|---|")
         for variable in variables:

@@ -53,5 +53,10 @@ def listing() -> str:
     return "\n".join(f"{stage:10}{reference(stage)}" for stage in TARGETS)
 
 
+def main() -> None:
+    program.Parser("components.images", __doc__).parse_args()
+    print(listing())
+
+
 if __name__ == "__main__":
-    program.run(lambda: print(listing()))
+    program.run(main)

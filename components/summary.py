@@ -12,6 +12,7 @@ from runtime.errors import WrongParameters
 
 
 def main() -> None:
+    program.Parser("components.summary", __doc__).parse_args()
     try:
         text = summary({stage: read(stage) for stage in ("shard", "train", "evaluate", "register")})
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote
 from components.tracking.address import shown, tracking_uri
 from components.tracking.problems import OLDEST_SERVER, database_problem, judge, translated
 from runtime import filesystem
-from runtime.errors import Refused
+from runtime.errors import Refused, WrongParameters
 
 if TYPE_CHECKING:
     import requests
@@ -102,10 +102,11 @@ def is_json(answer: requests.Response) -> bool:
 
 
 def _check_sqlite(uri: str) -> None:
-    """Raises Refused if the database cannot be used: MLflow would try to open it for minutes."""
+    """Raises Refused if the database cannot be used, for which MLflow would try to open it for minutes."""
     path = database_file(uri)
+    if not path.parent.is_dir():  # made now, a typo would be a second database
+        raise WrongParameters(f"MLFLOW_TRACKING_URI={uri}: no folder {path.parent}. Make it, or check the address.")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.closing(sqlite3.connect(path, timeout=10)) as database:
             database.execute("PRAGMA schema_version")
     except (sqlite3.Error, OSError) as error:

@@ -222,7 +222,7 @@ class Tracker:
             journal.close()
 
     def _report_pending(self) -> None:
-        pending, reason = self.journal.pending(), redacted(self._failure or "server slow")
+        pending, reason = self.journal.pending(), redacted(self._failure or "no answer yet")
         if lost := self.journal.unwritten():
             log.warning("tracking: %d events are lost: the journal could not be written, and MLflow: %s", lost, reason)
         if pending > lost:

@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     from components.stage import Stage
     from runtime import environment
+    from runtime.cores import usable_cores
     from runtime.ranks import nodes
     from runtime.ranks.watched import Heartbeat
     from runtime.stopping import StopSignal
@@ -83,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if group.device.type == "cuda":  # compiled networks are found again after a restart,
             # by other pods too if VGG_CACHE is a volume
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(storage.cache_folder() / "compiled"))
+        elif group.is_first:
+            warn_of_load(usable_cores())
         if not storage.is_remote(location):
             nodes.expect_shared(output.directory, group)
         shards.verify(group.local_rank, group.local_world_size, lambda *_: stop.raise_if_received())
@@ -98,6 +101,16 @@ def main(argv: Sequence[str] | None = None) -> None:
                     output.upload()
                     write_outputs(stage, location, finished)
                     reporter.finished(finished)
+
+
+def warn_of_load(cores: int) -> None:
+    """Threads wait for each other after every operation, so one whose core is taken by another program holds all."""
+    load = os.getloadavg()[0]
+    if load > 1.5 * cores and not os.environ.get("OMP_NUM_THREADS"):
+        program.log.warning(
+            "other programs compete for the cores (load %.0f on %d): training may be several times slower. "
+            "OMP_NUM_THREADS=1 helps then; it changes the last bits of sums", load, cores,
+        )  # fmt: skip
 
 
 def open_initial(stage: Stage[TrainParams]) -> Trained | None:

@@ -12,9 +12,9 @@ from dvcproject import call
 @pytest.mark.parametrize(
     ("commands", "tracked"),
     [
-        ("git rm -r -q --cached data/images && dvc add data/images", "data/images.dvc"),
-        ("git rm -r -q --cached data/initial && dvc add data/initial", "data/initial.dvc"),
-        ("git rm -r -q --cached data/images && rm -r data/images && dvc import-url $PWD/../elsewhere data/images",
+        ("git rm -r -q data/images && dvc add data/images", "data/images.dvc"),
+        ("git rm -r -q data/initial && dvc add data/initial", "data/initial.dvc"),
+        ("git rm -r -q data/images && rm -r data/images && dvc import-url $PWD/../elsewhere data/images",
          "data/images.dvc"),
         ("dvc add data/images/train", "data/images/train.dvc"),
     ],

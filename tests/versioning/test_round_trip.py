@@ -44,11 +44,11 @@ def test_the_commands_of_the_readme(empty_database: Path, tmp_path: Path) -> Non
 
     # to a colleague: nothing runs again
     call(where, " && ".join(share).replace("/mnt/store/vgg", str(tmp_path / "store")))
-    assert clone[0] == "git clone ssh://server/vgg.git && cd vgg"
+    assert clone[:2] == ["git clone ssh://server/vgg.git && cd vgg", "make install && source .venv/bin/activate"]
     call(tmp_path, "git clone project colleague")
     colleague = tmp_path / "colleague"
-    call(colleague, clone[1])
-    assert call(colleague, clone[2]).strip().endswith("up to date.")
+    call(colleague, clone[2])
+    assert call(colleague, clone[3]).strip().endswith("up to date.")
     before = (colleague / "dvc.lock").read_bytes()
     assert "Running stage" not in call(colleague, "dvc repro")
     assert (colleague / "dvc.lock").read_bytes() == before
@@ -60,8 +60,8 @@ def test_the_commands_of_the_readme(empty_database: Path, tmp_path: Path) -> Non
     assert versions(colleague) == ["1"]
 
     # experiments: in the project, and queued in copies that are gone afterwards
-    here, queued, start, show, *compared = experiments
-    call(where, here.replace("evaluate.flip=true", "train.seed=2"))
+    here, *compared, back, queued, start, show = experiments
+    call(where, here.replace("'evaluate.test_scales=[32,33]'", "train.seed=2"))
     assert "1 insertion(+), 1 deletion(-)" in call(where, "git diff --stat params.yaml")
     metrics, params, plots = (call(where, command) for command in compared)
     for printed in (metrics, params, plots, call(where, "dvc metrics show")):
@@ -69,9 +69,9 @@ def test_the_commands_of_the_readme(empty_database: Path, tmp_path: Path) -> Non
     assert "val_loss" in metrics
     assert "train.seed" in params
     assert (where / "dvc_plots/index.html").exists()
-    call(where, "git checkout -q . && dvc checkout")
+    call(where, back)
     call(where, queued)
-    call(where, queued.replace("evaluate.ceil_pooling=true", "shard.seed=2"))
+    call(where, queued.replace("evaluate.softmax=per_position", "shard.seed=2"))
     call(where, start)
     wait_for_queue(where)
     assert "Failed" in call(where, "dvc queue status")  # refused by the gate, which must see the champion for that
@@ -85,7 +85,7 @@ def test_the_commands_of_the_readme(empty_database: Path, tmp_path: Path) -> Non
 
     table = call(where, show)
     expect_readable(table)
-    assert all(name in table for name in ("train_loss", "val_top1_error", "seed", "ceil_pooling"))
+    assert all(name in table for name in ("train_loss", "val_top1_error", "seed", "softmax"))
     first = [line[:WIDTH] for line in call(where, "dvc exp show").splitlines()]  # wide: a pager shows its beginning
     assert all(name in first[1] for name in ("train_loss", "val_loss", "val_top1_error", "top1_error", "top5_error"))
 

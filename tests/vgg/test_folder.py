@@ -134,7 +134,7 @@ def test_all_findings_come_together_and_quarantine_gets_past_odd_entries(
     assert ShardSet(tmp_path / "shards").split("train").rows["label"].max() == 2
     draw(images / "train" / "yak" / "1.jpg", 1)  # now it is a class, which nothing measures
     caplog.clear()
-    with pytest.raises(BadData, match="1 class folder without a usable image, 3 unusable images") as caught:
+    with pytest.raises(BadData, match="1 class without a usable image, 3 unusable images") as caught:
         packed(images, tmp_path / "shards", **lenient)
     assert caplog.messages[0].startswith("faults of the layout, before images are checked:\n  val/yak: no usable")
     assert set(caught.value.everything) == {"val/yak: no usable image of this class"} | odd - {

@@ -165,7 +165,7 @@ def test_any_name_becomes_a_plain_unique_key(images: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ("rm -r images/val/cat", "1 class folder without a usable image:\n  val/cat: no usable image of this class"),
+        ("rm -r images/val/cat", "1 class without a usable image:\n  val/cat: no usable image of this class"),
         ("mkdir images/val/yak", "val/yak: a folder without images"),
         ("rm -r images/val", "no such folder"),
         ("rm images/train/cat/*", "train/cat: no usable image of this class"),

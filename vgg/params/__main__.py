@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     print_in_every_locale()
+    argparse.ArgumentParser("python -m vgg.params", description=__doc__).parse_args()
     try:
         main()
         sys.stdout.flush()

@@ -178,7 +178,7 @@ class HuggingFace(Source):
 
     def _refuse(self, findings: list[str]) -> None:
         if findings:
-            raise BadData(f"{self.root}:\n{listing(findings)}\nRepair or download these files again.", findings)
+            raise BadData(f"{self.root}:\n{listing(findings)}\nCorrect what is named, or download the files again.", findings)
 
 
 def _files(root: Path) -> tuple[dict[str, list[str]], list[str]]:

@@ -173,7 +173,8 @@ def refuse_unusable(
     names = [f"{item['name']}: {item['reason']}" for item in bad]
     counts = f"{counted(len(bad), 'unusable image')} ({allowed:,} allowed)"
     if bare:
-        heading = counted(len(bare), "class folder") + " without a usable image" + (f", {counts}" if bad else "")
+        found = "1 class" if len(bare) == 1 else f"{len(bare):,} classes"
+        heading = f"{found} without a usable image" + (f", {counts}" if bad else "")
         raise BadData(
             f"{heading}:\n{listing([*bare, *names])}\n"
             "Every class needs an image in every split: repair or add some, or remove the class everywhere.",
