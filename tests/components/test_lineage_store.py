@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from chain import flip
-from components.doctor import writers
-from components.doctor.finding import Patient
 from s3servers import Server, address, moto, moto_server  # noqa: F401
 
+from components.doctor import writers
+from components.doctor.finding import Patient
 from components.lineage.links import DATA, Link
 from components.lineage.places import Locator, at
 from components.lineage.verify import DAMAGED, VERIFIED, verify

@@ -178,7 +178,8 @@ class HuggingFace(Source):
 
     def _refuse(self, findings: list[str]) -> None:
         if findings:
-            raise BadData(f"{self.root}:\n{listing(findings)}\nCorrect what is named, or download the files again.", findings)
+            remedy = "Correct what is named, or download the files again."
+            raise BadData(f"{self.root}:\n{listing(findings)}\n{remedy}", findings)
 
 
 def _files(root: Path) -> tuple[dict[str, list[str]], list[str]]:
