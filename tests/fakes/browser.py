@@ -56,7 +56,8 @@ class Page:
         return self._call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
 
     def text(self) -> str:
-        return str(self.run("document.body ? document.body.innerText : ''"))
+        """What one can read, words separated by single spaces."""
+        return " ".join(str(self.run("document.body ? document.body.innerText : ''")).split())
 
     def open(self, address: str, *expected: str) -> str:
         """The text of a page, as soon as it contains what is expected."""
@@ -91,7 +92,7 @@ def browser() -> Iterator[Page]:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=START_SECONDS) as answer:
                 pages = [found for found in json.load(answer) if found["type"] == "page"]
             page = Page(pages[0]["webSocketDebuggerUrl"])
-            page.size(1500, 950)
+            page.size(2000, 1000)
             yield page
         finally:
             process.terminate()
