@@ -23,7 +23,8 @@ def _quota(cgroups: Path) -> float:
         if (file := cgroups / "cpu.max").exists():
             quota, period = file.read_text(encoding="ascii").split()
         else:
-            quota, period = ((cgroups / f"cpu/cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            files = (cgroups / f"cpu/cpu.cfs_{name}_us" for name in ("quota", "period"))
+            quota, period = (file.read_text(encoding="ascii") for file in files)
         granted = float(quota) / float(period)
     except (OSError, ValueError):  # no cgroups here, or "max"
         return math.inf

@@ -90,7 +90,8 @@ def _of_version(name: str, folder: Path, files: list[str], top_k: int) -> Iterat
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "MLFLOW_RUN_ID")}
     command = [sys.executable, "-P", answering.__file__]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log, subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment, encoding="utf-8"
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment, encoding="utf-8",
+        errors="replace",
     ) as child:  # fmt: skip
         assert child.stdin and child.stdout
         try:

@@ -104,7 +104,7 @@ def is_json(answer: requests.Response) -> bool:
 def _check_sqlite(uri: str) -> None:
     """Raises Refused if the database cannot be used, for which MLflow would try to open it for minutes."""
     path = database_file(uri)
-    if not path.parent.is_dir():  # made now, a typo would be a second database
+    if not path.parent.exists():  # made now, a typo would be a second database
         raise WrongParameters(f"MLFLOW_TRACKING_URI={uri}: no folder {path.parent}. Make it, or check the address.")
     try:
         with contextlib.closing(sqlite3.connect(path, timeout=10)) as database:

@@ -57,7 +57,7 @@ class Monitor:
 def _processor_times() -> tuple[float, float]:
     """(busy, all) time of all processors since the start, in ticks."""
     with contextlib.suppress(OSError, ValueError, IndexError):
-        ticks = [float(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        ticks = [float(word) for word in Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()[1:9]]
         return sum(ticks) - ticks[3] - ticks[4], sum(ticks)  # without idle and iowait
     return 0.0, 0.0
 
@@ -71,13 +71,13 @@ def _memory() -> dict[str, float]:
     """Memory in use, of the machine and of this process, in MB."""
     found: dict[str, float] = {}
     with contextlib.suppress(OSError, ValueError, KeyError):
-        lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+        lines = (line.split() for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
         kib = {words[0].rstrip(":"): float(words[1]) for words in lines}
         used = kib["MemTotal"] - kib["MemAvailable"]
         found["system/system_memory_usage_megabytes"] = used * 1024 / 1e6
         found["system/system_memory_usage_percentage"] = 100 * used / kib["MemTotal"]
     with contextlib.suppress(OSError, ValueError, IndexError):
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
         found["system/process_memory_megabytes"] = pages * os.sysconf("SC_PAGE_SIZE") / 1e6
     return found
 
@@ -87,7 +87,7 @@ def _gpus() -> dict[str, float]:
     try:
         done = subprocess.run(
             ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader,nounits"],
-            capture_output=True, text=True, timeout=QUERY_SECONDS, stdin=subprocess.DEVNULL,
+            capture_output=True, encoding="utf-8", errors="replace", timeout=QUERY_SECONDS, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return {}

@@ -105,8 +105,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def warn_of_load(cores: int) -> None:
     """Threads wait for each other after every operation, so one whose core is taken by another program holds all."""
+    import torch
+
     load = os.getloadavg()[0]
-    if load > 1.5 * cores and not os.environ.get("OMP_NUM_THREADS"):
+    if load > 1.5 * cores and torch.get_num_threads() > 1:
         program.log.warning(
             "other programs compete for the cores (load %.0f on %d): training may be several times slower. "
             "OMP_NUM_THREADS=1 helps then; it changes the last bits of sums", load, cores,

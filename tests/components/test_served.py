@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from components.register.version.model import arguments
+from runtime import manifest
 from runtime.cores import usable_cores
 from vgg.evaluation import classifier
 from vgg.network.init import initialise
@@ -44,7 +45,7 @@ def save_model(folder: Path) -> None:
         "classes": [{"wnid": f"n{n}", "name": name} for n, name in enumerate(("cat", "dog", "emu"))],
         "evaluate": EVALUATE,
         "max_pixels": 1_000_000,
-        "weights_sha256": "0" * 64,
+        "weights_sha256": manifest.file_entry(folder, "weights.safetensors")["sha256"],
     }
     (folder / "network.json").write_text(json.dumps(description))
     photograph(SIZE).save(folder / "photo.jpg")
@@ -102,7 +103,7 @@ def test_predict_takes_every_form_of_an_image(model: Any, saved: Path) -> None:
         (np.zeros((0, 4, 3), np.uint8), "row 0: no pixels"),
         (pd.DataFrame({"a": [b""], "b": [b""]}), "no column 'image', but 'a', 'b'"),
         (Image.new("L", (1001, 1000)), "row 0: 1001 x 1000 is more than 1,000,000 pixels"),
-        (Image.new("L", (1, 100_000)), "row 0: 1 x 100000 is too long and narrow"),
+        (Image.new("L", (1, 100_000)), "row 0: 1 x 100000: one side is more than 100 times the other"),
     ],
 )
 def test_predict_says_what_it_wants(model: Any, given: Any, message: str) -> None:
@@ -196,7 +197,7 @@ def test_a_real_server_answers_requests_and_says_400_to_mistakes(model: Any, sav
         ({"inputs": [text, text[4:]]}, "image in row 1: not an image of a form that is read here"),
         ({"dataframe_split": {"columns": ["image"], "data": [[text], [7]]}}, "image in row 1: found int; wanted"),
         ({"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2]]}}, "no column 'image', but 'a', 'b'"),
-        ({"inputs": [narrow]}, "1 x 900000 is too long and narrow"),
+        ({"inputs": [narrow]}, "1 x 900000: one side is more than 100 times the other"),
         ({"pictures": [text]}, "exactly one of the input fields"),
     ):
         answer = ask(**body)

@@ -21,6 +21,7 @@ from components.tracking import access, provenance
 from components.train.__main__ import main as train
 from runtime.shards.shardset import ShardSet
 from vgg.network.model import CONFIGURATIONS
+from vgg.params.register import RegisterParams
 
 DVC = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
 MAIN = {"shard": shard, "train": train, "evaluate": evaluate}
@@ -57,7 +58,7 @@ def register(where: Path, client: Any) -> Chain:
     """A version as components.register makes it, without MLflow's packaging and the serving check, which take long."""
     package = Package.open(
         ShardSet(Path("data/shards")), Path("models/vgg"), Path("data/predictions"),
-        evaluation := read_evaluation(Path("metrics/evaluate.json")),
+        evaluation := read_evaluation(Path("metrics/evaluate.json")), RegisterParams.model_validate(REGISTER),
     )  # fmt: skip
     inputs = {
         "shards": package.shards.digest, "checkpoint": package.trained.digest,

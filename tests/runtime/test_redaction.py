@@ -102,7 +102,7 @@ program.run(work)
 
 def test_every_program_goes_through_run() -> None:
     """program.run redacts; what does not use it prints no address and quotes no library."""
-    harmless = {"vgg/params/__main__.py", "vgg/training/trouble.py"}
+    harmless = {"vgg/params/__main__.py", "vgg/training/trouble.py", "components/classify/answering.py"}
     others = set()
     for root in ("components", "pipelines", "vgg", "security"):
         for path in (ROOT / root).rglob("*.py"):

@@ -179,7 +179,7 @@ def test_the_copy_needs_space_and_leaves_nothing(tmp_path: Path, monkeypatch: py
     source = HuggingFace(tmp_path / "h", lambda: tmp_path / "scratch")
     assert len(source.originals("val")) == 8
     assert list((tmp_path / "scratch").iterdir()) == []  # it has no name
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1_000))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1_000, total=2_000))
     with pytest.raises(StorageFailure, match=r"needs about [\d,]+ bytes while the stage runs, 1,000 are free"):
         HuggingFace(tmp_path / "h", lambda: tmp_path).originals("val")
 

@@ -32,7 +32,9 @@ def main() -> None:
 
 if __name__ == "__main__":
     print_in_every_locale()
-    argparse.ArgumentParser("python -m vgg.params", description=__doc__).parse_args()
+    argparse.ArgumentParser(
+        "python -m vgg.params", description="Print every parameter, as a Markdown table."
+    ).parse_args()
     try:
         main()
         sys.stdout.flush()
