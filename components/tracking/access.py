@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "vgg-imagenet"
+CONNECT_SECONDS = 10
 MLFLOW_LOCK = threading.Lock()  # held while MLflow is imported or called: its lazy imports are not thread-safe
 
 
@@ -48,6 +49,8 @@ def connect() -> MlflowClient:
         _greet(uri)
     elif uri.startswith("sqlite"):
         _check_sqlite(uri)
+    else:
+        _check_database(uri)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     with translated(), _one_process(uri):
@@ -99,6 +102,21 @@ def is_json(answer: requests.Response) -> bool:
         return isinstance(json.loads(answer.text), dict)
     except ValueError:
         return False
+
+
+def _check_database(uri: str) -> None:
+    """Raises Unreachable or Refused if a database server cannot be used: MLflow would try to open it for minutes."""
+    import sqlalchemy
+
+    try:
+        limited = sqlalchemy.make_url(uri).get_backend_name() in ("postgresql", "mysql")
+        limit = {"connect_timeout": CONNECT_SECONDS} if limited else {}
+        engine = sqlalchemy.create_engine(uri, connect_args=limit, poolclass=sqlalchemy.NullPool)
+        engine.connect().close()
+    except ImportError:
+        return  # MLflow meets it too, and problems.py says which package is needed
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        raise database_problem(uri, error) from None
 
 
 def _check_sqlite(uri: str) -> None:

@@ -169,7 +169,8 @@ def database_problem(uri: str, error: BaseException) -> Problem:
     """What an error of a database means.  uri: its address."""
     from sqlalchemy.exc import ArgumentError
 
-    reason, where = str(getattr(error, "orig", None) or error), f"the MLflow database {shown(uri)}"
+    reason = " ".join(str(getattr(error, "orig", None) or error).split())
+    where = f"the MLflow database {shown(uri)}"
     if isinstance(error, ArgumentError):  # an unknown driver, or an address that SQLAlchemy cannot read
         return WrongParameters(f"MLFLOW_TRACKING_URI={shown(uri)}: {reason}")
     if "locked" in reason:

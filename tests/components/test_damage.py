@@ -55,7 +55,7 @@ def client(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def attempt(folder: Path, steps: range, lineage: str, stop: bool) -> None:
     (folder / "curves.csv").write_text("x")
     with Tracker("train", lineage * 64, lineage) as tracker:
-        tracker.params({"train": {"rate": 0.1}})
+        tracker.params({"train": {"learning_rate": 0.1}})
         for step in steps:
             tracker.point(step, {"train/loss": 1 / step})
         tracker.artifact(folder / "curves.csv", "curves")
@@ -101,7 +101,11 @@ def test_a_damaged_journal(
         assert not journal.exists()
         [child, parent] = runs(client, lineage)
         assert child.info.status == "FINISHED"
+<<<<<<< HEAD
         assert child.data.params == {"train.rate": "0.1"}
+=======
+        assert child.data.params == {"train.learning_rate": "0.1"} == parent.data.params
+>>>>>>> 7de2aff ([tests] The damaged journal's parameter is one of those that a parent has)
         steps = [point.step for point in client.get_metric_history(child.info.run_id, "train/loss")]
         lost = is_damaged and path.name == "events.jsonl" and not delivered
         assert sorted(set(steps)) == steps and set(range(4 if lost else 1, STEPS + 1)) <= set(steps)

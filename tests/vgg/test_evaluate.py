@@ -111,8 +111,8 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.faults)])
+@pytest.mark.faults
+@pytest.mark.parametrize("ranks", [2, 3])
 def test_several_ranks_write_the_same_files_as_one(
     ranks: int, shards: ShardSet, trained: Trained, params_file: Path, tmp_path: Path
 ) -> None:
