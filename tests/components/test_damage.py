@@ -101,11 +101,7 @@ def test_a_damaged_journal(
         assert not journal.exists()
         [child, parent] = runs(client, lineage)
         assert child.info.status == "FINISHED"
-<<<<<<< HEAD
-        assert child.data.params == {"train.rate": "0.1"}
-=======
         assert child.data.params == {"train.learning_rate": "0.1"} == parent.data.params
->>>>>>> 7de2aff ([tests] The damaged journal's parameter is one of those that a parent has)
         steps = [point.step for point in client.get_metric_history(child.info.run_id, "train/loss")]
         lost = is_damaged and path.name == "events.jsonl" and not delivered
         assert sorted(set(steps)) == steps and set(range(4 if lost else 1, STEPS + 1)) <= set(steps)
