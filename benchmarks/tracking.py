@@ -8,6 +8,7 @@ so that other load on the machine meets all of them.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import os
@@ -38,7 +39,7 @@ def main() -> None:
     flags = argparse.ArgumentParser("python -m benchmarks.tracking", description=__doc__)
     flags.add_argument("--json", action="store_true", help="print the figures as JSON")
     flags.add_argument("--rounds", type=int, default=5, help="of every condition (default 5)")
-    flags.add_argument("--steps", type=int, default=400, help="of a round (default 400)")
+    flags.add_argument("--steps", type=int, default=200, help="of a round (default 200)")
     args = flags.parse_args()
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -49,6 +50,7 @@ def main() -> None:
 
 def measure(folder: Path, rounds: int, steps: int) -> dict[str, Any]:
     """Share of a step that it waits for the tracker (waits), and median length of a step in ms, by condition."""
+    importlib.import_module("mlflow")  # seconds of a thread, once a process
     os.environ["VGG_JOURNAL"] = str(folder / "journal")
     found: dict[str, list[tuple[float, float]]] = {}
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections, never answers
@@ -74,7 +76,7 @@ def measure(folder: Path, rounds: int, steps: int) -> dict[str, Any]:
 
 def train(name: str, address: str, steps: int) -> tuple[float, float]:
     """(share of the time that steps wait for the tracker, median length of a step in ms)."""
-    matrix, lengths, waited = np.ones((512, 512), np.float32), [], 0.0
+    matrix, lengths, waited = np.ones((1024, 1024), np.float32), [], 0.0
     with ExitStack() as open_:
         tracker = None
         if address:
