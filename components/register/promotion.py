@@ -5,7 +5,7 @@ Then, under the lease, champion and versions are read again.  If they are those 
 is created, or the existing one taken, and the aliases are moved; otherwise the work is done for the new ones.
 
 A kill between two steps leaves what the next holder of the lease completes: `previous` is what the champion's tag
-vgg.promoted says, which is written first.
+mlflow.vgg.promoted says, which is written first.
 """
 
 from __future__ import annotations
@@ -200,8 +200,8 @@ def _complete(models: Registry, state: State, lease: Lease) -> State:
 def rollback(models: Registry, **times: float) -> tuple[str, str]:
     """Make `previous` the champion again; returns (the champion before, the champion now).
 
-    The version that was champion gets the tag vgg.rolled_back: the gate refuses its weights from now on.  `previous`
-    becomes what was champion before.  Raises Refused if there is nothing to go back to.
+    The version that was champion gets the tag mlflow.vgg.rolled_back: the gate refuses its weights from now on.
+    `previous` becomes what was champion before.  Raises Refused if there is nothing to go back to.
     """
     with models.lease(**times) as lease:
         state = _complete(models, models.state(replace=True), lease)

@@ -3,9 +3,9 @@
 Changes are made under its lease (components.register.promotion), because MLflow has no compare-and-swap.  Every
 request may be applied twice, since answers get lost; of the creation of a version that is made sure here.
 
-Tags of a version:  weights_sha256, evaluation, files.sha256, provenance   what it is
-                    vgg.promoted       when and by whom it became champion, and the champion before: JSON
-                    vgg.rolled_back    the same, of its replacement by the one before; the gate refuses these weights
+Tags of a version:  weights_sha256, evaluation, files.sha256, provenance   what it is (JSON: see tags.py)
+                    mlflow.vgg.promoted    when and by whom it became champion, and the champion before: JSON
+                    mlflow.vgg.rolled_back the same, of its replacement by the one before; the gate refuses the weights
                     vgg.damaged, vgg.duplicate_of   it is not used any more; why, or the lower version of these weights
 """
 
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from components.register import champion
 from components.register.champion import Champion
 from components.register.lease import Lease, this_user
+from components.register.tags import HIDDEN
 from components.tracking import access
 from components.tracking.address import shown, tracking_uri
 from components.tracking.patience import GONE, create_version, find, patiently
@@ -37,8 +38,9 @@ log = logging.getLogger("vgg.register")
 
 DESCRIPTION = "VGG (arXiv 1409.1556): JPEG bytes to classes"
 CHALLENGER, PREVIOUS = "challenger", "previous"  # the last that passed the absolute rules; the champion before
-PROMOTED, ROLLED_BACK, DAMAGED, DUPLICATE = "vgg.promoted", "vgg.rolled_back", "vgg.damaged", "vgg.duplicate_of"
-REPLACED = "vgg.replaced_champion"
+PROMOTED, ROLLED_BACK = f"{HIDDEN}promoted", f"{HIDDEN}rolled_back"
+REPLACED = f"{HIDDEN}replaced_champion"
+DAMAGED, DUPLICATE = "vgg.damaged", "vgg.duplicate_of"
 
 
 @contextmanager

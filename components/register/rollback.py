@@ -1,7 +1,7 @@
 """python -m components.register rollback: make the version with the alias `previous` the champion again.
 
-The version that was the champion gets the tag vgg.rolled_back (who, when, from, to), and the gate refuses its weights
-from then on: `dvc repro` does not promote them again; --replace-champion of components.register does.
+The version that was the champion gets the tag mlflow.vgg.rolled_back (who, when, from, to), and the gate refuses its
+weights from then on: `dvc repro` does not promote them again; --replace-champion of components.register does.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def test_a_version(folder: Path, address: str, page: Page) -> None:
     server = address.partition("/#/")[0]
     text = page.open(
         f"{server}/#/models/tiny/versions/1?workflowType=machine_learning", "Version 1", "weights_sha256",
-        f"{percent(folder, RATES[0])} top-1 and ", "13 images of folder", "Outputs (4)",
+        f"{percent(folder, RATES[0])} top-1 and ", "13 images of folder", "Outputs (",
     )  # fmt: skip
     assert "{" not in text, "raw JSON"
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")

@@ -69,11 +69,11 @@ def check(address: str, name: str, given: list[tuple[int, int]], lines: list[dic
     number, chain = aliases["champion"], []
     while number is not None:
         chain.append(number)
-        number = json.loads(versions[number].tags["vgg.promoted"])["from"]
+        number = json.loads(versions[number].tags["mlflow.vgg.promoted"])["from"]
     errors = [wrong[weights[number]] for number in chain]
     assert errors == sorted(set(errors))
     assert aliases.get("previous") == (chain[1] if len(chain) > 1 else None)
-    promoted = {number for number, v in versions.items() if "vgg.promoted" in v.tags}
+    promoted = {number for number, v in versions.items() if "mlflow.vgg.promoted" in v.tags}
     assert promoted == set(chain), "no promotion is lost"
     assert client.search_model_versions(f"name = '{name}.lease'") == []
 
@@ -183,7 +183,7 @@ def test_aliases_and_rollback(client: MlflowClient) -> None:
 
         assert rollback(models) == ("3", "1")
         assert aliases(client) == {"champion": 1, "challenger": 4}
-        record = json.loads(client.get_model_version("tiny", "3").tags["vgg.rolled_back"])
+        record = json.loads(client.get_model_version("tiny", "3").tags["mlflow.vgg.rolled_back"])
         assert (record["from"], record["to"]) == ("3", "1")
         assert record["by"] and record["at"]
         with pytest.raises(Refused, match="no version has the alias previous"):
@@ -195,7 +195,7 @@ def test_aliases_and_rollback(client: MlflowClient) -> None:
         assert aliases(client) == {"champion": 5, "previous": 1, "challenger": 3}
         assert add(models, 3, 10, replace=True).is_champion
         assert aliases(client) == {"champion": 3, "previous": 5}
-        assert "vgg.rolled_back" not in client.get_model_version("tiny", "3").tags
+        assert "mlflow.vgg.rolled_back" not in client.get_model_version("tiny", "3").tags
     main(["rollback", "--model-name", "tiny"])
     assert aliases(client) == {"champion": 5, "previous": 1}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -53,3 +54,7 @@ def link(client: MlflowClient, tracker: Tracker, name: str, version: str, packag
     scheme, _, model_id = str(client.get_model_version(name, version).source).partition("models:/")
     if not scheme and model_id:
         tracker.model(model_id)
+        versions = [
+            {"name": name, "version": int(version)}
+        ]  # as mlflow.register_model does: the pages of runs link them
+        client.set_logged_model_tags(model_id, {"mlflow.modelVersions": json.dumps(versions)})
