@@ -238,7 +238,7 @@ def test_a_champion_that_cannot_be_compared_is_replaced_when_asked(client: Mlflo
             add(models, 1, 30)
         assert add(models, 1, 30, replace=True).is_champion
     assert aliases(client) == {"champion": 2, "previous": 1}
-    assert json.loads(client.get_model_version("tiny", "2").tags["vgg.replaced_champion"])["champion"] == "1"
+    assert json.loads(client.get_model_version("tiny", "2").tags["mlflow.vgg.replaced_champion"])["champion"] == "1"
 
 
 def test_an_alias_that_somebody_else_moves_is_noticed(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
