@@ -21,6 +21,7 @@ from runtime.errors import Refused, Unreachable, WrongParameters
 from runtime.shards.shardset import ShardSet
 
 
+@pytest.mark.faults
 def test_a_model_that_cannot_be_loaded_is_refused(saved: Path, tmp_path: Path) -> None:
     shutil.copytree(saved / "model", tmp_path / "model")
     (tmp_path / "model/artifacts/weights.safetensors").write_bytes(b"damaged")

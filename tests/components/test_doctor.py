@@ -81,6 +81,7 @@ def test_a_healthy_project(project: Path, examine: Examine) -> None:
     assert sorted(set(project.rglob("*")) - set(before) - {project / "mlflow.db.lock"}) == []
 
 
+@pytest.mark.faults
 def test_a_process_at_work_and_what_it_leaves(project: Path, examine: Examine) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", AT_WORK], cwd=project, env=environment(), stdout=subprocess.PIPE, text=True
