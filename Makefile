@@ -10,7 +10,7 @@ export PIP_USER := no
 export USER := $(or $(USER),$(shell id -un 2>/dev/null || id -u))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run repository install test test-images faults lint security ui doctor compile images push locks clean
+.PHONY: run repository install test test-images test-services faults lint security ui doctor compile images push locks clean
 
 run: repository install  ## the whole pipeline on params.yaml; re-runs only what changed
 	@dvc repro
@@ -47,8 +47,11 @@ faults: install        ## the long suite: sharding and training killed at every 
 	@VGG_KILLS=500 VGG_CORRUPTIONS=20000 VGG_HOSTILE_CASES=10000 \
 		python -m pytest tests/runtime/test_survival.py tests/runtime/test_checkpoint.py tests/vgg/test_hostile.py tests/vgg/test_hostile_files.py
 
-test-images: install   ## images, the pipeline in containers, the services; needs root, podman, debootstrap, postgresql
-	@python -m pytest -m images -n 0 tests/security/test_images.py tests/components/test_services.py
+test-images: install   ## build the images, run the pipeline in containers; needs root, podman and debootstrap
+	@python -m pytest -m images -n 0 tests/security/test_images.py
+
+test-services: install ## the pipeline with PostgreSQL, an S3 store and MLflow as in docker/compose.yaml; root, postgresql
+	@python -m pytest -m images -n 0 tests/components/test_services.py
 
 lint: install          ## formatting, lint, types; any finding fails
 	@ruff format --check .
