@@ -6,9 +6,10 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from PIL import Image
 
 from runtime.distributed import Group
 from runtime.shards.shardset import ShardSet
+from runtime.stopping import STOP_SIGNALS
 from runtime.targets import Directory
 from vgg.network.model import CONFIGURATIONS
 from vgg.params.shard import ShardParams
@@ -159,6 +161,18 @@ def started(shards: ShardSet, group: Group = ALONE, **changes: Any) -> Run:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the longest tests first, so that workers end at the same time."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Iterator[None]:
+    """Restore the handlers of the stop signals: programs that ran in this process leave theirs, which forked processes
+    inherit, and obey no SIGTERM with."""
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        return (yield)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
