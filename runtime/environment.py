@@ -122,6 +122,11 @@ def _in_project(name: str) -> Path:
     return Path(name) if root == Path.cwd() else root / name
 
 
+def cache() -> Path:
+    """This node's folder for caches, which may not exist; see store.storage.cache_folder."""
+    return CACHE.get() or (CACHE_HOME.get() or Path.home() / ".cache") / "vgg"
+
+
 def artifacts() -> Path | None:
     """Folder of MLflow's artifacts, absolute; None if they belong to another database or a server, which decides."""
     return project() / "mlruns" if TRACKING_URI.get() == _database() else None  # MLflow sets the variable itself

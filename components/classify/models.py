@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.classify import answering
+from components.tracking.patience import GONE
 from runtime.errors import Refused, WrongParameters
 from runtime.wording import some
 
@@ -69,7 +70,7 @@ def _version(client: MlflowClient, name: str, alias: str | None, version: str) -
         found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
         return str(found.version)
     except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        if error.error_code not in GONE:
             raise
     try:
         aliases = client.get_registered_model(name).aliases

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from components.doctor.finding import Finding, Patient, holder
+from components.lineage.links import STAGE
 from components.lineage.places import Place
 from components.lineage.verify import check as differing
 from components.progress import Progress
 from runtime import environment
 from runtime.wording import some
 
-STAGE = {"data": "shard", "training": "train", "evaluation": "evaluate"}
 LEFTOVERS = ("*.tmp", "*.old", "*.part")
 MAX_DEPTH = 2  # folders below an output in which leftovers lie: files of a checkpoint
 
@@ -45,7 +45,7 @@ def _wrong_sizes(patient: Patient, place: Place) -> list[str]:
 def caches(patient: Patient) -> Iterator[Finding]:
     """With deep: files of VGG_CACHE and of DVC's cache that do not have the content of their names."""
     if patient.deep:
-        for path in sorted((cache_folder() / "shards").glob("*")):
+        for path in sorted((environment.cache() / "shards").glob("*")):
             name = path.name.partition(".")[0]
             if len(name) == 64 and path.suffix not in (".lock", ".part") and _hash(path, "sha256") != name:
                 yield Finding(f"cache {path}: its bytes are not those of its name", f"rm {path} (it is fetched again)")
@@ -61,17 +61,12 @@ def _hash(path: Path, algorithm: str) -> str:
         return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
-def cache_folder() -> Path:
-    """VGG_CACHE, without creating it."""
-    return environment.CACHE.get() or (environment.CACHE_HOME.get() or Path.home() / ".cache") / "vgg"
-
-
 def leftovers(patient: Patient) -> Iterator[Finding]:
     """Temporary files and folders of processes that are gone."""
     idle = [patient.project / name for name in patient.outputs if name not in patient.at_work]
     folders = [(folder, MAX_DEPTH) for folder in idle] + [
         (patient.project / "metrics", 1),
-        (cache_folder() / "shards", 0),
+        (environment.cache() / "shards", 0),
     ]
     for folder, depth in folders:
         for path in sorted({path for pattern in LEFTOVERS for path in _below(folder, pattern, depth)}):

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from importlib.metadata import distributions
 from pathlib import Path
 
-from components.doctor.files import cache_folder
 from components.doctor.finding import Finding, Patient
-from runtime import filesystem
+from runtime import environment, filesystem
 from runtime.errors import Preempted, StorageFailure
 from runtime.wording import some
 
@@ -30,7 +29,7 @@ def disk(patient: Patient) -> Iterator[Finding]:
         patient.project / "models",
         patient.project / "data",
         patient.journals,
-        cache_folder(),
+        environment.cache(),
     ):
         existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
         device = existing.stat().st_dev

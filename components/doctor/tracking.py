@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,4 +106,4 @@ def _runs_at_work(patient: Patient) -> Iterator[str]:
     for name in patient.at_work:
         state: dict[str, Any] | None = manifest.unsealed(_bytes(environment.JOURNAL.get() / name / "delivered.json"))
         if state:
-            yield from json.loads(json.dumps(state["runs"])).values()
+            yield from state["runs"].values()

@@ -14,6 +14,7 @@ import numpy as np
 from runtime import manifest
 from runtime.errors import Refused
 from runtime.shards.shardset import ShardSet
+from vgg.evaluation.evaluate import TOP
 from vgg.evaluation.gate import Hits
 
 FILE, SCHEMA = "per_image.json", "vgg.per_image/1"
@@ -22,7 +23,7 @@ FILE, SCHEMA = "per_image.json", "vgg.per_image/1"
 def hits_of(predictions: np.ndarray, data_digest: str) -> Hits:
     """predictions: rows of vgg.evaluation.evaluate.row_type, of every image; their last mode is the headline."""
     ranks = predictions["modes"][:, -1]["rank"]
-    return Hits(data_digest, ranks == 0, ranks < 5)
+    return Hits(data_digest, ranks == 0, ranks < TOP)
 
 
 def keys_sha256(shards: ShardSet) -> str:

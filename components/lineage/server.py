@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from components.lineage.links import OUTPUT, STAGE
 from components.tracking import access
 from components.tracking.address import shown, tracking_uri
+from components.tracking.patience import GONE
 from components.tracking.problems import translated
 from runtime.errors import Problem, Refused
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
-
-MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Server:
                     return self.client.get_model_version_by_alias(name, which[1:])
                 return self.client.get_model_version(name, which)
             except MlflowException as error:
-                if error.error_code not in MISSING:
+                if error.error_code not in GONE:
                     raise
                 raise Refused(
                     f"MLflow at {shown(tracking_uri())} has no models:/{name}{'' if which[0] == '@' else '/'}{which}. "
@@ -72,7 +71,7 @@ class Server:
             try:
                 return self.client.get_run(run_id)
             except MlflowException as error:
-                if error.error_code not in MISSING:
+                if error.error_code not in GONE:
                     raise
                 raise Refused(
                     f"MLflow at {shown(tracking_uri())} has no run {run_id}. Check the ID, or set MLFLOW_TRACKING_URI."

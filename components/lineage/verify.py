@@ -144,11 +144,7 @@ def _hashes(folder: Path, report: Progress) -> dict[str, str]:
 
 def _sha256(path: Path) -> str | None:
     """None for a missing file."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        return None
+    return manifest.file_entry(path.parent, path.name, md5=False)["sha256"] if path.is_file() else None
 
 
 def _folder(link: Link, locator: Locator, report: Progress) -> None:

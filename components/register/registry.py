@@ -83,12 +83,12 @@ def read_evaluation(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Upload:
-    """The files of a version, stored but not registered.  tags: of the version.  card: its description."""
+    """The files of a version, stored but not registered.  tags, description: of the version."""
 
     source: str
     run_id: str | None
     tags: dict[str, str]
-    card: str
+    description: str
     model_id: str | None = None
 
 
@@ -166,7 +166,7 @@ class Registry:
             tried = True
             create_version(
                 self.client, self.name, DESCRIPTION, upload.source, run_id=upload.run_id, tags=upload.tags,
-                description=upload.card, model_id=upload.model_id,
+                description=upload.description, model_id=upload.model_id,
             )  # fmt: skip
 
         patiently(create)

@@ -134,7 +134,7 @@ def _copy(cache: Cache, entry: dict[str, Any], directory: Path) -> None:
 
 def cache_folder() -> Path:
     """This node's folder for caches.  Raises WrongParameters if it cannot be created."""
-    folder = environment.CACHE.get() or (environment.CACHE_HOME.get() or Path.home() / ".cache") / "vgg"
+    folder = environment.cache()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

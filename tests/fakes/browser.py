@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import websocket
+from ending import ended
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
@@ -83,7 +84,7 @@ def browser() -> Iterator[Page]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [program(), *FLAGS, f"--user-data-dir={profile}", "about:blank"]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
+        with ended(process):
             deadline = time.monotonic() + START_SECONDS
             while not (port_file := Path(profile, "DevToolsActivePort")).exists() or not port_file.read_text():
                 assert process.poll() is None and time.monotonic() < deadline, "the browser does not start"
@@ -94,10 +95,3 @@ def browser() -> Iterator[Page]:
             page = Page(pages[0]["webSocketDebuggerUrl"])
             page.size(2000, 1000)
             yield page
-        finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(10)

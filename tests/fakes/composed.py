@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT, environment
+from ending import ended
 from s3servers import free_port
 
 BINARIES = Path("/usr/lib/postgresql")  # Debian's
@@ -136,19 +137,12 @@ class Composed:
             command += [f"-{part}.port={free_port()}" for part in ("master", "volume", "filer")]
         with open(self.folder / "s3.log", "wb") as log:
             process = subprocess.Popen([binary, *command], cwd=self.folder, env=environment(), stdout=log, stderr=log)
-        try:
+        with ended(process):
             until = time.monotonic() + 60
             while socket.socket().connect_ex(("127.0.0.1", port)):
                 assert process.poll() is None and time.monotonic() < until, (self.folder / "s3.log").read_text()
                 time.sleep(0.2)
             yield
-        finally:
-            process.terminate()
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(5)
 
     @contextlib.contextmanager
     def mlflow(self) -> Iterator[None]:
@@ -163,7 +157,7 @@ class Composed:
                 self.command("mlflow"), cwd=self.folder, env=self.environment("mlflow"), stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
-        try:
+        with ended(process, group=True):
             until = time.monotonic() + 180
             while subprocess.run(
                 [sys.executable, *map(self.local, check[2:])], capture_output=True, timeout=30
@@ -171,10 +165,3 @@ class Composed:
                 assert process.poll() is None and time.monotonic() < until, (self.folder / "mlflow.log").read_text()
                 time.sleep(0.5)
             yield
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait(5)

@@ -17,6 +17,7 @@ from typing import IO
 
 import requests
 from conftest import environment
+from ending import ended
 from rendering import rendered
 from s3servers import free_port
 
@@ -95,7 +96,7 @@ class Pod:
 def running(pod: Pod) -> Iterator[None]:
     with open(pod.mounts["/tmp"] / "log", "w") as log:  # an unread pipe would block the server
         process = pod.start({"admin-password": PASSWORD, "secret-key": KEY}, log)
-    try:
+    with ended(process):
         deadline, ready = time.monotonic() + 90, 0
         probe = pod.container["readinessProbe"]["httpGet"]
         while ready != 200:
@@ -104,10 +105,3 @@ def running(pod: Pod) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 ready = pod.request("10.244.0.7:5000", path=probe["path"])  # by the pod's address, as the kubelet does
         yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(10)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from conftest import environment
+from ending import ended
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def server(directory: Path, port: int, database: Path | None = None, **env: str)
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    try:
+    with ended(child, group=True):
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             with socket.socket() as probe:
@@ -41,10 +41,3 @@ def server(directory: Path, port: int, database: Path | None = None, **env: str)
                     break
             time.sleep(0.1)
         yield
-    finally:
-        os.killpg(child.pid, 15)
-        try:
-            child.wait(15)
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, 9)
-            child.wait(5)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import datetime
 import http.client
 import ipaddress
-import os
-import signal
 import ssl
 import subprocess
 import sys
@@ -23,6 +21,7 @@ from conftest import environment
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from ending import ended
 from s3servers import free_port
 
 START_SECONDS = 60
@@ -47,19 +46,12 @@ def mlflow_server(folder: Path, database: Path, *options: str, **env: str) -> It
             stderr=log,
             start_new_session=True,
         )
-    try:
+    with ended(process, group=True):
         deadline = time.monotonic() + START_SECONDS
         while not answers(port):
             assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
             time.sleep(0.1)
         yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)  # it does not pass the signal on to its workers
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
 
 
 def answers(port: int) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 import subprocess
 import time
@@ -12,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import requests
+from ending import ended
 
 START_SECONDS = 200
 
@@ -32,7 +31,7 @@ def serving(python: Path, model: object, directory: Path, env: dict[str, str]) -
     directory.mkdir(exist_ok=True)
     with open(directory / "log", "wb") as log:
         child = subprocess.Popen(command, cwd=directory, env=env, stdout=log, stderr=log, start_new_session=True)
-    try:
+    with ended(child, group=True):
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and child.poll() is None:
             try:
@@ -43,10 +42,3 @@ def serving(python: Path, model: object, directory: Path, env: dict[str, str]) -
         else:
             raise AssertionError((directory / "log").read_text())
         yield f"http://127.0.0.1:{port}/invocations"
-    finally:
-        os.killpg(child.pid, signal.SIGTERM)
-        try:
-            child.wait(15)
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait(5)

@@ -18,6 +18,7 @@ from pathlib import Path
 import boto3
 import pytest
 from conftest import environment
+from ending import ended
 
 KEY, SECRET, BUCKET = "testing", "testing-secret", "bucket"
 
@@ -66,23 +67,10 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def _ended(process: subprocess.Popen[str]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(5)
-
-
-@contextlib.contextmanager
 def running_moto() -> Iterator[Server]:
     command = [sys.executable, "-c", SERVE_MOTO]
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
-    with _ended(process):
+    with ended(process):
         assert process.stdout and select.select([process.stdout], [], [], 60)[0], "moto does not start"
         server = Server("moto", f"http://127.0.0.1:{int(process.stdout.readline())}")
         client = boto3.client(
@@ -104,7 +92,7 @@ def running_rclone(root: Path) -> Iterator[Server]:
         "--config", "/dev/null", "--cache-dir", str(root.with_name(root.name + "-cache")),
     ]  # fmt: skip
     process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL, text=True)
-    with _ended(process):
+    with ended(process):
         deadline = time.monotonic() + 60
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
