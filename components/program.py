@@ -83,9 +83,6 @@ def run(work: Callable[[], None]) -> NoReturn:
 
     Nothing that it prints contains a password or a key.
     """
-    for name in ("stdout", "stderr"):  # None if the caller closed it
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     print_in_every_locale()
     redact_output()
     _raise_limit_of_open_files()

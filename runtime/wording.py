@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -30,6 +31,12 @@ def listing(items: Sequence[str]) -> str:
 
 
 def print_in_every_locale() -> None:
-    """From now on, print() escapes characters that standard output's encoding lacks, as standard error does."""
+    """From now on, print() escapes characters that standard output's encoding lacks, as standard error does.
+
+    Output that the caller has closed goes nowhere.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

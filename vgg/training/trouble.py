@@ -6,6 +6,7 @@ run and in fp32.
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ from runtime.errors import Problem, Refused
 from runtime.shards.batches import Crops
 from runtime.shards.loader import Loader
 from runtime.shards.shardset import Split
-from runtime.wording import counted, listing
+from runtime.wording import counted, listing, print_in_every_locale
 from vgg.data.augment import Prepare
 from vgg.data.stream import training_batches
 from vgg.network.model import Architecture, blank
@@ -147,10 +148,12 @@ def _watch(name: str, found: list[str]) -> Any:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m vgg.training.trouble FOLDER")
+    print_in_every_locale()
+    what = "Report the first layer with values that are not finite, in the precision of the run and in fp32."
+    flags = argparse.ArgumentParser("python -m vgg.training.trouble", description=what)
+    flags.add_argument("folder", type=Path, help="saved by a training that stopped, which names it")
     try:
-        print(replay(Path(sys.argv[1])))
+        print(replay(flags.parse_args().folder))
     except Problem as problem:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(problem.exit_code)
