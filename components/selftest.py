@@ -34,7 +34,8 @@ SECTIONS: dict[str, dict[str, Any]] = {  # the smallest run of all stages
         "precision": "auto", "deterministic": False, "seed": 1, "checkpoint_steps": 100, "keep_checkpoints": 2,
     },
     "evaluate": {
-        "weights": "last", "test_scales": [32], "flip": False, "softmax": "after_mean", "ceil_pooling": False,
+        "weights": "last", "methods": ["dense"], "test_scales": [32], "flip": False, "average": "posteriors",
+        "softmax": "after_mean", "filter": "bilinear", "ceil_pooling": False, "fuse": [], "precision": "auto",
         "batch_pixels": 400000,
     },
     "register": {

@@ -73,10 +73,15 @@ TRAIN = {
 }
 EVALUATE = {
     "weights": "last",
+    "methods": ["centre_crop", "dense"],
     "test_scales": [32, 64],
     "flip": True,
+    "average": "posteriors",
     "softmax": "after_mean",
+    "filter": "bilinear",
     "ceil_pooling": False,
+    "fuse": [],
+    "precision": "fp32",
     "batch_pixels": 30_000,
 }
 REGISTER = {

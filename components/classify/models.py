@@ -123,17 +123,11 @@ def _of_training(folder: str, files: list[str], top_k: int) -> Iterator[dict[str
     from runtime.store.place import downloaded
     from vgg.evaluation.classifier import Classifier
     from vgg.network.trained import Trained
+    from vgg.params.evaluate import at_one_scale
     from vgg.params.train import TrainParams
 
     trained = Trained.open(downloaded(folder))
     params = TrainParams.model_validate_json(json.dumps(trained.manifest["run"]["train"]))
-    evaluate = {
-        "weights": "last",
-        "test_scales": [params.validation_scale],
-        "flip": params.flip,
-        "softmax": "after_mean",
-        "ceil_pooling": False,
-        "batch_pixels": 1_000_000,
-    }
+    evaluate = at_one_scale(params.validation_scale, params.flip).model_dump()
     classifier = Classifier.of(description(trained, evaluate, MAX_PIXELS), trained.step.weights(), usable_cores())
     yield from answering.answers(lambda images: classifier.answers(images, top_k), files)

@@ -1,14 +1,17 @@
 """Stage 3 of 4: a trained network and shards → the paper's evaluation, predictions for every image, plots.
 
-Several GPUs of one machine: python -m components.launch 8 components.evaluate …  The results are the same.
+A killed evaluation goes on where it was.  Several GPUs of one machine: python -m components.launch 8
+components.evaluate …  The results are the same.
+Compare two evaluations:  python -m components.evaluate compare PREDICTIONS PREDICTIONS
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from components import program
 
@@ -36,7 +39,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parser().parse_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["compare"]:
+        from components.evaluate import compare
+
+        compare.main(arguments[1:])
+        return
+    args = parser().parse_args(arguments)
     from components.stage import Stage
     from runtime.distributed import joined
     from vgg.evaluation.evaluate import evaluate
@@ -68,9 +77,20 @@ def open_trained(stage: Stage[EvaluateParams], group: Group) -> Trained:
     return trained
 
 
+def training(trained: Trained) -> dict[str, Any]:
+    """What was trained, as far as the paper's tables tell networks apart."""
+    network, run = trained.manifest["network"], trained.manifest["run"]
+    names = ("configuration", "batch_norm", "input_size")
+    return {
+        **{name: network[name] for name in names},
+        "train_scale": run.get("train", {}).get("train_scale"),
+        "source": run.get("source", "trained"),
+    }
+
+
 def evaluate_and_write(stage: Stage[EvaluateParams], shards: ShardSet, trained: Trained, group: Group) -> None:
     """Rank 0: evaluate together with the other ranks, write and track the results."""
-    from components.evaluate import confusion, page, report
+    from components.evaluate import confusion, page, partners, report
     from components.evaluate.table import markdown, table
     from components.progress import Progress
     from components.tracking import names
@@ -78,25 +98,34 @@ def evaluate_and_write(stage: Stage[EvaluateParams], shards: ShardSet, trained: 
     from runtime.store import storage
     from runtime.store.place import output_at
     from vgg.evaluation.evaluate import evaluate
+    from vgg.evaluation.parts import Parts
 
-    args, location = stage.args, stage.location(stage.args.predictions)
+    args, fused = stage.args, partners.opened(stage, shards)
+    location = stage.location(args.predictions)
     output = output_at(location)
     train = trained.manifest["run"]["train"]
+    parts = Parts(
+        manifest.sibling(output.directory, ".parts"), manifest.digest_of([stage.identity(), str(group.device)])
+    )
     with output.writing(), stage.tracked(location, {"train": train}) as tracker:
         stage.track_shards(tracker, shards, "val", "eval")
         with Progress("evaluate") as bar:
-            evaluation = evaluate(stage.params, trained, shards, group, bar)
+            evaluation = evaluate(stage.params, trained, shards, group, bar, parts, fused)
+        assert evaluation  # of the first rank
         metrics = {
             **evaluation.metrics,
             "weights_sha256": trained.weights_sha256,
             "data_digest": shards.digest,
             "classes_sha256": shards.classes_sha256,
+            "dataset": shards.manifest["dataset"],
+            "training": training(trained),
         }
         inputs = {**stage.inputs, "weights_sha256": trained.weights_sha256}
         predictions = report.write(output.directory, shards, evaluation, stage.params.model_dump(), inputs)
         tracker.tags({"vgg.weights_sha256": trained.weights_sha256})
         stage.made(tracker, "predictions", location, predictions)
         output.upload()
+        parts.delete()
         headline = {name: metrics[name] for name in ("top1_error", "top5_error", "loss")}
         tracker.metrics(names.results(headline))
         modes = {f"{mode}/{name}": r[name] for mode, r in metrics["modes"].items() for name in headline}

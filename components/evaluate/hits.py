@@ -14,14 +14,14 @@ import numpy as np
 from runtime import manifest
 from runtime.errors import Refused
 from runtime.shards.shardset import ShardSet
-from vgg.evaluation.evaluate import TOP
 from vgg.evaluation.gate import Hits
+from vgg.evaluation.predictions import TOP
 
 FILE, SCHEMA = "per_image.json", "vgg.per_image/1"
 
 
 def hits_of(predictions: np.ndarray, data_digest: str) -> Hits:
-    """predictions: rows of vgg.evaluation.evaluate.row_type, of every image; their last mode is the headline."""
+    """predictions: rows of vgg.evaluation.predictions.row_type, of every image; their last mode is the headline."""
     ranks = predictions["modes"][:, -1]["rank"]
     return Hits(data_digest, ranks == 0, ranks < TOP)
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import logging
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from components.evaluate.confusion import matrix, most_misclassified
@@ -17,7 +20,7 @@ from runtime import manifest
 from runtime.shards.shardset import ShardSet
 from vgg.evaluation.evaluate import Evaluation
 
-SCHEMA = "vgg.predictions/1"
+SCHEMA = "vgg.predictions/2"
 REPORT_FILES = ("confusion.png", "confusion.csv", "mistakes.png", "mistakes.csv")
 MAX_MISTAKES, COLUMNS = 32, 8  # of mistakes.png
 MAX_NAME = 30  # characters of a class name in pictures; the tables have the whole name
@@ -28,8 +31,10 @@ log = logging.getLogger("vgg")
 def write(
     directory: Path, shards: ShardSet, evaluation: Evaluation, params: dict[str, Any], inputs: dict[str, str]
 ) -> str:
-    """Write predictions.npy and the report's files, then the manifest; returns the directory's digest.
+    """Write predictions, posteriors and the report's files, then the manifest; returns the directory's digest.
 
+    predictions.npy: rows of vgg.evaluation.predictions.row_type.  keys.npy: bytes (images,).  posteriors/<mode>.npy:
+    float16 (images, classes).  All in the order of the index.
     inputs: digests of shards, checkpoint and weights, by name.
     """
     import matplotlib
@@ -38,14 +43,29 @@ def write(
     matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a dollar
     directory.mkdir(parents=True, exist_ok=True)
     (directory / manifest.NAME).unlink(missing_ok=True)
-    rows = evaluation.predictions
-    manifest.write_atomically(directory / "predictions.npy", lambda file: np.save(file, rows, allow_pickle=False))
+    rows, keys = evaluation.predictions, np.asarray(shards.split("val").rows["key"])
+    arrays: dict[str, Callable[[], NDArray[Any]]] = {"predictions.npy": lambda: rows, "keys.npy": lambda: keys}
+    for number, mode in enumerate(evaluation.modes):
+        arrays[f"posteriors/{mode}.npy"] = partial(evaluation.posteriors, number)
+    for name, array in arrays.items():
+        manifest.write_atomically(directory / name, partial(_save_array, array()))
     _write_confusion(directory, shards, matrix(shards, evaluation))
     _write_mistakes(directory, shards, rows, evaluation.modes[-1])
-    entries = [manifest.file_entry(directory, name) for name in ("predictions.npy", *REPORT_FILES)]
-    body = {"evaluate": params, "metrics": evaluation.metrics, "inputs": inputs}
+    entries = [manifest.file_entry(directory, name) for name in (*arrays, *REPORT_FILES)]
+    body = {
+        "evaluate": params,
+        "metrics": evaluation.metrics,
+        "inputs": inputs,
+        "classes": shards.manifest["classes"],
+        "classes_sha256": shards.classes_sha256,
+        "headline_of_network": evaluation.network_mode,
+    }
     content = manifest.write(directory, SCHEMA, body, entries)
     return manifest.directory_digest(directory, content)
+
+
+def _save_array(array: NDArray[Any], file: BinaryIO) -> None:
+    np.save(file, array, allow_pickle=False)
 
 
 def _write_confusion(directory: Path, shards: ShardSet, confusion: np.ndarray) -> None:

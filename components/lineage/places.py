@@ -23,7 +23,7 @@ from runtime.store import storage
 log = logging.getLogger("vgg")
 
 MADE_BY = {"shard": "data", "train": "training", "evaluate": "evaluation"}
-KINDS = {"vgg.predictions/1": "evaluation", "vgg.checkpoint/1": "training", "vgg.shards/2": "data"}
+KINDS = {"vgg.predictions/2": "evaluation", "vgg.checkpoint/1": "training", "vgg.shards/2": "data"}
 STORE_DEPTH = 3  # folders below VGG_STORE in which a finished one is looked for
 
 

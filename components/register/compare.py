@@ -114,7 +114,6 @@ def reevaluated(models: Registry, champion: Champion, shards: ShardSet) -> Hits:
     """
     from runtime.distributed import joined
     from vgg.evaluation.evaluate import evaluate
-    from vgg.params.evaluate import EvaluateParams
 
     name = f"{models.name} version {champion.version}"
     log.info("%s: has no predictions for %s; it is evaluated on them now", name, shards.digest)
@@ -135,8 +134,17 @@ def reevaluated(models: Registry, champion: Champion, shards: ShardSet) -> Hits:
             raise Refused(f"{name}: has other classes than {shards.address}. Use another model_name for them.")
         trained = _trained(files, description, shards)
         with joined() as group:
-            evaluation = evaluate(EvaluateParams(**description["evaluate"]), trained, shards, group, lambda *_: None)
+            evaluation = evaluate(evaluate_params(description), trained, shards, group, lambda *_: None)
+    assert evaluation  # of the only rank
     return hits.hits_of(evaluation.predictions, shards.digest)
+
+
+def evaluate_params(description: dict[str, Any]) -> Any:
+    """How a version was evaluated.  Versions made before there were several methods do not state what was fixed."""
+    from vgg.params.evaluate import EvaluateParams
+
+    fixed = {"methods": ["dense"], "average": "posteriors", "filter": "bilinear", "fuse": [], "precision": "fp32"}
+    return EvaluateParams.model_validate({**fixed, **description["evaluate"]})
 
 
 def _trained(files: Path, description: dict[str, Any], shards: ShardSet) -> Any:

@@ -20,7 +20,8 @@ SLOTS = PREFETCH + 3  # per process: the prefetched ones, one in transit, two st
 class Crops(NamedTuple):
     """A batch, or part of one.
 
-    images: uint8 (n, size, size, 3) RGB.  labels: int64 (n,).  numbers: int64 (n,), rows of the index.
+    images: uint8 (n, size, size, 3) RGB; in evaluation (n, bytes).
+    labels: int64 (n,).  numbers: int64 (n,), rows of the index.
     flip: bool (n,).  colour: float32 (n, 3), standard normal, the three alphas of the RGB shift.
     dropout: int64 (n,), 64 random bits per image that select the outputs of fc6 and fc7 to drop.
     """
@@ -34,7 +35,7 @@ class Crops(NamedTuple):
 
 
 def as_crops(images: torch.Tensor, rows: NDArray[np.void]) -> Crops:
-    """A batch from images, uint8 (n, size, size, 3), and rows, (n,) of ROW.  The rows are copied."""
+    """A batch from images, uint8 (n, …), and rows, (n,) of ROW.  The rows are copied."""
     return Crops(images, *(torch.from_numpy(rows[name].copy()) for name in ROW.fields or ()))
 
 
@@ -43,10 +44,11 @@ class Slots:
 
     torch allocates new shared memory for every batch.  That costs a process a tenth of its time, because the kernel
     clears every page, and it needs a large /dev/shm, which containers do not have.
+    shape: of the bytes of an image.
     """
 
-    def __init__(self, workers: int, num_images: int, size: int) -> None:
-        self._shape = (num_images, size, size, 3)
+    def __init__(self, workers: int, num_images: int, shape: tuple[int, ...]) -> None:
+        self._shape = (num_images, *shape)
         num_bytes = int(np.prod(self._shape)) + num_images * ROW.itemsize
         self._memory = [mmap.mmap(-1, max(1, num_bytes)) for _ in range(workers * SLOTS)]
         self._free = [list(range(first, first + SLOTS)) for first in range(0, workers * SLOTS, SLOTS)]
@@ -56,7 +58,7 @@ class Slots:
         return self._free[worker].pop()  # the one freed last, so that a process touches as few slots as possible
 
     def arrays(self, slot: int) -> tuple[NDArray[np.uint8], NDArray[np.void]]:
-        """Writable views of a slot: images, uint8 (num_images, size, size, 3), and rows, (num_images,) of ROW."""
+        """Writable views of a slot: images, uint8 (num_images, *shape), and rows, (num_images,) of ROW."""
         memory, num_pixels = self._memory[slot], int(np.prod(self._shape))
         images = np.frombuffer(memory, np.uint8, num_pixels).reshape(self._shape)
         return images, np.frombuffer(memory, ROW, self._shape[0], num_pixels)

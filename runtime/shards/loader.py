@@ -32,7 +32,7 @@ HUNG_SECONDS = 900  # without a batch; longer than the patience with an object s
 POLL_SECONDS = 1  # interval at which silent worker processes are checked
 MAX_DEATHS = 3  # of worker processes, per call of Loader.load
 
-# Makes a batch: (item of `wanted`, output: uint8 (n, size, size, 3), an array, or a tensor if a device decodes)
+# Makes a batch: (item of `wanted`, output: uint8 (n, *shape), an array, or a tensor if a device decodes)
 # -> rows of batches.ROW, one per image written
 Make = Callable[[Any, Any], NDArray[np.void]]
 
@@ -76,23 +76,25 @@ class Loader:
             pin_memory=group.device.type == "cuda", decoder=decoder,
         )  # fmt: skip
 
-    def load(self, make: Make, wanted: Callable[[int], Iterator[Any]], num_images: int, size: int) -> Iterator[Crops]:
+    def load(
+        self, make: Make, wanted: Callable[[int], Iterator[Any]], num_images: int, shape: tuple[int, ...]
+    ) -> Iterator[Crops]:
         """The batches that `make` makes from the elements of `wanted(number of batches delivered)`, in order.
 
-        num_images: maximum per batch.  size: side of the images, pixels.
+        num_images: maximum per batch.  shape: of an image's bytes, (size, size, 3) for crops.
         If a worker dies, the cause is logged and loading continues with the next batch; workers have no state.
         Raises StorageFailure after more than MAX_DEATHS deaths, or without a batch for HUNG_SECONDS.
         """
         if not self.workers or self.decoder:
             device = self.decoder.device if self.decoder else None
             for item in wanted(0):
-                images = torch.empty((num_images, size, size, 3), dtype=torch.uint8, device=device)
+                images = torch.empty((num_images, *shape), dtype=torch.uint8, device=device)
                 rows = make(item, images if device else images.numpy())
                 yield self._pinned(as_crops(images[: len(rows)], rows))
             return
         delivered = deaths = 0
         while True:
-            slots = Slots(self.workers, num_images, size)
+            slots = Slots(self.workers, num_images, shape)
             batches = _start(_Maker(make, slots), _Wanted(wanted, delivered, slots, self.workers), self.workers)
             waited = 0.0
             while True:

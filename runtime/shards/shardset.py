@@ -12,6 +12,7 @@ resume, a checksum per image.
 from __future__ import annotations
 
 import errno
+import io
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from typing import Any, Protocol
 
 import google_crc32c
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime import manifest
 from runtime.errors import Refused
@@ -176,6 +178,15 @@ class ShardSet:
         if len(rows) != entry["num_images"]:
             raise Refused(f"{self.address}/{entry['index']}: {len(rows)} rows instead of {entry['num_images']}")
         return Split(name, self.address, [self._entries[s["path"]] for s in entry["shards"]], rows, self.files)
+
+    def costs(self) -> NDArray[np.uint8] | None:
+        """The cost of taking a class for another, uint8 (classes, classes), which ILSVRC-2010 has; None if unknown."""
+        entry = self._entries.get("cost_matrix.npy")
+        if entry is None:
+            return None
+        self.files.verify(entry)
+        costs: NDArray[np.uint8] = np.load(io.BytesIO(self.files.read(entry, 0, entry["size"])), allow_pickle=False)
+        return costs
 
     def verify(self, rank: int = 0, world_size: int = 1, report: Callable[[int, int], None] | None = None) -> None:
         """Verify size and sha256 of this rank's share of the files.  Raises Refused, naming the file.

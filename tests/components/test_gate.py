@@ -17,7 +17,7 @@ from components.tracking import access, provenance
 from runtime import manifest
 from runtime.errors import Refused
 from runtime.shards.shardset import ShardSet
-from vgg.evaluation.evaluate import row_type
+from vgg.evaluation.predictions import row_type
 
 GATE = {
     "max_top1_error": 0.3, "max_top5_error": 0.2, "max_regression": 0.1, "confidence": 0.5,
@@ -41,7 +41,7 @@ class Evaluated:
         folder.mkdir()
         np.save(folder / "predictions.npy", rows)
         manifest.write(
-            folder, SCHEMA, {"evaluate": {}, "metrics": {}}, [manifest.file_entry(folder, "predictions.npy")]
+            folder, SCHEMA, {"evaluate": {"fuse": []}, "metrics": {}}, [manifest.file_entry(folder, "predictions.npy")]
         )
         self.path = folder.with_suffix(".json")
         self.path.write_text(json.dumps(self.metrics))

@@ -9,12 +9,12 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
 import pytest
 import requests
-import torch
 from conftest import EVALUATE, environment, once, photograph
 from modelserver import serving
 from PIL import Image
@@ -24,6 +24,7 @@ from components.register.version.model import arguments
 from runtime import manifest
 from runtime.cores import usable_cores
 from vgg.evaluation import classifier
+from vgg.evaluation.views import Outputs, Picture
 from vgg.network.init import initialise
 from vgg.network.model import Architecture, blank
 
@@ -122,7 +123,7 @@ def test_top_k_and_embedding(model: Any, saved: Path) -> None:
     assert len(found[0]) == 16 and min(found[0]) >= 0 < max(found[0])
 
 
-def test_one_thread_computes_batches_of_one_size(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_thread_computes_within_the_pixels(saved: Path) -> None:
     import threading
     from concurrent.futures import ThreadPoolExecutor
 
@@ -132,13 +133,15 @@ def test_one_thread_computes_batches_of_one_size(saved: Path, monkeypatch: pytes
     ours = classifier.Classifier.of(description, load_file(saved / "weights.safetensors"), 1)
     ours.batch_pixels = 64 * 86 * 4  # four pictures at Q = 64
     seen: list[tuple[int, int]] = []
-    headline = ours.views.headline
+    views = ours.views
 
-    def counted(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        seen.append((threading.get_ident(), len(images)))
-        return headline(images)
+    def counted(pictures: list[Picture], embed: bool) -> Outputs:
+        seen.append((threading.get_ident(), len(pictures)))
+        return views(pictures, embed)
 
-    monkeypatch.setattr(ours.views, "headline", counted)
+    counting = mock.MagicMock(side_effect=counted)
+    counting.bases = views.bases
+    ours.views = counting
     pictures = [photograph(SIZE, seed) for seed in range(6)]
     with ThreadPoolExecutor(4) as callers:
         answers = list(callers.map(lambda _: ours.answers(pictures, 1), range(4)))

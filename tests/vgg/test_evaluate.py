@@ -2,20 +2,31 @@
 
 import io
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import ALONE, EVALUATE, NUM_VAL, executor_input, flags, program, train_params
 from mlflow import MlflowClient
+from numpy.typing import NDArray
 from PIL import Image
+from torchvision.transforms.functional import center_crop
+from torchvision.transforms.functional import resize as resize_as_torchvision
 from trainings import run
 
 from runtime.errors import Refused
-from runtime.shards.shardset import ShardSet
+from runtime.shards.shardset import ShardSet, Split
 from vgg.data.images import decode
-from vgg.evaluation.evaluate import Views, batches_of_one_size, evaluate, resize, row_type, short_side, sizes_of
+from vgg.evaluation.evaluate import Evaluation, chunks_by_size, evaluate
+from vgg.evaluation.fusion import Partner
+from vgg.evaluation.modes import Base, bases_of
+from vgg.evaluation.parts import Parts, part_type
+from vgg.evaluation.predictions import row_type, rows_of
+from vgg.evaluation.scaled import centre_crop, resize, short_side, size_at
+from vgg.evaluation.views import Picture, Views
 from vgg.network.trained import Trained
 from vgg.params.evaluate import EvaluateParams
 
@@ -30,81 +41,230 @@ def trained(shards: ShardSet, tmp_path: Path) -> Trained:
     return Trained.open(tmp_path / "model")
 
 
-def test_modes_counts_and_batching(shards: ShardSet, trained: Trained) -> None:
-    found = evaluate(parameters(), trained, shards, ALONE, lambda *_: None)
-    assert found.modes == ["centre_Q64_flip", "dense_Q32_flip", "dense_Q64_flip", "dense_Q32-64_flip"]
-    assert found.metrics["headline"] == "dense_Q32-64_flip"
+def pictures(params: EvaluateParams, split: Split, numbers: Iterable[int]) -> list[Picture]:
+    images = (torch.from_numpy(np.array(decode(split.read(number), 10**6))) for number in numbers)
+    return [Picture.of(image, bases_of(params), params.filter) for image in images]
+
+
+def evaluated(params: EvaluateParams, trained: Trained, shards: ShardSet, parts: Parts | None = None) -> Evaluation:
+    found = evaluate(params, trained, shards, ALONE, lambda *_: None, parts)
+    assert found
+    return found
+
+
+def test_modes(shards: ShardSet, trained: Trained) -> None:
+    found = evaluated(parameters(methods=["centre_crop", "dense", "multi_crop"]), trained, shards)
+    assert found.modes == [
+        "centre_crop_Q32", "centre_crop_Q64", "dense_Q32_flip", "dense_Q64_flip", "dense_Q32-64_flip",
+        "multi_crop_Q32_flip", "multi_crop_Q64_flip", "multi_crop_Q32-64_flip", "multi_crop_and_dense_Q32-64_flip",
+    ]  # fmt: skip
+    assert found.metrics["headline"] == found.modes[-1] == found.network_mode
     assert found.predictions["label"].tolist() == shards.split("val").rows["label"].tolist()
-    for result in found.metrics["modes"].values():
+    for number, result in enumerate(found.metrics["modes"].values()):
         assert result["num_images"] == NUM_VAL
         assert result["top5_error"] == 0  # of three classes
-    alone = evaluate(parameters(batch_pixels=1), trained, shards, ALONE, lambda *_: None)
-    assert np.array_equal(alone.predictions["modes"]["classes"], found.predictions["modes"]["classes"])
-    np.testing.assert_allclose(alone.predictions["modes"]["loss"], found.predictions["modes"]["loss"], atol=1e-4)
+        low, high = result["top1_interval"]
+        assert low <= result["top1_error"] <= high
+        kept = found.posteriors(number)
+        assert kept.dtype == np.float16
+        np.testing.assert_allclose(kept.astype(float).sum(1), 1, atol=2e-3)
+        best = found.predictions["modes"]["probabilities"][:, number, 0]
+        np.testing.assert_allclose(kept.max(1), best, atol=1e-3)
+    dense, crops, both = (found.posteriors(found.modes.index(name)).astype(float) for name in (
+        "dense_Q32-64_flip", "multi_crop_Q32-64_flip", "multi_crop_and_dense_Q32-64_flip"))  # fmt: skip
+    np.testing.assert_allclose(both, (dense + crops) / 2, atol=2e-3)
 
 
-def test_posteriors_equal_an_explicit_computation(shards: ShardSet, trained: Trained) -> None:
-    """Of one image: resize to every scale, mirror, mean over positions, softmax, mean."""
-    params, split = parameters(), shards.split("val")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_numbers_of_an_image_do_not_depend_on_the_others(
+    precision: str, shards: ShardSet, trained: Trained
+) -> None:
+    """Bit for bit: other batches, another order, and threads."""
+    params = parameters(precision=precision, test_scales=[33, 64])
+    reference = evaluated(params, trained, shards)
+    for batch_pixels in (1, 17_000):
+        other = evaluated(params.model_copy(update={"batch_pixels": batch_pixels}), trained, shards)
+        assert np.array_equal(other.predictions, reference.predictions)
+    numbers = [5, 0, 9]
+    views = Views(params, trained.network(), trained.manifest["pixels"], torch.device("cpu"))
+    found = views(pictures(params, shards.split("val"), numbers)).posteriors
+    rows = rows_of(np.array(numbers), reference.predictions["label"][numbers].astype(np.int64), found)
+    assert np.array_equal(rows, reference.predictions[numbers])
+
+
+@pytest.mark.parametrize("configuration", ["A", "A-LRN"])
+def test_posteriors_equal_an_explicit_computation(configuration: str, shards: ShardSet, tmp_path: Path) -> None:
+    """Of one image: resize, cut, mirror, mean over positions, softmax, mean."""
+    run(shards, tmp_path / "other", epochs=1, configuration=configuration)
+    trained = Trained.open(tmp_path / "other")
+    params, split = parameters(methods=["centre_crop", "dense", "multi_crop"]), shards.split("val")
     model, pixels = trained.network(), trained.manifest["pixels"]
     mean, std = (torch.tensor(pixels[k])[:, None, None] for k in ("mean", "std"))
     picture = decode(split.read(0), 10**6)
-    expected = []
+
+    def scores(data: np.ndarray) -> torch.Tensor:
+        """Of an image of any size, and of its mirror image: (2, classes)."""
+        x = ((torch.from_numpy(data.copy()).permute(2, 0, 1).float() - mean) / std)[None]
+        found = []
+        for view in (x, x.flip(-1)):
+            maps = model.features(view)
+            positions = [model.classifier(maps[:, :, i, j]) for i, j in np.ndindex(*maps.shape[2:])]
+            found.append(torch.stack(positions).mean(0)[0])
+        return torch.stack(found)
+
+    expected: dict[str, torch.Tensor] = {}
     with torch.no_grad():
-        for scale in params.test_scales:
-            height, width = short_side(picture.height, picture.width, scale)
+        for q in params.test_scales:
+            height, width = short_side(picture.height, picture.width, q)
             data = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
-            x = ((torch.from_numpy(data.copy()).permute(2, 0, 1).float() - mean) / std)[None]
-            views = []
-            for view in (x, x.flip(-1)):
-                maps = model.features(view)
-                scores = torch.stack([model.classifier(maps[:, :, i, j]) for i, j in np.ndindex(*maps.shape[2:])]).mean(
-                    0
-                )
-                views.append(scores.softmax(1))
-            expected.append((views[0] + views[1]) / 2)
-    views = Views(params, model, pixels, torch.device("cpu"))
-    found = views.posteriors(torch.from_numpy(np.array(picture))[None])
-    torch.testing.assert_close(found[1], expected[0], atol=5e-3, rtol=0)  # Pillow and torch round pixels differently
-    torch.testing.assert_close(found[3], (expected[0] + expected[1]) / 2, atol=5e-3, rtol=0)
+            expected[f"dense_Q{q}_flip"] = scores(data).softmax(1).mean(0)
+            corners = [(round(i * (height - 32) / 4), round(j * (width - 32) / 4)) for i in range(5) for j in range(5)]
+            crops = [scores(data[top : top + 32, left : left + 32]) for top, left in corners]
+            expected[f"multi_crop_Q{q}_flip"] = torch.cat(crops).softmax(1).mean(0)
+            short = min(picture.size)
+            sides = int(q * picture.width / short), int(q * picture.height / short)
+            data = np.asarray(center_crop(picture.resize(sides, Image.Resampling.BILINEAR), [32]))
+            expected[f"centre_crop_Q{q}"] = scores(data)[0].softmax(0)
+        for method in ("dense", "multi_crop"):
+            each = [expected[f"{method}_Q{q}_flip"] for q in params.test_scales]
+            expected[f"{method}_Q32-64_flip"] = torch.stack(each).mean(0)
+        views = Views(params, model, pixels, torch.device("cpu"))
+        found = views(pictures(params, split, [0])).posteriors[0]
+    for mode, posteriors in zip(views.modes[:-1], found, strict=False):  # Pillow and torch round pixels differently
+        torch.testing.assert_close(posteriors, expected.pop(mode.name), atol=5e-3, rtol=0)
+    assert not expected
+
+
+def test_average_of_scores_and_softmax_per_position(shards: ShardSet, trained: Trained) -> None:
+    """Options other than the paper's, from the score map."""
+    split, model, pixels = shards.split("val"), trained.network(), trained.manifest["pixels"]
+    for options in ({"average": "scores"}, {"softmax": "per_position"}):
+        params = parameters(methods=["dense"], flip=False, **options)
+        views = Views(params, model, pixels, torch.device("cpu"))
+        [picture] = pictures(params, split, [3])
+        with torch.inference_mode():
+            found = views([picture]).posteriors[0]
+            maps = [views.net(views.prepare(image[None]))[0].flatten(1) for image in picture.scaled.values()]
+        if "average" in options:
+            expected = torch.stack([scores.mean(1) for scores in maps]).mean(0).softmax(0)
+        else:
+            expected = torch.stack([scores.softmax(0).mean(1) for scores in maps]).mean(0)
+        torch.testing.assert_close(found[-1], expected, atol=1e-6, rtol=1e-5)
+    with pytest.raises(ValueError, match="set softmax: after_mean"):
+        parameters(average="scores", softmax="per_position")
 
 
 def test_headline_and_embedding(shards: ShardSet, trained: Trained) -> None:
-    """The headline is that of the evaluation, bit for bit; the embedding averages fc7 over positions and views."""
+    """Without the other modes the headline is the same, bit for bit; the embedding averages fc7."""
     params, split = parameters(), shards.split("val")
-    model = trained.network()
-    views = Views(params, model, trained.manifest["pixels"], torch.device("cpu"))
-    images = torch.from_numpy(np.array(decode(split.read(1), 10**6)))[None]
-    posterior, embedding = views.headline(images)
-    assert torch.equal(posterior, views.posteriors(images)[-1])
+    model, pixels = trained.network(), trained.manifest["pixels"]
+    views = Views(params, model, pixels, torch.device("cpu"), only_headline=True)
+    [picture] = pictures(params, split, [1])
+    found = views([picture], embed=True)
+    everything = Views(params, model, pixels, torch.device("cpu"))([picture])
+    assert torch.equal(found.posteriors[0, -1], everything.posteriors[0, -1])
     expected = []
     with torch.no_grad():
-        for scale in params.test_scales:
-            x = views.prepare(resize(images, *short_side(*images.shape[1:3], scale)))
+        for q in params.test_scales:
+            x = views.prepare(picture.scaled[short_side(picture.height, picture.width, q)][None])
             for view in (x, x.flip(-1)):
                 maps = model.features(view)
                 fc7 = [model.classifier[:5](maps[:, :, i, j]) for i, j in np.ndindex(*maps.shape[2:])]
                 expected.append(torch.stack(fc7).mean(0))
-    assert embedding.shape == (1, model.architecture.classifier_width)
-    assert embedding.min() >= 0 < embedding.max()
-    torch.testing.assert_close(embedding, torch.stack(expected).mean(0), atol=1e-5, rtol=1e-4)
+    assert found.embeddings is not None
+    assert found.embeddings.shape == (1, model.architecture.classifier_width)
+    assert found.embeddings.min() >= 0 < found.embeddings.max()
+    torch.testing.assert_close(found.embeddings, torch.stack(expected).mean(0), atol=1e-5, rtol=1e-4)
 
 
-def test_resize_equals_pillow_within_one_grey_level(images: Path) -> None:
+@pytest.mark.parametrize("kernel", ["bilinear", "bicubic"])
+def test_resize_equals_pillow_within_two_grey_levels(kernel: str, images: Path) -> None:
     picture = Image.open(images / "train" / "cat" / "0003.jpg").convert("RGB")
     for size in ((32, 48), (200, 150), (67, 101)):
-        ours = resize(torch.from_numpy(np.array(picture))[None], *size)[0].numpy().astype(int)
-        theirs = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)).astype(int)
-        assert np.abs(ours - theirs).max() <= 1
+        ours = resize(torch.from_numpy(np.array(picture))[None], *size, kernel)[0].numpy().astype(int)
+        theirs = np.asarray(picture.resize((size[1], size[0]), Image.Resampling[kernel.upper()])).astype(int)
+        assert np.abs(ours - theirs).max() <= (1 if kernel == "bilinear" else 2)
 
 
-def test_every_image_is_in_one_batch_of_images_of_its_size(shards: ShardSet) -> None:
-    split, seen = shards.split("val"), []
-    for numbers in batches_of_one_size(sizes_of(split), [32, 64], 30_000):
-        sizes = {(int(split.rows[n]["width"]), int(split.rows[n]["height"])) for n in numbers}
-        assert len(sizes) == 1
+@pytest.mark.parametrize(("width", "height"), [(33, 33), (500, 375), (375, 501), (64, 47), (401, 303)])
+def test_the_centre_crop_is_torchvisions(width: int, height: int) -> None:
+    """Resize, then CenterCrop, on odd sizes."""
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8))
+    theirs = center_crop(resize_as_torchvision(picture, [32 + 4]), [32])
+    base = Base("centre_crop", 36)
+    ours = centre_crop(resize(torch.from_numpy(np.array(picture))[None], *size_at(base, height, width)), 32)[0]
+    assert np.abs(ours.numpy().astype(int) - np.asarray(theirs).astype(int)).max() <= 1
+
+
+def sizes_of_val(shards: ShardSet) -> NDArray[np.int64]:
+    rows = shards.split("val").rows
+    return np.stack([rows["height"], rows["width"]], -1).astype(np.int64)
+
+
+def test_every_image_is_in_one_chunk_within_its_pixels(shards: ShardSet) -> None:
+    sizes, seen = sizes_of_val(shards), []
+    for numbers in chunks_by_size(sizes, np.arange(NUM_VAL), [32, 64], 30_000):
+        pixels = max(np.prod(short_side(*sizes[n].tolist(), 64)) for n in numbers)
+        assert len(numbers) == 1 or pixels * len(numbers) <= 30_000
         seen += numbers.tolist()
     assert sorted(seen) == list(range(NUM_VAL))
+
+
+def test_a_killed_evaluation_goes_on(shards: ShardSet, trained: Trained, tmp_path: Path, monkeypatch: Any) -> None:
+    """After a kill nothing is evaluated twice, except what a damaged part held; the results are the same bits."""
+    monkeypatch.setattr("vgg.evaluation.evaluate.SAVE_SECONDS", 0.0)
+    params, reference = parameters(batch_pixels=9_000), evaluated(parameters(), trained, shards)
+    stopped = None
+
+    def stop_after_five(done: int, _total: int) -> None:
+        nonlocal stopped
+        if done >= 5:
+            stopped = done
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(params, trained, shards, ALONE, stop_after_five, Parts(tmp_path / "parts", "a"))
+    saved = list((tmp_path / "parts").rglob("*.npy"))
+    assert saved
+    flipped = bytearray(saved[0].read_bytes())
+    flipped[-1] ^= 1
+    saved[0].write_bytes(flipped)
+    steps: list[int] = []
+    parts = Parts(tmp_path / "parts", "a")
+    found = evaluate(params, trained, shards, ALONE, lambda done, _: steps.append(done), parts)
+    assert found
+    assert np.array_equal(found.predictions, reference.predictions)
+    assert found.metrics == reference.metrics
+    assert 0 < steps[0] < NUM_VAL - 1
+    assert len(steps) < len(list(chunks_by_size(sizes_of_val(shards), np.arange(NUM_VAL), [32, 64], 9_000)))
+    other = Parts(tmp_path / "parts", "b")
+    other.open(part_type(1, 1))
+    assert not len(other.numbers())
+    assert not list((tmp_path / "parts").rglob("*.npy"))
+
+
+def test_fusion_averages_networks_by_key(shards: ShardSet, trained: Trained, tmp_path: Path) -> None:
+    """Joined by key, in whatever order the other evaluation has its images; refused on other images or classes."""
+    alone = evaluated(parameters(), trained, shards)
+    keys = np.asarray(shards.split("val").rows["key"])
+    run(shards, tmp_path / "second", epochs=1, seed=5)
+    second = evaluated(parameters(), Trained.open(tmp_path / "second"), shards)
+    backwards = Partner("other", keys[::-1], shards.classes_sha256, second.posteriors(4)[::-1])
+    partner = backwards.joined(keys, shards.classes_sha256)
+    found = evaluate(parameters(), trained, shards, ALONE, lambda *_: None, partners=[partner])
+    assert found
+    assert found.modes == [*alone.modes, "fusion"]
+    assert found.network_mode == alone.modes[-1]
+    expected = (alone.posteriors(4).astype(float) + second.posteriors(4).astype(float)) / 2
+    np.testing.assert_allclose(found.posteriors(5), expected, atol=1e-3)
+    assert np.array_equal(found.predictions["modes"]["classes"][:, -1, 0], expected.argmax(1))
+    assert np.array_equal(found.predictions["modes"][:, :-1], alone.predictions["modes"])
+    assert found.metrics["headline"] == "fusion"
+    with pytest.raises(Refused, match="other classes"):
+        backwards.joined(keys, "0" * 64)
+    for other, text in ((keys[1:], "It lacks 1, as "), (np.append(keys, b"new"), "is of other images")):
+        with pytest.raises(Refused, match=text):
+            Partner("other", other, shards.classes_sha256, second.posteriors(0)).joined(keys, shards.classes_sha256)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -169,14 +329,32 @@ def test_the_program_writes_metrics_predictions_and_pictures(
     assert 0 <= metrics["top5_error"] <= metrics["top1_error"] <= 1
     assert "← headline" in done.stderr
     rows = np.load(tmp_path / "predictions/predictions.npy", allow_pickle=False)
-    assert rows.dtype == row_type(4)
+    assert rows.dtype == row_type(5)
     wrong = int((rows["modes"]["rank"][:, -1] > 0).sum())
     assert metrics["top1_error"] == wrong / NUM_VAL
     assert len((tmp_path / "predictions/mistakes.csv").read_text().splitlines()) == 1 + wrong
     for name in ("confusion.png", "mistakes.png"):
         picture = Image.open(io.BytesIO((tmp_path / "predictions" / name).read_bytes()))
         assert min(picture.size) > 100
+    assert metrics["training"]["configuration"] == train_params().configuration
     output = json.loads((tmp_path / "out.json").read_text())
     assert output["artifacts"]["metrics"]["artifacts"][0]["metadata"]["top1_error"] == metrics["top1_error"]
     assert output["parameterValues"]["predictions"].startswith(str(tmp_path / "predictions#"))
     assert train_params().configuration == "A"
+    # fused with itself nothing changes but the name; and both evaluations compare as equal
+    (tmp_path / "predictions").rename(tmp_path / "first")
+    parameters_file = json.loads(params_file.read_text())
+    parameters_file["evaluate"]["fuse"] = [str(tmp_path / "first")]
+    params_file.write_text(json.dumps(parameters_file))
+    done = program("evaluate", *flags("evaluate", tmp_path, params_file), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    fused = json.loads((tmp_path / "m/evaluate.json").read_text())
+    assert (fused["headline"], fused["top1_error"]) == ("fusion", metrics["top1_error"])
+    done = program(
+        "evaluate", "compare", str(tmp_path / "first"), str(tmp_path / "predictions"), "--json", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    compared = json.loads(done.stdout)
+    assert (compared["num_images"], compared["mcnemar_p"], compared["difference"]) == (NUM_VAL, 1.0, 0.0)
+    done = program("register", *flags("register", tmp_path, params_file), cwd=tmp_path)
+    assert (done.returncode, "fusion of several networks" in done.stderr) == (78, True), done.stderr

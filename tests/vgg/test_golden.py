@@ -80,6 +80,7 @@ def measured(folder: Path) -> dict[str, Any]:
     trained = train(task, ALONE, Points(), Never())
     assert trained is not None
     evaluated = evaluate(EvaluateParams(**EVALUATE), trained, shards, ALONE, lambda *_: None)
+    assert evaluated
     tensors = {}
     for name, tensor in trained.step.weights().items():
         values = tensor.double().numpy().ravel()

@@ -139,7 +139,7 @@ def test_dense_equals_the_classifier_at_the_training_size(configuration: str) ->
     model = VGG(architecture(configuration)).eval()
     images = torch.randn(3, 3, 64, 64)
     with torch.no_grad():
-        found = DenseVGG(model).score_map(images)[0]
+        found = DenseVGG(model)(images)
         assert found.shape == (3, 5, 1, 1)
         torch.testing.assert_close(found[:, :, 0, 0], model(images), atol=1e-5, rtol=1e-5)
 
@@ -152,18 +152,16 @@ def test_dense_positions_equal_the_classifier_on_windows() -> None:
     images = torch.randn(1, 3, 130, 161)
     with torch.no_grad():
         dense = DenseVGG(model)
-        found, maps = dense.score_map(images)[0], model.features(images)
+        found, maps = dense(images), model.features(images)
         assert found.shape == (1, 5, 130 // 32 - 1, 161 // 32 - 1)
         for y in range(found.shape[2]):
             for x in range(found.shape[3]):
                 window = maps[:, :, y : y + 2, x : x + 2].flatten(1)
                 torch.testing.assert_close(found[:, :, y, x], model.classifier(window), atol=1e-5, rtol=1e-5)
-        posteriors = dense(images)
-        torch.testing.assert_close(posteriors, found.mean((2, 3)).softmax(1))
-        assert not torch.allclose(posteriors, DenseVGG(model, per_position=True)(images), atol=1e-4)
-        assert DenseVGG(model, ceil_pooling=True).score_map(images)[0].shape == (1, 5, 4, 5)
+        torch.testing.assert_close(DenseVGG(model, dtype=torch.bfloat16)(images), found, atol=0.1, rtol=0.1)
+        assert DenseVGG(model, ceil_pooling=True)(images).shape == (1, 5, 4, 5)
         with pytest.raises(ValueError, match="64 or more"):
-            dense.score_map(torch.zeros(1, 3, 63, 64))
+            dense(torch.zeros(1, 3, 63, 64))
 
 
 def test_the_plateau_rule_of_the_paper_ends_at_1e_5() -> None:

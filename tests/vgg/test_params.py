@@ -139,7 +139,7 @@ def test_recipes_from_torchvision_have_its_numbers(name: str) -> None:
     assert (train.standardise, train.colour_shift, train.train_scale) == (True, 0.0, 256)
     steps = {"rule": "steps", "drop_factor": 10, "drop_epochs": [30, 60]}
     assert train.schedule.model_dump() == {**steps, "warmup_epochs": 1}
-    assert (evaluate.test_scales, evaluate.flip) == ([256], False)  # centre_Q256 is the centre crop of the reference
+    assert (evaluate.test_scales, evaluate.methods) == ([256], ["centre_crop"])  # as the reference evaluates
     joined = re.sub(r"\n#\s+", " ", header)
     assert f"{top1:.3f} / {top5:.3f} % top-1 / top-5 accuracy ({100 - top1:.3f} / {100 - top5:.3f} % error)" in joined
     for gate, accuracy in ((register.gate.max_top1_error, top1), (register.gate.max_top5_error, top5)):

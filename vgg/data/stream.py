@@ -97,8 +97,12 @@ class TrainingCrops:
 
 
 @dataclass(frozen=True)
-class CentreCrops:
-    """Makes central crops, at one scale, from image numbers: a runtime.shards.loader.Make."""
+class CentreWindows:
+    """Cuts the central window from the source and resizes it, at one scale: a runtime.shards.loader.Make.
+
+    Up to two pixels from the centre crop that evaluation takes of the resized image (vgg.evaluation.scaled); it decodes
+    only the window.
+    """
 
     split: Split
     scale: int
@@ -144,7 +148,7 @@ def training_batches(loader: Loader, split: Split, params: TrainParams, steps: r
 
         largest_share = -(-params.batch_size // loader.world_size)
         make = TrainingCrops(split, params, _cut(loader))
-        yield from loader.load(make, wanted, largest_share, params.input_size)
+        yield from loader.load(make, wanted, largest_share, (params.input_size, params.input_size, 3))
 
 
 def validation_batches(loader: Loader, split: Split, scale: int, size: int, batch_size: int) -> Iterator[Crops]:
@@ -155,7 +159,7 @@ def validation_batches(loader: Loader, split: Split, scale: int, size: int, batc
         for first in range(delivered * batch_size, len(mine), batch_size):
             yield mine[first : first + batch_size]
 
-    return loader.load(CentreCrops(split, scale, _cut(loader)), wanted, batch_size, size)
+    return loader.load(CentreWindows(split, scale, _cut(loader)), wanted, batch_size, (size, size, 3))
 
 
 def _cut(loader: Loader) -> Cut:

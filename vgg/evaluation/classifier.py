@@ -16,7 +16,10 @@ import torch
 from PIL import Image
 
 from vgg.data.images import BadImage, Pixels, decode, expect_size, open_checked, to_rgb
-from vgg.evaluation.evaluate import Views, batches_of_one_size, short_side
+from vgg.evaluation.evaluate import chunks_by_size
+from vgg.evaluation.scaled import short_side
+from vgg.evaluation.views import Picture as Scaled
+from vgg.evaluation.views import Views
 from vgg.network.model import VGG, Architecture, blank
 from vgg.params.evaluate import EvaluateParams
 
@@ -38,9 +41,9 @@ class Classifier:
         num_threads: int,
     ) -> None:
         """pixels: see Views.  classes: with wnid and name.  num_threads: at most this many compute (on a CPU)."""
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.views = Views(params, model, pixels, self.device)
-        self.scales, self.batch_pixels = params.test_scales, min(params.batch_pixels, BATCH_PIXELS)
+        params = params.model_copy(update={"batch_pixels": min(params.batch_pixels, BATCH_PIXELS)})
+        self.views = Views(params, model, pixels, torch.device("cuda" if torch.cuda.is_available() else "cpu"), True)
+        self.scales, self.batch_pixels, self.filter = params.test_scales, params.batch_pixels, params.filter
         self.max_scaled_pixels = max(MAX_SCALED_PIXELS, 2 * max(self.scales) ** 2)
         self.max_pixels = max_pixels
         self.wnids, self.names = np.array([c["wnid"] for c in classes]), np.array([c["name"] for c in classes])
@@ -58,18 +61,18 @@ class Classifier:
     def answers(self, pictures: Sequence[Picture], top_k: int, embedding: bool = False) -> list[dict[str, Any]]:
         """For every picture the top_k best classes: "classes", "wnids", "names", "probabilities", best first.
 
-        embedding: also "embedding", classifier_width numbers, see Views.headline.
+        embedding: also "embedding", classifier_width numbers, see Views.
         Raises BadPicture for the first picture that cannot be used.
         """
         sizes = np.array([self._size(number, picture) for number, picture in enumerate(pictures)]).reshape(-1, 2)
         found: list[dict[str, Any]] = [{} for _ in pictures]
-        for numbers in batches_of_one_size(sizes, self.scales, self.batch_pixels):
+        for numbers in chunks_by_size(sizes, np.arange(len(sizes)), self.scales, self.batch_pixels):
             batch = {int(number): pictures[number] for number in numbers}
-            posteriors, embeddings = self._thread.submit(self._compute, batch).result()
-            for number, posterior, activations in zip(numbers, posteriors, embeddings, strict=True):
-                found[number] = self._answer(posterior, top_k) | (
-                    {"embedding": activations.astype(float).tolist()} if embedding else {}
-                )
+            posteriors, embeddings = self._thread.submit(self._compute, batch, embedding).result()
+            for row, number in enumerate(batch):
+                found[number] = self._answer(posteriors[row], top_k)
+                if embedding:
+                    found[number]["embedding"] = embeddings[row].astype(float).tolist()
         return found
 
     def _size(self, number: int, picture: Picture) -> tuple[int, int]:
@@ -94,16 +97,16 @@ class Classifier:
             raise BadPicture(number, str(reason)) from None
         return height, width
 
-    def _compute(self, batch: dict[int, Picture]) -> tuple[np.ndarray, np.ndarray]:
-        """Posteriors and embeddings of pictures of one size, by number, in their order."""
-        decoded = [self._pixels(number, picture) for number, picture in batch.items()]
-        shapes = {pixels.shape for pixels in decoded}
-        if len(shapes) > 1:  # TIFF's orientation is applied when decoded: some are turned, others not
-            single = [self._compute({number: picture}) for number, picture in batch.items()]
-            return np.concatenate([p for p, _ in single]), np.concatenate([e for _, e in single])
-        images = torch.from_numpy(np.stack(decoded)).to(self.device)
-        posteriors, embeddings = self.views.headline(images)
-        return posteriors.cpu().numpy(), embeddings.cpu().numpy()
+    def _compute(self, batch: dict[int, Picture], embedding: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Posteriors and embeddings (none unless wanted) of pictures, by number, in their order."""
+        scaled = [
+            Scaled.of(torch.from_numpy(self._pixels(number, picture)), self.views.bases, self.filter)
+            for number, picture in batch.items()
+        ]
+        outputs = self.views(scaled, embedding)
+        none = np.zeros((len(batch), 0), np.float32)
+        embeddings = none if outputs.embeddings is None else outputs.embeddings.cpu().numpy()
+        return outputs.posteriors[:, -1].cpu().numpy(), embeddings
 
     def _pixels(self, number: int, picture: Picture) -> Pixels:
         """uint8 RGB (h, w, 3)."""

@@ -1,35 +1,41 @@
-"""Evaluation (§3.2, §4): centre crops, the dense network at every scale Q, and the average over scales.
+"""Evaluation (§3.2, §4) of all validation images, each once, in every mode.
 
-Each image is decoded once and resized to every scale.  Its posteriors are averaged over the mirror image, if
-parameters say so, and then over scales.  Batches contain images of one size, because padding would change scores.
+Every image is decoded once and resized to all sizes in decoding processes.  Images are taken in the order of their
+size, in chunks; the ranks take chunks in turn.  An image's numbers do not depend on its chunk (vgg.evaluation.views):
+on a CPU the results are identical, bit for bit, for any number of ranks, any batch_pixels and any number of restarts.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
+from numpy.typing import NDArray
 
 from runtime.distributed import Group
 from runtime.errors import Refused
+from runtime.shards.batches import ROW, Crops
+from runtime.shards.loader import Loader
 from runtime.shards.shardset import ShardSet, Split
-from vgg.data.augment import Prepare
 from vgg.data.images import image_of
-from vgg.data.windows import centre_window
-from vgg.evaluation.metrics import ranks_of_labels
-from vgg.network.dense import DenseVGG
-from vgg.network.model import VGG
+from vgg.evaluation.fusion import Partner
+from vgg.evaluation.modes import Base, Mode, bases_of
+from vgg.evaluation.parts import Parts, part_type
+from vgg.evaluation.predictions import rows_of, summary
+from vgg.evaluation.scaled import Size, resize, short_side, sizes_of
+from vgg.evaluation.views import Picture, Views
 from vgg.network.trained import Trained
 from vgg.params.evaluate import EvaluateParams
 
 log = logging.getLogger("vgg.evaluate")
 
-TOP = 5
+SAVE_SECONDS = 20.0  # interval at which what was evaluated is saved
+AGREE_TURNS = 8  # interval, in chunks, at which several ranks agree on that
 
 
 @dataclass
@@ -37,13 +43,16 @@ class Evaluation:
     """The result of an evaluation.
 
     metrics: of every mode under "modes"; those of the headline mode also at the top level.
-    predictions: rows of row_type, one per image, in the order of the index.
-    modes: names of the modes; the last one is the headline.
+    predictions: rows of vgg.evaluation.predictions.row_type, one per image, in the order of the index.
+    modes: names of the modes; the last one is the headline.  network_mode: the last one of this network alone.
+    posteriors: of all images in the mode with this number: float16 (images, classes).
     """
 
     metrics: dict[str, Any]
-    predictions: np.ndarray
-    modes: list[str] = field(default_factory=list)
+    predictions: NDArray[np.void]
+    modes: list[str]
+    network_mode: str
+    posteriors: Callable[[int], NDArray[np.float16]]
 
 
 def evaluate(
@@ -52,14 +61,50 @@ def evaluate(
     shards: ShardSet,
     group: Group,
     report: Callable[[int, int], None],
-) -> Evaluation:
-    """Evaluate every validation image exactly once, in every mode.
+    parts: Parts | None = None,
+    partners: Sequence[Partner] = (),
+) -> Evaluation | None:
+    """Evaluate every validation image exactly once, in every mode.  Returns None on other ranks than the first.
 
-    The ranks take whole batches in turn, so batches and scores are identical, bit for bit, for any number of ranks.
-    report: called with (images done, total images) of this rank.
+    report: called with (images done, total images) of this rank.  parts: of the first rank.
     Raises Refused if the checkpoint was trained on other classes, a test scale is below the network's input size, or a
     score is not finite.
     """
+    expect_suitable(params, trained, shards)
+    split, parts = shards.split("val"), parts or Parts()
+    views = Views(params, trained.network(), trained.manifest["pixels"], group.device)
+    dtype = part_type(len(views.modes), len(shards.wnids))
+    if group.is_first:
+        parts.open(dtype)
+    left = np.setdiff1d(np.arange(len(split)), group.gather(parts.numbers())[0])
+    sizes = np.stack([split.rows["height"], split.rows["width"]], -1).astype(np.int64)
+    chunks = list(chunks_by_size(sizes, left, params.test_scales, params.batch_pixels))
+    own = chunks[group.rank :: group.world_size]
+    batches = _loaded(split, own, bases_of(params), params, shards.manifest["parameters"]["max_pixels"], group)
+    done, total, saved = len(split) - len(left), len(split), time.monotonic()
+    found: list[NDArray[np.void]] = []
+    late: _Late | None = None
+    for turn in range(-(-len(chunks) // group.world_size)):
+        if turn < len(own):
+            pictures = next(batches)
+            following = _Late(own[turn], views(pictures).posteriors)
+            if late:
+                found.append(late.part(split, dtype))
+            late = following
+            done += len(own[turn]) * group.world_size
+            report(min(done, total), total)
+        to_agree = group.world_size == 1 or turn % AGREE_TURNS == AGREE_TURNS - 1
+        if to_agree and group.any(group.is_first and time.monotonic() - saved > SAVE_SECONDS):
+            _gather(found, parts, group, dtype)
+            found, saved = [], time.monotonic()
+    if late:
+        found.append(late.part(split, dtype))
+    _gather(found, parts, group, dtype)
+    return result(views.modes, parts, split, partners, shards) if group.is_first else None
+
+
+def expect_suitable(params: EvaluateParams, trained: Trained, shards: ShardSet) -> None:
+    """Raises Refused if the network cannot be evaluated on these images at these scales."""
     if trained.manifest["run"]["data"]["classes_sha256"] != shards.classes_sha256:
         raise Refused(
             f"{trained.directory} was trained on other classes than those of {shards.address}. "
@@ -68,169 +113,139 @@ def evaluate(
     input_size = trained.manifest["network"]["input_size"]
     if too_small := [q for q in params.test_scales if q < input_size]:
         raise Refused(f"evaluate.test_scales: {too_small} are below the network's input size of {input_size} pixels")
-    split = shards.split("val")
-    max_pixels = shards.manifest["parameters"]["max_pixels"]
-    views = Views(params, trained.network(), trained.manifest["pixels"], group.device)
-    predictions = []
-    batches = list(batches_of_one_size(sizes_of(split), params.test_scales, params.batch_pixels))
-    batches = batches[group.rank :: group.world_size]
-    done, share = 0, sum(map(len, batches))
-    for numbers in batches:
-        images = [torch.from_numpy(np.array(image_of(split, int(n), max_pixels))) for n in numbers]
-        posteriors = views.posteriors(torch.stack(images).to(group.device))
-        labels = torch.from_numpy(split.rows["label"][numbers].astype(np.int64)).to(group.device)
-        predictions.append(_rows(numbers, labels, posteriors, split))
-        done += len(numbers)
-        report(done, share)
-    own_rows = np.concatenate([np.zeros(0, row_type(len(views.modes))), *predictions])
-    rows = np.concatenate(group.gather(own_rows))
-    rows = rows[np.argsort(rows["number"])]
+    if not len(shards.split("val")):
+        raise Refused(f"{shards.address}: no validation images. Shard data that has some.")
+
+
+def result(
+    modes: Sequence[Mode], parts: Parts, split: Split, partners: Sequence[Partner], shards: ShardSet
+) -> Evaluation:
+    """The evaluation of all parts, fused with those of other networks."""
+    rows = parts.rows()
     if not np.array_equal(rows["number"], np.arange(len(split))):
         raise AssertionError(f"evaluated {len(rows)} images of {len(split)}")
-    return Evaluation(_metrics(views.modes, rows), rows, views.modes)
+    protocols = {mode.name: mode.protocol() for mode in modes}
+    posteriors: Callable[[int], NDArray[np.float16]] = parts.posteriors
+    if partners:
+        from vgg.evaluation.fusion import fused
+
+        rows, posteriors, fusion = fused(rows, parts, modes, partners)
+        protocols[fusion.name] = fusion.protocol()
+    names = list(protocols)
+    results = summary(rows, names, shards.costs())
+    for name in names:
+        results[name]["protocol"] = protocols[name]
+    headline = {key: value for key, value in results[names[-1]].items() if key != "protocol"}
+    return Evaluation({"headline": names[-1], **headline, "modes": results}, rows, names, modes[-1].name, posteriors)
 
 
-def row_type(num_modes: int) -> np.dtype[Any]:
-    """Type of a prediction: number, label; per mode the TOP best classes, their probabilities, rank and loss.
+def chunks_by_size(
+    sizes: NDArray[np.int64], numbers: NDArray[np.int64], scales: Sequence[int], batch_pixels: int
+) -> Iterator[NDArray[np.int64]]:
+    """Image numbers in the order of their size at the largest scale, within batch_pixels at that scale.
 
-    rank: of the label; 0 is a top-1 hit.  loss: nats.  Unused entries of classes are -1.
+    sizes: height and width of every image, int64 (n, 2); numbers: of those wanted.
     """
-    mode = np.dtype([("classes", "<i4", (TOP,)), ("probabilities", "<f4", (TOP,)), ("rank", "<i4"), ("loss", "<f4")])
-    return np.dtype([("number", "<u4"), ("label", "<u4"), ("modes", mode, (num_modes,))])
+    largest = max(scales)
+    scaled = np.array([short_side(height, width, largest) for height, width in sizes[numbers].tolist()], np.int64)
+    scaled = scaled.reshape(-1, 2)
+    chunk: list[int] = []
+    pixels = 0
+    for position in np.lexsort((numbers, scaled[:, 1], scaled[:, 0])):
+        pixels = max(pixels, int(scaled[position].prod()))
+        if chunk and pixels * (len(chunk) + 1) > batch_pixels:
+            yield np.array(chunk)
+            chunk, pixels = [], int(scaled[position].prod())
+        chunk.append(int(numbers[position]))
+    if chunk:
+        yield np.array(chunk)
 
 
-class Views:
-    """The network in every mode: centre crop, dense at each scale, and, last, the headline: dense over all scales.
+@dataclass(frozen=True)
+class Scaled:
+    """Decodes images and resizes them to all sizes: a runtime.shards.loader.Make.
 
-    pixels: "mean" and "std" of R, G, B, 0-255, that were used in training.
+    An image is written as one row of bytes: one size after the other.
     """
 
-    def __init__(
-        self, params: EvaluateParams, model: VGG, pixels: dict[str, list[float]], device: torch.device
-    ) -> None:
-        self.params = params
-        self.model = model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.dense = DenseVGG(self.model, params.ceil_pooling, params.softmax == "per_position").eval()
-        self.prepare = Prepare(pixels["mean"], pixels["std"]).to(device)
-        self.input_size = model.architecture.input_size
-        scales = sorted(params.test_scales)
-        self.centre_scale = scales[len(scales) // 2]
-        suffix = "_flip" if params.flip else ""
-        self.modes = [f"centre_Q{self.centre_scale}{suffix}", *(f"dense_Q{q}{suffix}" for q in scales)]
-        if len(scales) > 1:
-            self.modes.append("dense_Q" + "-".join(map(str, scales)) + suffix)
-        self.scales = scales
+    split: Split
+    bases: Sequence[Base]
+    kernel: str
+    max_pixels: int
 
-    @torch.inference_mode()
-    def posteriors(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Class probabilities, float32 (n, classes), for every mode.  images: of one size, uint8 (n, h, w, 3)."""
-        height, width = images.shape[1:3]
-        central = centre_crop(images, self.centre_scale, self.input_size)
-        found = [self._averaged(central, lambda x: self.model(x).float().softmax(1))]
-        for scale in self.scales:
-            resized = resize(images, *short_side(height, width, scale))
-            found.append(self._averaged(resized, self.dense))
-        if len(self.scales) > 1:
-            found.append(torch.stack(found[1:]).mean(0))
+    def __call__(self, numbers: NDArray[np.int64], into: Any) -> NDArray[np.void]:
+        for number, row in zip(numbers, into, strict=False):
+            image = torch.from_numpy(np.array(image_of(self.split, int(number), self.max_pixels)))[None]
+            first = 0
+            for height, width in self.sizes(int(number)):
+                last = first + height * width * 3
+                row[first:last] = resize(image, height, width, self.kernel).numpy().reshape(-1)
+                first = last
+        rows = np.zeros(len(numbers), ROW)
+        rows["number"] = numbers
+        return rows
+
+    def sizes(self, number: int) -> list[Size]:
+        row = self.split.rows[number]
+        return sizes_of(self.bases, int(row["height"]), int(row["width"]))
+
+    def pictures(self, batch: Crops) -> list[Picture]:
+        """What __call__ wrote.  batch.images: uint8 (n, bytes)."""
+        found = []
+        for number, content in zip(batch.numbers.tolist(), batch.images, strict=True):
+            row, scaled, first = self.split.rows[number], {}, 0
+            for height, width in self.sizes(number):
+                last = first + height * width * 3
+                scaled[(height, width)] = content[first:last].view(height, width, 3)
+                first = last
+            found.append(Picture(int(row["height"]), int(row["width"]), scaled))
         return found
 
-    @torch.inference_mode()
-    def headline(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Class probabilities in the headline mode, float32 (n, classes), and embeddings (n, classifier_width).
 
-        An embedding is fc7 after its ReLU, averaged as the probabilities are: over positions, the mirror image (if
-        params.flip is set) and scales.  images: of one size, uint8 (n, h, w, 3).
-        """
-        height, width = images.shape[1:3]
-        scales = []
-        for scale in self.scales:
-            prepared = self.prepare(resize(images, *short_side(height, width, scale)))
-            views = [prepared, prepared.flip(-1)] if self.params.flip else [prepared]
-            scales.append(
-                [torch.stack(found).mean(0) for found in zip(*map(self.dense.with_embedding, views), strict=True)]
-            )
-        posteriors, embeddings = (torch.stack(found).mean(0) for found in zip(*scales, strict=True))
-        return posteriors, embeddings
-
-    def _averaged(self, images: torch.Tensor, net: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """Posteriors of images, averaged with those of the mirror images if params.flip is set."""
-        prepared = self.prepare(images)
-        posteriors = net(prepared)
-        return (posteriors + net(prepared.flip(-1))) / 2 if self.params.flip else posteriors
+def _loaded(
+    split: Split,
+    chunks: Sequence[NDArray[np.int64]],
+    bases: Sequence[Base],
+    params: EvaluateParams,
+    max_pixels: int,
+    group: Group,
+) -> Iterator[list[Picture]]:
+    """The pictures of every chunk, made in decoding processes."""
+    make = Scaled(split, bases, params.filter, max_pixels)
+    num_bytes = max((3 * sum(h * w for h, w in make.sizes(int(n))) for chunk in chunks for n in chunk), default=0)
+    loader = Loader.of(group, None)
+    batches = loader.load(make, lambda done: iter(chunks[done:]), max(map(len, chunks), default=0), (num_bytes,))
+    return (make.pictures(batch) for batch in batches)
 
 
-def centre_crop(images: torch.Tensor, scale: int, size: int) -> torch.Tensor:
-    """The central size x size crops of images of one size, rescaled to short side `scale`: uint8 (n, size, size, 3)."""
-    height, width = images.shape[1:3]
-    window = centre_window(width, height, scale, size)
-    return resize(images[:, window.top : window.bottom, window.left : window.right], size, size)
+class _Late:
+    """Posteriors that are copied from the device while the next chunk is computed.  numbers: of the images."""
 
+    def __init__(self, numbers: NDArray[np.int64], posteriors: torch.Tensor) -> None:
+        self._numbers, self._posteriors = numbers, posteriors
+        self._copied: torch.cuda.Event | None = None
+        if posteriors.device.type == "cuda":
+            self._posteriors = torch.empty(posteriors.shape, pin_memory=True)
+            self._posteriors.copy_(posteriors, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
 
-def short_side(height: int, width: int, scale: int) -> tuple[int, int]:
-    """(height, width) after isotropic rescaling to short side `scale`, pixels."""
-    short = min(height, width)
-    return max(scale, round(height * scale / short)), max(scale, round(width * scale / short))
-
-
-def resize(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Resize uint8 (n, h, w, 3) to uint8 (n, height, width, 3), antialiased bilinear."""
-    if images.shape[1:3] == (height, width):
-        return images
-    planes = images.permute(0, 3, 1, 2)
-    if planes.device.type == "cuda":  # CUDA has no uint8 kernel
-        planes = planes.float()
-    planes = functional.interpolate(planes, (height, width), mode="bilinear", antialias=True, align_corners=False)
-    if planes.is_floating_point():
-        planes = planes.round().clamp(0, 255).to(torch.uint8)
-    return planes.permute(0, 2, 3, 1)
-
-
-def sizes_of(split: Split) -> np.ndarray:
-    """Height and width of every image, int64 (n, 2)."""
-    return np.stack([split.rows["height"], split.rows["width"]], -1).astype(np.int64)
-
-
-def batches_of_one_size(sizes: np.ndarray, test_scales: list[int], batch_pixels: int) -> Iterator[np.ndarray]:
-    """Image numbers in batches of equal height and width, within batch_pixels at any scale; every image once.
-
-    sizes: height and width of every image, int64 (n, 2).
-    """
-    for height, width in np.unique(sizes, axis=0):
-        same = np.flatnonzero((sizes == (height, width)).all(1))
-        resized = np.prod(short_side(int(height), int(width), max(test_scales)))
-        batch_size = max(1, batch_pixels // int(max(resized, height * width)))
-        for first in range(0, len(same), batch_size):
-            yield same[first : first + batch_size]
-
-
-def _rows(numbers: np.ndarray, labels: torch.Tensor, posteriors: list[torch.Tensor], split: Split) -> np.ndarray:
-    rows = np.zeros(len(numbers), row_type(len(posteriors)))
-    rows["number"], rows["label"] = numbers, labels.cpu().numpy()
-    for mode, probabilities in enumerate(posteriors):
-        if not torch.isfinite(probabilities).all():
+    def part(self, split: Split, dtype: np.dtype[Any]) -> NDArray[np.void]:
+        """Raises Refused if a score is not finite."""
+        if self._copied:
+            self._copied.synchronize()
+        if not torch.isfinite(self._posteriors).all():
             raise Refused(
-                f"{split.where(int(numbers[0]))} or its batch: a score is not finite. The weights cannot be used."
+                f"{split.where(int(self._numbers[0]))} or its batch: a score is not finite. The weights cannot be used."
             )
-        # stable, so that equal probabilities are ordered by class, as in ranks_of_labels
-        best = torch.sort(probabilities, dim=1, descending=True, stable=True)
-        count = min(TOP, probabilities.shape[1])
-        rows["modes"]["classes"][:, mode] = -1
-        rows["modes"]["classes"][:, mode, :count] = best.indices[:, :count].cpu().numpy()
-        rows["modes"]["probabilities"][:, mode, :count] = best.values[:, :count].cpu().numpy()
-        rows["modes"]["rank"][:, mode] = ranks_of_labels(probabilities, labels).cpu().numpy()
-        own = probabilities.gather(1, labels[:, None]).squeeze(1)
-        rows["modes"]["loss"][:, mode] = -own.clamp_min(torch.finfo(torch.float32).tiny).log().cpu().numpy()
-    return rows
+        part = np.zeros(len(self._numbers), dtype)
+        part["row"] = rows_of(self._numbers, split.rows["label"][self._numbers].astype(np.int64), self._posteriors)
+        part["posteriors"] = self._posteriors.numpy()
+        return part
 
 
-def _metrics(modes: list[str], rows: np.ndarray) -> dict[str, Any]:
-    results = {}
-    for number, mode in enumerate(modes):
-        ranks = rows["modes"]["rank"][:, number]
-        results[mode] = {
-            "num_images": len(rows),
-            "top1_error": int((ranks >= 1).sum()) / len(rows),
-            "top5_error": int((ranks >= TOP).sum()) / len(rows),
-            "loss": float(rows["modes"]["loss"][:, number].astype(np.float64).mean()),
-        }
-    return {"headline": modes[-1], **results[modes[-1]], "modes": results}
+def _gather(found: list[NDArray[np.void]], parts: Parts, group: Group, dtype: np.dtype[Any]) -> None:
+    """Add to the parts of the first rank what all ranks have found."""
+    gathered = group.gather(np.concatenate([np.zeros(0, dtype), *found]))
+    if group.is_first:
+        parts.add(np.concatenate(gathered))

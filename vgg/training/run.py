@@ -26,10 +26,11 @@ from vgg.data.augment import Prepare
 from vgg.evaluation.metrics import Counts
 from vgg.network.init import initialise, transplant
 from vgg.network.model import VGG, Architecture, blank
+from vgg.network.precision import precision_on
 from vgg.network.trained import Trained
 from vgg.params.train import TrainParams
 from vgg.training.schedule import Schedule
-from vgg.training.task import State, Task, precision_on, share_of
+from vgg.training.task import State, Task, share_of
 
 log = logging.getLogger("vgg.train")
 
@@ -73,7 +74,7 @@ def start(task: Task, metadata: dict[str, Any], group: Group) -> Run:
     if group.device.type == "cuda" and params.deterministic:  # on a CPU all operations used here are
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    precision = precision_on(params, group.device)
+    precision = precision_on(params.precision, group.device)
     model = blank(Architecture(**metadata["network"]), params.dropout)
     if params.init == "checkpoint":
         initial = initial_of(task)

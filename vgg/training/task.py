@@ -18,6 +18,7 @@ from runtime.shards.shardset import ShardSet
 from runtime.wording import some
 from vgg.data import roi
 from vgg.network.model import Architecture
+from vgg.network.precision import precision_on
 from vgg.network.trained import Trained, shapes_of
 from vgg.params.train import TrainParams
 
@@ -88,7 +89,7 @@ def describe(task: Task, device: torch.device) -> dict[str, Any]:
         "train": params.model_dump(mode="json"),
         "data": {"digest": shards.digest, "classes_sha256": shards.classes_sha256},
         "initial": task.initial.weights_sha256 if task.initial else None,
-        "precision": str(precision_on(params, device)).removeprefix("torch."),
+        "precision": str(precision_on(params.precision, device)).removeprefix("torch."),
         "code": task.code,
     }
     std = shards.std if params.standardise else [1.0, 1.0, 1.0]
@@ -171,13 +172,3 @@ def find_run(directory: Path, metadata: dict[str, Any], accept_code_change: bool
 def share_of(params: TrainParams, num_ranks: int) -> int:
     """Maximum number of images of a global batch that one rank computes."""
     return -(-params.batch_size // num_ranks)
-
-
-def precision_on(params: TrainParams, device: torch.device) -> torch.dtype:
-    """bfloat16 or float32.  'auto' is bf16 only where hardware supports it; emulation is slower than fp32."""
-    if params.precision != "auto":
-        return torch.bfloat16 if params.precision == "bf16" else torch.float32
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else torch.float32

@@ -25,7 +25,8 @@ from torch import nn
 from runtime.errors import Refused
 from vgg.data.augment import Prepare
 from vgg.data.images import decode
-from vgg.evaluation.evaluate import centre_crop
+from vgg.evaluation.modes import Base
+from vgg.evaluation.scaled import centre_crop, resize, size_at
 from vgg.network.model import VGG
 from vgg.network.trained import Trained
 
@@ -51,7 +52,9 @@ def export(
     network = Crops(trained.network(), trained.manifest["pixels"]).eval()
     size = trained.manifest["network"]["input_size"]
     decoded = (torch.from_numpy(np.array(decode(jpeg, max_pixels)))[None] for jpeg in jpegs)
-    crops = torch.cat([centre_crop(image, scale, size) for image in decoded]).contiguous()
+    base = Base("centre_crop", scale)
+    resized = (resize(image, *size_at(base, *image.shape[1:3])) for image in decoded)
+    crops = torch.cat([centre_crop(image, size) for image in resized]).contiguous()
     pair = torch.cat([crops, crops])[:2]  # torch.export takes a batch of one for a constant
     with torch.no_grad():
         expected = [output.numpy() for output in network(crops)]

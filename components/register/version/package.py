@@ -79,6 +79,11 @@ class Package:
     ) -> Package:
         """Raises Refused if the evaluation is of other weights or other shards."""
         rows, content = open_predictions(predictions)
+        if content["evaluate"]["fuse"]:
+            raise Refused(
+                f"{predictions} is the fusion of several networks, and a version holds one. Set evaluate.fuse to [] "
+                "and run the evaluate stage again."
+            )
         trained = Trained.open(checkpoint, content["evaluate"]["weights"])
         if evaluation["weights_sha256"] != trained.weights_sha256:
             raise Refused(f"the evaluation is of other weights than {checkpoint}. Run the evaluate stage again.")
