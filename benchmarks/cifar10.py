@@ -160,7 +160,9 @@ def shortened(params: TrainParams, epochs: int) -> TrainParams:
 
 def evaluated(params: EvaluateParams, trained: Trained, shards: ShardSet, group: Group) -> dict[str, object]:
     start_time = time.monotonic()
-    metrics = evaluate(params, trained, shards, group, lambda *_: None).metrics
+    found = evaluate(params, trained, shards, group, lambda *_: None)
+    assert found  # of the only rank
+    metrics = found.metrics
     return {
         "top1": round(1 - metrics["top1_error"], 4),
         "mode": metrics["headline"],

@@ -84,7 +84,10 @@ def parts(images: Path, tars: Sequence[Path], results: Path, work: Path, rehears
         Part(45, [
             Program("evaluate", [
                 "evaluate", *pictures,
-                *sizes(["--seconds", "{seconds}"], [*REHEARSAL_SIZE, "--batches", "1", "--rounds", "1"]),
+                *sizes(
+                    ["--seconds", "{seconds}", "--num-images", "3000", "--naive-images", "64", "--crop-images", "256"],
+                    [*REHEARSAL_SIZE, "--num-images", "3", "--naive-images", "2", "--crop-images", "2"],
+                ),
             ]),
         ]),
         Part(45, [

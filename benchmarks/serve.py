@@ -99,6 +99,7 @@ def save(folder: Path, size: int) -> dict[str, Path]:
     from components.register.version.model import arguments
     from vgg.network.init import initialise
     from vgg.network.model import Architecture, blank
+    from vgg.params.evaluate import at_one_scale
 
     architecture = Architecture("D", False, WIDTH, NUM_CLASSES, size)
     network = blank(architecture)
@@ -109,10 +110,7 @@ def save(folder: Path, size: int) -> dict[str, Path]:
         "network": architecture.as_dict(),
         "pixels": PIXELS,
         "classes": [{"wnid": f"n{n}", "name": f"class {n}"} for n in range(NUM_CLASSES)],
-        "evaluate": {
-            "weights": "last", "test_scales": [size], "flip": False, "softmax": "after_mean", "ceil_pooling": False,
-            "batch_pixels": 1_000_000,
-        },
+        "evaluate": at_one_scale(size, flip=False).model_dump(),
         "max_pixels": 50_000_000,
     }  # fmt: skip
     (folder / "network.json").write_text(json.dumps(description), encoding="utf-8")

@@ -1,9 +1,13 @@
-"""Two networks on the same images: how much worse one of them can be, with confidence."""
+"""Two networks on the same images: do they differ, and by how much, with confidence."""
 
 from __future__ import annotations
 
 import math
 from statistics import NormalDist
+
+import numpy as np
+
+RESAMPLES = 10_000  # of the bootstrap
 
 
 def score(only_first: int, only_second: int, num_images: int, difference: float) -> float:
@@ -48,3 +52,29 @@ def upper_bound(only_first: int, only_second: int, num_images: int, confidence: 
         else:
             high = middle
     return high
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided exact p value of the hypothesis that both networks err equally often (McNemar 1947).
+
+    only_first: images that the first network alone gets wrong.  only_second: the second alone.
+    """
+    discordant, fewer = only_first + only_second, min(only_first, only_second)
+    # tail of the binomial distribution with probability 1/2, by logarithms: 2^-50,000 is 0 as a float
+    terms = (
+        math.lgamma(discordant + 1) - math.lgamma(k + 1) - math.lgamma(discordant - k + 1) - discordant * math.log(2)
+        for k in range(fewer + 1)
+    )
+    return min(1.0, 2 * sum(math.exp(term) for term in terms))
+
+
+def bootstrap(only_first: int, only_second: int, num_images: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of the difference of the error rates, first minus second, from resampled images (percentiles).
+
+    An image counts +1, -1 or 0: a sample of images is a draw from a multinomial distribution.  Always the same draws.
+    """
+    shares = np.array([only_first, only_second, num_images - only_first - only_second]) / num_images
+    counts = np.random.Generator(np.random.PCG64(1)).multinomial(num_images, shares, RESAMPLES)
+    differences = (counts[:, 0] - counts[:, 1]) / num_images
+    low, high = np.quantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
