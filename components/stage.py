@@ -13,7 +13,10 @@ A program goes through it in this order:
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import time
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -39,7 +42,7 @@ class Stage(Generic[P]):
 
     def __init__(self, name: str, args: argparse.Namespace, model: type[P]) -> None:
         """Raises WrongParameters with every mistake in the parameters, or for a wrong MLFLOW_TRACKING_URI."""
-        self.name, self.args = name, args
+        self.name, self.args, self._start = name, args, time.monotonic()
         self.params = load(args.params, name, model)
         tracking_uri()  # checked before any work
         self.inputs: dict[str, str] = {}
@@ -87,6 +90,18 @@ class Stage(Generic[P]):
         """The provenance record, with the inputs opened until its first use."""
         return provenance.record(self.name, self.params.model_dump(mode="json"), self.inputs)
 
+    def record_of(self, stage: str, output: str, digest: str) -> dict[str, Any] | None:
+        """The record of an earlier stage, if it is beside this one's metrics and of what this one was given.
+
+        output: name of the earlier stage's output; digest: of it.
+        """
+        path = Path(self.args.metrics).with_name(f"{stage}{RECORD_SUFFIX}")
+        try:
+            found: dict[str, Any] = json.loads(path.read_bytes())
+            return found if found["finished"] and found["results"][output].endswith(f"#{digest}") else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None  # another place, another run, or damaged: the page says less
+
     def tracked(self, location: str, more_params: dict[str, Any] | None = None) -> Tracker:
         """A context manager: the stage's run in MLflow, with parameters and provenance.
 
@@ -127,7 +142,9 @@ class Stage(Generic[P]):
         """
         results = {name: address for name, address in parameters.items() if storage.DIGEST.search(address)}
         record_file = Path(self.args.metrics).with_suffix(RECORD_SUFFIX)
-        manifest.write_json(record_file, {**self.record, "results": results})
+        hours = (time.monotonic() - self._start) / 3600
+        when = {"finished": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "hours_since_last_start": hours}
+        manifest.write_json(record_file, {**self.record, "results": results, **when})
         manifest.write_json(Path(self.args.metrics), metrics)
         findings.clear()
         shown = {"metrics": (self.args.metrics, program.numbers(metrics)), **(artifacts or {})}

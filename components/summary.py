@@ -27,7 +27,7 @@ def summary(metrics: dict[str, dict[str, Any]]) -> str:
     for name, description in (
         ("shards", f"data/shards          {data['num_train']:,} + {data['num_val']:,} images, {data['digest']}"),
         ("network", f"models/vgg           weights {metrics['train']['weights_sha256'][:16]}…"),
-        ("predictions", "data/predictions     every image, confusion.png, mistakes.png"),
+        ("predictions", "data/predictions     posteriors of every image, errors and confusions as CSV"),
         ("numbers", "metrics/             JSON, the curves as CSV, evaluation.html"),
         ("model", f"{model['uri']}  version {model['version']}"),
     ):

@@ -134,7 +134,9 @@ def evaluate_and_write(stage: Stage[EvaluateParams], shards: ShardSet, trained: 
         tracker.note(markdown(metrics, shards.manifest["dataset"]))
         for name in report.REPORT_FILES:
             tracker.artifact(output.directory / name, "eval", to="both" if name == "confusion.png" else "child")
-        table_of_classes, html = confusion.table(shards, evaluation), page.page(metrics, output.directory, shards)
+        table_of_classes = confusion.table(shards, evaluation)
+        earlier = stage.record_of("train", "checkpoint", trained.digest)
+        html = page.page(page.Subject(shards, trained, evaluation, metrics, stage.record, earlier))
         manifest.write_atomically(Path(args.confusion), lambda file: file.write(table_of_classes))
         manifest.write_atomically(Path(args.report), lambda file: file.write(html))
         tracker.artifact(Path(args.report), "eval", to="both")

@@ -1,8 +1,7 @@
-"""Predictions of an evaluation, and its report: confusion matrix and most confident errors, as pictures and CSV."""
+"""Predictions of an evaluation, its confusion matrix as a picture, confusions and errors as CSV."""
 
 from __future__ import annotations
 
-import io
 import logging
 import warnings
 from collections.abc import Callable
@@ -12,7 +11,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from components.evaluate.confusion import matrix, most_misclassified
 from components.evaluate.table import as_csv
@@ -21,8 +19,7 @@ from runtime.shards.shardset import ShardSet
 from vgg.evaluation.evaluate import Evaluation
 
 SCHEMA = "vgg.predictions/2"
-REPORT_FILES = ("confusion.png", "confusion.csv", "mistakes.png", "mistakes.csv")
-MAX_MISTAKES, COLUMNS = 32, 8  # of mistakes.png
+REPORT_FILES = ("confusion.png", "confusion.csv", "mistakes.csv")
 MAX_NAME = 30  # characters of a class name in pictures; the tables have the whole name
 
 log = logging.getLogger("vgg")
@@ -50,7 +47,7 @@ def write(
     for name, array in arrays.items():
         manifest.write_atomically(directory / name, partial(_save_array, array()))
     _write_confusion(directory, shards, matrix(shards, evaluation))
-    _write_mistakes(directory, shards, rows, evaluation.modes[-1])
+    _write_mistakes(directory, shards, rows)
     entries = [manifest.file_entry(directory, name) for name in (*arrays, *REPORT_FILES)]
     body = {
         "evaluate": params,
@@ -96,11 +93,8 @@ def _write_confusion(directory: Path, shards: ShardSet, confusion: np.ndarray) -
     _save(figure, directory / "confusion.png")
 
 
-def _write_mistakes(directory: Path, shards: ShardSet, rows: np.ndarray, mode: str) -> None:
-    from matplotlib import pyplot
-
-    split = shards.split("val")
-    headline = rows["modes"][:, -1]
+def _write_mistakes(directory: Path, shards: ShardSet, rows: np.ndarray) -> None:
+    split, headline = shards.split("val"), rows["modes"][:, -1]
     wrong = np.flatnonzero(headline["rank"] > 0)
     wrong = wrong[np.argsort(-headline["probabilities"][wrong, 0], kind="stable")]
     mistakes = []
@@ -110,20 +104,6 @@ def _write_mistakes(directory: Path, shards: ShardSet, rows: np.ndarray, mode: s
         mistakes.append((split.key(number), shards.wnids[label], shards.wnids[predicted], f"{probability:.4f}"))
     table = as_csv(("key", "true", "guessed", "probability"), *mistakes)
     manifest.write_atomically(directory / "mistakes.csv", lambda file: file.write(table))
-
-    rows_shown = -(-max(1, min(len(wrong), MAX_MISTAKES)) // COLUMNS)
-    size = (2 * COLUMNS, 0.5 + 2.4 * rows_shown)
-    figure, grid = pyplot.subplots(rows_shown, COLUMNS, figsize=size, layout="constrained", squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
-    for axes, i in zip(grid.flat, wrong, strict=False):
-        number = int(rows["number"][i])
-        axes.imshow(np.asarray(Image.open(io.BytesIO(split.read(number))).convert("RGB")))
-        predicted, truth = (shortened(shards.class_names[c]) for c in (headline["classes"][i, 0], rows["label"][i]))
-        probability = headline["probabilities"][i, 0]
-        axes.set_title(f"{predicted} {100 * probability:.0f} %\ntrue: {truth}", fontsize=8)
-    figure.suptitle(f"{len(wrong):,} of {len(rows):,} images misclassified ({mode}); most confident errors first")
-    _save(figure, directory / "mistakes.png")
 
 
 def _save(figure: Any, path: Path) -> None:

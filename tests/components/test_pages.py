@@ -140,3 +140,21 @@ def test_a_version(folder: Path, address: str, page: Page) -> None:
     [experiment] = client.search_experiments(filter_string=f"name = '{access.EXPERIMENT}'")
     where = f"{server}/#/experiments/{experiment.experiment_id}/models/{model_id}?workflowType=machine_learning"
     assert "folder (#" in page.open(where, "Metrics (4)", "top1_error_percent")
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_report_on_a_laptop_and_on_a_phone(width: int, folder: Path, page: Page) -> None:
+    """Every section is there; nothing but tables is wider than the screen; images are shown; captions can be read."""
+    page.size(width, 900)
+    address = f"file://{folder}/m/report.html"
+    text = page.open(address, "What to do next")
+    for section in ("What was trained", "Results", "Learning curves", "Calibration", "Classes", "Confusion", "Images"):
+        assert section in text
+    assert percent(folder, RATES[-1]) in text.replace("\xa0", " ")
+    assert page.run("document.documentElement.scrollWidth <= window.innerWidth")
+    assert page.run("[...document.images].length > 0 && [...document.images].every(i => i.naturalWidth > 0)")
+    smallest = (
+        "Math.min(...[...document.querySelectorAll('figcaption')].map(f => parseFloat(getComputedStyle(f).fontSize)))"
+    )
+    assert page.run(smallest) >= 12
+    assert page.run("performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:')).length") == 0

@@ -171,7 +171,10 @@ def test_the_pipeline_in_containers_gives_the_metrics_of_dvc_repro(
         expected = (repo / f"metrics/{stage}.json").read_bytes()
         assert (first / stage / "metrics").read_bytes() == expected, stage
         assert (again / stage / "metrics").read_bytes() == expected, stage  # found finished; the same version
-    assert (first / "evaluate/report").read_bytes() == (repo / "metrics/evaluation.html").read_bytes()
+    pages = [path.read_text(encoding="utf-8") for path in (first / "evaluate/report", repo / "metrics/evaluation.html")]
+    assert "trained by" not in pages[0]  # a step has no file of another
+    theirs, ours = (re.sub("<tr><td>(trained|evaluated) by</td>.*?</tr>", "", page) for page in pages)
+    assert theirs == ours
     said = json.loads((first / "evaluate/executor_output.json").read_text())["artifacts"]
     assert len(said["confusion"]["artifacts"][0]["metadata"]["confusionMatrix"]["rows"]) == 10
     assert "Gate: passed" in (first / "report/summary").read_text()

@@ -13,9 +13,9 @@ from vgg.params.evaluate import EvaluateParams, Method
 
 GRID = 5  # crops a side of the multi-crop evaluation
 SENTENCES = {
-    "centre_crop": "one crop of the network's input size from the centre of the image at scale Q",
-    "dense": "the whole image at scale Q, scores averaged over all positions",
-    "multi_crop": f"a regular grid of {GRID} x {GRID} crops at scale Q, posteriors averaged",
+    "centre_crop": "one crop of the network's input size from the centre",
+    "dense": "the whole image, scores averaged over all positions",
+    "multi_crop": f"a regular grid of {GRID} x {GRID} crops, posteriors averaged",
     "multi_crop_and_dense": "the average of the multi-crop and the dense evaluation",
     "fusion": "the average of several networks",
 }
