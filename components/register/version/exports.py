@@ -121,10 +121,8 @@ def _write_pt2(network: Crops, crops: torch.Tensor, path: Path) -> Callable[[tor
     return lambda images: [output.numpy() for output in loaded(weights, images)]
 
 
-def _write_onnx(network: Crops, crops: torch.Tensor, path: Path) -> Callable[[torch.Tensor], list[np.ndarray]]:
-    import onnx_ir
-    import onnxruntime
-
+def onnx_program(network: Crops, crops: torch.Tensor) -> Any:
+    """The network as a torch.onnx.ONNXProgram, for any number of crops; crops: two, as an example."""
     logging.getLogger("onnxscript").setLevel(logging.WARNING)
     program = torch.onnx.export(
         network, (crops,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("n")},), opset_version=OPSET,
@@ -132,6 +130,21 @@ def _write_onnx(network: Crops, crops: torch.Tensor, path: Path) -> Callable[[to
         optimize=False,  # it would fold batch norm into the weights; runtimes do that when they load the graph
     )  # fmt: skip
     assert program
+    return program
+
+
+def onnx_session(path: Path) -> Callable[[torch.Tensor], list[np.ndarray]]:
+    """What ONNX Runtime answers for crops."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: list(session.run(list(OUTPUTS), {"images": images.numpy()}))
+
+
+def _write_onnx(network: Crops, crops: torch.Tensor, path: Path) -> Callable[[torch.Tensor], list[np.ndarray]]:
+    import onnx_ir
+
+    program = onnx_program(network, crops)
     layout, inside = _layout(path.with_name(WEIGHTS)), 0
     for name, value in program.model.graph.initializers.items():
         tensor = value.const_value
@@ -145,8 +158,7 @@ def _write_onnx(network: Crops, crops: torch.Tensor, path: Path) -> Callable[[to
     if inside > MAX_INSIDE_BYTES:
         raise AssertionError(f"{path.name} would hold {inside:,} bytes of weights: an optimisation has changed some")
     onnx_ir.save(program.model, path)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: list(session.run(list(OUTPUTS), {"images": images.numpy()}))
+    return onnx_session(path)
 
 
 def _layout(path: Path) -> dict[str, tuple[int, int]]:
