@@ -11,7 +11,6 @@ from typing import Any
 from runtime.errors import Refused
 
 Manifest = Mapping[str, Any]  # of a checkpoint
-PUBLISHERS_SCALE = 256 / 224  # Q of the publishers' own figures, as a multiple of input_size
 
 
 def imported(manifest: Manifest) -> dict[str, Any] | None:
@@ -57,6 +56,11 @@ def chain(manifest: Manifest) -> dict[str, Any]:
         "inputs": {"shards": run["data"]["digest"], "initial": run["initial"]},
         "code": run["code"],
     }
+
+
+def publishers_scale(manifest: Manifest) -> int:
+    """Q of the publishers' own figures: 256 for 224 pixels."""
+    return int(manifest["network"]["input_size"]) * 256 // 224
 
 
 def expect_classifier(manifest: Manifest, name: object) -> None:

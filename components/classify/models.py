@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components import origin
 from components.classify import answering
 from components.tracking.patience import GONE
 from runtime.errors import Refused, WrongParameters
@@ -117,7 +118,10 @@ def _of_version(name: str, folder: Path, files: list[str], top_k: int) -> Iterat
 
 
 def _of_training(folder: str, files: list[str], top_k: int) -> Iterator[dict[str, Any]]:
-    """As the paper tests a single scale (§4.1): dense at Q = S, or the middle of a range; mirrored if trained so."""
+    """As the paper tests a single scale (§4.1): dense at Q = S, or the middle of a range; mirrored if trained so.
+
+    An imported network at the scale of the publishers' figures, not mirrored.
+    """
     from components.register.version.package import description
     from runtime.cores import usable_cores
     from runtime.store.place import downloaded
@@ -127,7 +131,12 @@ def _of_training(folder: str, files: list[str], top_k: int) -> Iterator[dict[str
     from vgg.params.train import TrainParams
 
     trained = Trained.open(downloaded(folder))
-    params = TrainParams.model_validate_json(json.dumps(trained.manifest["run"]["train"]))
-    evaluate = at_one_scale(params.validation_scale, params.flip).model_dump()
+    origin.expect_classifier(trained.manifest, folder)
+    if record := origin.imported(trained.manifest):
+        scale, flip, ceil_pooling = origin.publishers_scale(trained.manifest), False, record["ceil_pooling"]
+    else:
+        params = TrainParams.model_validate_json(json.dumps(trained.manifest["run"]["train"]))
+        scale, flip, ceil_pooling = params.validation_scale, params.flip, False
+    evaluate = {**at_one_scale(scale, flip).model_dump(), "ceil_pooling": ceil_pooling}
     classifier = Classifier.of(description(trained, evaluate, MAX_PIXELS), trained.step.weights(), usable_cores())
     yield from answering.answers(lambda images: classifier.answers(images, top_k), files)

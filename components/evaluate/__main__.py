@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components import program
+from components import origin, program
 
 if TYPE_CHECKING:
     from components.stage import Stage
@@ -71,6 +71,7 @@ def open_trained(stage: Stage[EvaluateParams], group: Group) -> Trained:
     if group.local_rank:
         group.barrier()
     trained = Trained.open(downloaded(stage.args.checkpoint), stage.params.weights)
+    origin.expect_classifier(trained.manifest, stage.args.checkpoint)
     stage.expect("checkpoint", stage.args.checkpoint, trained.digest)
     if not group.local_rank:
         group.barrier()
@@ -103,7 +104,7 @@ def evaluate_and_write(stage: Stage[EvaluateParams], shards: ShardSet, trained: 
     args, fused = stage.args, partners.opened(stage, shards)
     location = stage.location(args.predictions)
     output = output_at(location)
-    train = trained.manifest["run"]["train"]
+    train = origin.parameters(trained.manifest)
     parts = Parts(
         manifest.sibling(output.directory, ".parts"), manifest.digest_of([stage.identity(), str(group.device)])
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from components.lineage.links import DATA, EVALUATION, SOURCE, TRAINING, Link
 from components.lineage.server import Made
+from components.origin import in_words
 from components.stage import RECORD_SUFFIX
 
 
@@ -33,6 +34,11 @@ def params(kind: str, own: dict[str, Any]) -> dict[str, Any]:
     return own
 
 
+def imported(own: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """The record of an import, from the checkpoint's manifest or what a version says; {} of a training."""
+    return dict(own.get("run", {}).get("imported") or known.get("imported") or {})
+
+
 def weights(link: Link) -> str:
     """sha256 of the last weights of a training, by a copy of it; '' without one."""
     return next((place.weights.get(place.manifest["last"], "") for place in link.places if place.weights), "")
@@ -49,7 +55,11 @@ def results(kind: str, own: dict[str, Any], metrics: dict[str, Any], known: dict
     if kind == TRAINING:
         weights = known.get("weights_sha256") or metrics.get("weights_sha256")
         found |= {"weights": str(weights)} if weights else {}
-        found |= {"steps": own["last"].removeprefix("step-").lstrip("0")} if own else {}
+        if record := imported(own, known):
+            found["origin"] = f"{in_words(record)}, not trained here"
+            found |= {"notes": " ".join(record["notes"])} if record["notes"] else {}
+        else:
+            found |= {"steps": own["last"].removeprefix("step-").lstrip("0")} if own else {}
     if kind == DATA and own:
         images = " + ".join(f"{split['num_images']:,} {name}" for name, split in own["splits"].items())
         files = own["files"]

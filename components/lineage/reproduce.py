@@ -85,6 +85,8 @@ def main(argv: Sequence[str]) -> None:
 def make(chain: Link, repository: Path, args: argparse.Namespace) -> Plan:
     """Raises Refused if the records are not enough to train again, or no commit holds the code."""
     training, data = chain.find(TRAINING), chain.find(DATA)
+    if training and (record := training.facts.get("origin")):
+        raise Refused(f"{args.reference}: {record}, so there is no training to repeat. Import the file again.")
     if training is None or data is None or not training.params or not (data.params or args.shards):
         raise Refused(f"{args.reference}: its records lack the training, its parameters or its data. See the chain.")
     git = training.record.get("code", {}).get("git", {})

@@ -184,7 +184,7 @@ class Walk:
         link.params = facts.params(kind, own) or link.record.get("params") or known.get("params") or {}
         link.code = own.get("run", {}).get("code") or known.get("code") or {}
         link.facts = facts.results(kind, own, metrics, known)
-        if not link.record:
+        if not link.record and not (kind == TRAINING and facts.imported(own, known)):
             link.notes.append("commit, image and machine: no run and no file in metrics/ recorded them")
         if kind == TRAINING and not link.places:
             same = self.locator.training_of(weights)
@@ -221,7 +221,10 @@ class Walk:
                 if v
             }
             if below.get("digest") or below.get("weights_sha256"):
-                yield self.link(TRAINING, below)
+                training = self.link(TRAINING, below)
+                yield training
+                if inputs.get("shards") and not training.find(DATA):  # of an imported network: not what it learned from
+                    yield self.link(DATA, {**later.get(DATA, {}), "digest": inputs["shards"]})
             else:
                 link.notes.append("it does not say of which weights it is")
         if kind == TRAINING:
@@ -230,6 +233,8 @@ class Walk:
             shards = run.get("data", {}).get("digest") or inputs.get("shards")
             if shards:
                 yield self.link(DATA, {**later.get(DATA, {}), "digest": shards})
+            elif facts.imported(own, known):
+                link.notes.append("the images and the parameters that it was trained with: its file does not say")
             else:
                 link.notes.append("it does not say of which shards it is")
             if initial:

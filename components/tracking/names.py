@@ -62,7 +62,11 @@ def _percent(fraction: float) -> float:
 
 
 def title(dataset: str, train: dict[str, Any], top1_error: float | None = None) -> str:
-    """Name of a pipeline run: digits · D · 32 px · rate 0.006 → 1.01 %.  train: section of the parameters."""
+    """Name of a pipeline run: digits · D · 32 px · rate 0.006 → 1.01 %.
+
+    train: section of the parameters; of an imported network components.origin.parameters, and its file for the rate.
+    """
     network = f"{train['configuration']}{'-BN' if train['batch_norm'] else ''}"
-    text = f"{dataset} · {network} · {train['input_size']} px · rate {train['learning_rate']:g}"
+    how = f"imported {train['imported']}" if "imported" in train else f"rate {train['learning_rate']:g}"
+    text = f"{dataset} · {network} · {train['input_size']} px · {how}"
     return text if top1_error is None else f"{text} → {100 * top1_error:.2f} %"

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def import_(args: argparse.Namespace) -> None:
     from components import origin
-    from runtime.errors import WrongParameters
+    from runtime.errors import BadData
     from runtime.store import storage
     from runtime.store.place import downloaded, output_at
     from vgg.weights import imported, recognise
@@ -66,7 +66,7 @@ def import_(args: argparse.Namespace) -> None:
     if args.new_classifier:
         source = recognise.Source(path, source.size, source.sha256, imported.without_classifier(source.content))
     elif not source.content.has_classifier:
-        raise WrongParameters(
+        raise BadData(
             f"{path}: has no valid classifier, only convolutions, so it cannot answer. To use these as initial "
             "weights: --new-classifier with --shards or --classes."
         )

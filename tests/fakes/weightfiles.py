@@ -11,6 +11,7 @@ import struct
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ def net(stages: Iterable[Iterable[int]], side: int = 2, width: int = 12, classes
             random.normal(0, (2 / fan) ** 0.5, (outputs, fan)).astype(np.float32),
             random.normal(0, 0.1, outputs).astype(np.float32),
         )
-        for fan, outputs in zip(sizes, sizes[1:], strict=False)
+        for fan, outputs in pairwise(sizes)
     ]
     return Net(stages, side, convolutions, norms, dense)
 

@@ -36,6 +36,29 @@ def initialise(model: VGG, init: Init, seed: int) -> None:
             module.reset_parameters()
 
 
+def for_pixels(
+    weights: dict[str, torch.Tensor], source: dict[str, list[float]], target: dict[str, list[float]]
+) -> dict[str, torch.Tensor]:
+    """Weights of a network for pixels that are prepared in another way; unchanged if it is the same.
+
+    source, target: "mean" and "std" of R, G, B, 0-255, that the network expects, and that it will get.
+
+    The first convolution takes the difference, so that the network answers as before; exactly so where its window does
+    not touch the border, for padding stands for the mean.  Weights of torchvision expect deviations of 1, for example:
+    without this, a training that only subtracts the mean would feed them numbers 58 times as large.
+    """
+    if source == target:
+        return weights
+    before, after = ({part: torch.tensor(of[part]) for part in ("mean", "std")} for of in (source, target))
+    kernel = weights["features.0.weight"]
+    shift = (after["mean"] - before["mean"]) / before["std"]
+    return {
+        **weights,
+        "features.0.weight": kernel * (after["std"] / before["std"])[:, None, None],
+        "features.0.bias": weights["features.0.bias"] + (kernel.sum((2, 3)) * shift).sum(1),
+    }
+
+
 def transplant(model: VGG, shallower: VGG) -> list[str]:
     """Copy four convolutions and the classifier from a shallower net (§3.1).
 

@@ -24,7 +24,7 @@ from runtime.shards.batches import Crops
 from vgg import draws
 from vgg.data.augment import Prepare
 from vgg.evaluation.metrics import Counts
-from vgg.network.init import initialise, transplant
+from vgg.network.init import for_pixels, initialise, transplant
 from vgg.network.model import VGG, Architecture, blank
 from vgg.network.precision import precision_on
 from vgg.network.trained import Trained
@@ -79,10 +79,13 @@ def start(task: Task, metadata: dict[str, Any], group: Group) -> Run:
     if params.init == "checkpoint":
         initial = initial_of(task)
         expect_same_network(initial, model)
-        model.load_state_dict(initial.step.weights())
+        model.load_state_dict(for_pixels(initial.step.weights(), initial.manifest["pixels"], metadata["pixels"]))
     elif params.init == "shallower":
         initialise(model, "normal", params.seed)
-        transplant(model, initial_of(task).network())
+        initial = initial_of(task)
+        shallower = initial.network()
+        shallower.load_state_dict(for_pixels(shallower.state_dict(), initial.manifest["pixels"], metadata["pixels"]))
+        transplant(model, shallower)
     else:
         initialise(model, params.init, params.seed)
     model = model.to(group.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -7,7 +7,6 @@ upgrade tool).  The number of fields is limited, no length is believed before it
 
 from __future__ import annotations
 
-import mmap
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 
 from vgg.weights import published
-from vgg.weights.content import LAYERS, Content, architecture_of, checked, expect_finite, named, unusable
+from vgg.weights.content import LAYERS, Content, architecture_of, checked, expect_finite, mapped, named, unusable
 
 # numbers of the fields in caffe.proto
 LAYERS_FIELD, LAYER_FIELD = 2, 100  # of NetParameter
@@ -90,12 +89,10 @@ def is_network(start: bytes) -> bool:
 
 def read(path: Path) -> Content:
     """Raises BadData."""
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        with memoryview(mapped) as whole:
-            try:
-                layers = _layers(Message(whole, [MAX_FIELDS]))
-            except Malformed as error:
-                raise unusable(path, f"damaged, or not a .caffemodel ({error}). Download it again.") from None
+    try:
+        layers = _layers(Message(mapped(path), [MAX_FIELDS]))
+    except Malformed as error:
+        raise unusable(path, f"damaged, or not a .caffemodel ({error}). Download it again.") from None
     convolutions, dense = {}, {}
     for name, blobs in layers.items():
         if len(blobs) != 2:
@@ -125,7 +122,7 @@ def reversed_channels(path: Path, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _layers(network: Message) -> dict[str, list[torch.Tensor]]:
-    """The blobs of every layer that has some, by name; copied, for the file is unmapped afterwards."""
+    """The blobs of every layer that has some, by name."""
     found: dict[str, list[torch.Tensor]] = {}
     for number, layer in network.fields():
         if number in NAME_AND_BLOBS and isinstance(layer, Message):

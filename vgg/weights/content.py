@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +25,17 @@ Pixels = dict[str, list[float]]
 def unusable(path: Path, reason: str) -> BadData:
     """The error for a file of weights that cannot be used."""
     return BadData(f"{path}: {reason}")
+
+
+def mapped(path: Path) -> memoryview:
+    """The bytes of a file, mapped into memory as long as something refers to them."""
+    with open(path, "rb") as file:
+        try:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except OSError as error:
+            if error.errno != errno.ENODEV:  # FUSE with direct_io cannot map files
+                raise
+            return memoryview(file.read())
 
 
 @dataclass(frozen=True)
@@ -139,8 +152,8 @@ def _differences(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[in
     for name in sorted(found.keys() | expected.keys()):
         here, there = found.get(name), expected.get(name)
         if here != there:
-            words = ["absent" if shape is None else str(shape) for shape in (here, there)]
-            yield f"{name} is {words[0]} instead of {words[1]}"
+            what = f"is {here} instead of {there}" if there is not None else "is no part of it"
+            yield f"{name} {what if here is not None else 'is missing'}"
 
 
 def complete(tensors: Tensors) -> Tensors:

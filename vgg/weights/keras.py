@@ -6,7 +6,6 @@ names (block1_conv1_W_1:0, kernel:0), so they are told apart by their number of 
 
 from __future__ import annotations
 
-import mmap
 import re
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from vgg.weights.content import (
     architecture_of,
     checked,
     expect_finite,
+    mapped,
     named,
     unusable,
 )
@@ -33,12 +33,10 @@ DENSE = dict(zip(("fc1", "fc2", "predictions"), LAYERS, strict=True))
 
 def read(path: Path) -> Content:
     """Raises BadData."""
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        with memoryview(mapped) as whole:
-            try:
-                datasets = _of_layers(hdf5.File(whole))
-            except (hdf5.Malformed, RecursionError) as error:
-                raise unusable(path, f"damaged, or not a file of Keras' weights: {error}. Download it again.") from None
+    try:
+        datasets = _of_layers(hdf5.File(mapped(path)))
+    except hdf5.Malformed as error:
+        raise unusable(path, f"damaged, or not a file of Keras' weights: {error}. Download it again.") from None
     convolutions: dict[tuple[int, int], Tensors] = {}
     dense: dict[str, Tensors] = {}
     for name, tensor in datasets.items():
@@ -65,7 +63,7 @@ def read(path: Path) -> Content:
 
 
 def _of_layers(file: hdf5.File) -> Tensors:
-    """The datasets of VGG's layers, float32, copied because the file is unmapped afterwards.  Raises Malformed."""
+    """The datasets of VGG's layers, float32.  Raises Malformed."""
     found, size = {}, 0
     for name, values in file.datasets():
         if LAYER.search(name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,9 @@ def read(path: Path) -> Source:
             raise unusable(path, f"has {size:,} bytes; a VGG has at most {MAX_BYTES:,}. This is another file.")
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    # the names of files of torch.hub contain the first digits of their sha256
+    if (digits := re.search(r"-([0-9a-f]{8})\.pth$", path.name)) and not sha256.startswith(digits[1]):
+        raise unusable(path, f"damaged: its name says sha256 {digits[1]}…, it has {sha256[:8]}…. Download it again.")
     return Source(path, size, sha256, _content(path, start, size, sha256))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -59,7 +60,8 @@ def read_pth(path: Path, sha256: str) -> Content:
     if zipfile.is_zipfile(path):
         _expect_plain_archive(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about damaged pickles, which are refused below
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the bytes provoke: UnpicklingError, EOFError, RuntimeError, KeyError …
         raise unusable(path, _why(error)) from None
     named = isinstance(loaded, dict) and all(isinstance(name, str) for name in loaded)
@@ -133,12 +135,19 @@ def _exported(path: Path, tensors: Tensors, own: Any) -> Content:
 
 
 def _expect_plain_archive(path: Path) -> None:
-    """Raises BadData for an archive that is not as torch writes it: compressed, it could grow without limit."""
+    """Raises BadData for a damaged archive, or one that torch does not write (compressed, it could grow)."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError) as error:
+            _expect_stored(path, entries)
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
         raise unusable(path, f"a damaged archive ({error}). Download it again.") from None
+    if damaged:
+        raise unusable(path, f"damaged: {damaged} in it does not have its checksum. Download it again.")
+
+
+def _expect_stored(path: Path, entries: list[zipfile.ZipInfo]) -> None:
     if len(entries) > MAX_ENTRIES or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise unusable(path, "not an archive of torch.save: too many, or compressed, files.")
     if (size := sum(entry.file_size for entry in entries)) > MAX_BYTES:
@@ -152,5 +161,6 @@ def _why(error: Exception) -> str:
             f"holds Python objects besides tensors ({found[1] or found[2]}). Loading those could run code, so the "
             "file is refused. Save model.state_dict() instead."
         )
-    first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    text = str(error).rpartition("WeightsUnpickler error: ")[2]
+    first = next(iter(text.strip().splitlines()), "") or type(error).__name__
     return f"damaged, or not a file of tensors ({first[:200]}). Download it again."

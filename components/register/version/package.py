@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from components import origin
 from components.evaluate import hits
 from components.evaluate.report import SCHEMA as PREDICTIONS_SCHEMA
 from runtime import manifest
@@ -131,7 +132,7 @@ class Package:
 
         A version therefore says what it was trained on, and how, also where its runs or its shards are gone.
         """
-        run, data = self.trained.manifest["run"], self.shards.manifest
+        data = self.shards.manifest
         return {
             "evaluate": {
                 "digest": self.predictions_digest,
@@ -140,9 +141,7 @@ class Package:
             "train": {
                 "digest": self.trained.digest,
                 "weights_sha256": self.trained.weights_sha256,
-                "params": run["train"],
-                "inputs": {"shards": run["data"]["digest"], "initial": run["initial"]},
-                "code": run["code"],
+                **origin.chain(self.trained.manifest),
             },
             "shard": {
                 "digest": self.shards.digest,
@@ -154,13 +153,15 @@ class Package:
 
     def card(self, provenance: dict[str, Any]) -> str:
         network, result, git = self.trained.manifest["network"], self.evaluation, provenance["code"]["git"]
+        record = origin.imported(self.trained.manifest)
+        how = f"{origin.in_words(record)}, not trained here, for" if record else "trained on"
         rows = "\n".join(
             f"| {mode} | {100 * r['top1_error']:.2f} | {100 * r['top5_error']:.2f} |"
             for mode, r in result["modes"].items()
         )
         return (
             f"# VGG, configuration {network['configuration']}{' with batch norm' if network['batch_norm'] else ''}\n\n"
-            f"{network['num_classes']} classes of {self.shards.manifest['dataset']}, trained on crops of "
+            f"{network['num_classes']} classes of {self.shards.manifest['dataset']}, {how} crops of "
             f"{network['input_size']} pixels. Input: the bytes of a JPEG. Headline: {result['headline']}, "
             f"{result['num_images']:,} validation images.\n\n"
             f"| mode | top-1 error % | top-5 error % |\n|---|---|---|\n{rows}\n\n"

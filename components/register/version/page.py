@@ -6,6 +6,7 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
+from components import origin
 from components.evaluate.table import headline, markdown
 from components.register.version.package import Package
 from components.tracking.names import results
@@ -39,11 +40,13 @@ def facts(package: Package) -> dict[str, str]:
 def description(package: Package, provenance: dict[str, Any]) -> str:
     """The result first, because lists cut it; the whole card is a file of the version."""
     network, git = package.trained.manifest["network"], provenance["code"]["git"]
+    record = origin.imported(package.trained.manifest)
+    source = f", {origin.in_words(record)}" if record else ""
     commit = f", commit {str(git['commit'])[:12]}{' with changes' if git['dirty'] else ''}" if git["commit"] else ""
     return (
         f"{headline(package.evaluation, package.shards.manifest['dataset'])}. VGG, configuration "
         f"{network['configuration']}{' with batch norm' if network['batch_norm'] else ''}, {network['num_classes']} "
-        f"classes, {network['input_size']} pixels{commit}. Input: the bytes of a JPEG. More in MODEL_CARD.md."
+        f"classes, {network['input_size']} pixels{source}{commit}. Input: the bytes of a JPEG. More in MODEL_CARD.md."
     )
 
 
