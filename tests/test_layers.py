@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "vgg.data": {"runtime", "runtime.shards", "vgg", "vgg.params"},
     "vgg.sharding": {"runtime", "runtime.shards", "vgg", "vgg.params", "vgg.data"},
     "vgg.network": {"runtime", "vgg"},
+    "vgg.weights": {"runtime", "runtime.shards", "vgg.network"},
     "vgg.evaluation": {"runtime", "runtime.shards", "vgg.params", "vgg.data", "vgg.network"},
     "vgg.training": {
         "runtime", "runtime.shards", "vgg", "vgg.params", "vgg.data", "vgg.network", "vgg.evaluation", "vgg.sharding",
@@ -41,6 +42,7 @@ FORBIDDEN = {  # modules: what importing them must not load
     "components.train.__main__": ("kfp", "torch", "mlflow", "numpy", "pydantic"),
     "components.evaluate.__main__": ("kfp", "torch", "mlflow", "numpy", "pydantic"),
     "components.register.__main__": ("kfp", "torch", "mlflow", "numpy", "pydantic"),
+    "components.weights.__main__": ("kfp", "torch", "mlflow", "numpy", "pydantic"),
     "components.stage": ("kfp", "torch", "mlflow", "boto3"),
     "pipelines.submit": ("torch", "mlflow", "kfp"),
 }

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components import origin
 from components.classify import answering
 from components.tracking.patience import GONE
+from components.weights import origin
 from runtime.errors import Refused, WrongParameters
 from runtime.wording import some
 

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components import origin, program
+from components import program
+from components.weights import origin
 
 if TYPE_CHECKING:
     from components.stage import Stage

@@ -8,8 +8,8 @@ from typing import Any
 
 from components.lineage.links import DATA, EVALUATION, SOURCE, TRAINING, Link
 from components.lineage.server import Made
-from components.origin import in_words
 from components.stage import RECORD_SUFFIX
+from components.weights.origin import in_words
 
 
 def metrics(project: Path, stage: str) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def _percent(fraction: float) -> float:
 def title(dataset: str, train: dict[str, Any], top1_error: float | None = None) -> str:
     """Name of a pipeline run: digits · D · 32 px · rate 0.006 → 1.01 %.
 
-    train: section of the parameters; of an imported network components.origin.parameters, and its file for the rate.
+    train: section of the parameters, or components.weights.origin.parameters; an imported network has a file, no rate.
     """
     network = f"{train['configuration']}{'-BN' if train['batch_norm'] else ''}"
     how = f"imported {train['imported']}" if "imported" in train else f"rate {train['learning_rate']:g}"

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def import_(args: argparse.Namespace) -> None:
-    from components import origin
+    from components.weights import origin
     from runtime.errors import BadData
     from runtime.store import storage
     from runtime.store.place import downloaded, output_at
@@ -90,8 +90,7 @@ def import_(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    from components import origin
-    from components.weights import export
+    from components.weights import export, origin
     from runtime.errors import WrongParameters
     from runtime.store.place import downloaded
     from vgg.network.trained import Trained

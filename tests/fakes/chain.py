@@ -38,6 +38,19 @@ class Chain:
 
 def make(where: Path, database: Path, patch: pytest.MonkeyPatch) -> Chain:
     """Run shard, train and evaluate with the commands of dvc.yaml, and register the network; stays in that folder."""
+    prepare(where, database, patch)
+    for stage in MAIN:
+        run(stage)
+    return register(where, access.connect())
+
+
+def run(stage: str) -> None:
+    """Run a stage with its command of dvc.yaml, in the current folder."""
+    MAIN[stage](DVC[stage]["cmd"].split()[3:])
+
+
+def prepare(where: Path, database: Path, patch: pytest.MonkeyPatch) -> None:
+    """A project with images and parameters; it becomes the current folder."""
     shutil.copy(database, where / "mlflow.db")
     for name in ("MLFLOW_TRACKING_URI", "VGG_JOURNAL", "VGG_STORE", "DVC_ROOT"):
         patch.delenv(name, raising=False)
@@ -49,9 +62,6 @@ def make(where: Path, database: Path, patch: pytest.MonkeyPatch) -> Chain:
     params = {"shard": SHARD, "train": {**TRAIN, "epochs": 1, "schedule": {**TRAIN["schedule"], "drop_epochs": []}}}
     (where / "params.yaml").write_text(json.dumps({**params, "evaluate": EVALUATE, "register": REGISTER}))
     patch.chdir(where)
-    for stage, main in MAIN.items():
-        main(DVC[stage]["cmd"].split()[3:])
-    return register(where, access.connect())
 
 
 def register(where: Path, client: Any) -> Chain:

@@ -192,7 +192,10 @@ BAD: list[tuple[str, str, Callable[[weightfiles.Net, Path], object]]] = [
         "missing", "features.0.bias is missing",
         lambda net, path: torch.save(state(net, **{"features.0.bias": None}), path),
     ),
-    ("resnet", "configuration A, conv1.weight is no part of it", lambda net, path: torch.save({"conv1.weight": torch.ones(4)}, path)),
+    (
+        "resnet", "configuration A, conv1.weight is no part of it",
+        lambda net, path: torch.save({"conv1.weight": torch.ones(4)}, path),
+    ),
     ("int8", "is int8, not floating", lambda net, path: torch.save({"x": torch.ones(4, dtype=torch.int8)}, path)),
     ("huge view", "more than", lambda net, path: torch.save({"x": torch.ones(1).expand(1 << 40)}, path)),
     ("module", "not the tensors of a network", lambda net, path: torch.save({"epoch": 3, "model": {}}, path)),

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from components import origin
 from components.evaluate import hits
 from components.evaluate.report import SCHEMA as PREDICTIONS_SCHEMA
+from components.weights import origin
 from runtime import manifest
 from runtime.errors import Refused
 from runtime.shards.shardset import ShardSet

@@ -6,11 +6,11 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from components import origin
 from components.evaluate.table import headline, markdown
 from components.register.version.package import Package
 from components.tracking.names import results
 from components.tracking.tracker import Tracker
+from components.weights import origin
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
