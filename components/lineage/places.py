@@ -84,7 +84,8 @@ class Locator:
     @cached_property
     def near(self) -> list[Place]:
         """Finished folders of the project and of a local VGG_STORE."""
-        folders = dict(self._outputs())
+        imported = sorted(self.project.glob(f"models/*/{manifest.NAME}"))  # beside the output of a training
+        folders = {path.parent: "" for path in imported} | dict(self._outputs())
         store = environment.STORE.get()
         if store and not storage.is_remote(store):
             pattern = "*/"

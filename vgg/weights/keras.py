@@ -57,7 +57,7 @@ def read(path: Path) -> Content:
         elif tensor.dim() == 2:
             tensors[name] = _fc6(path, tensor, tensors) if name.startswith(LAYERS[0]) else tensor.T
     tensors = checked(path, tensors)
-    tensors["features.0.weight"] = reversed_channels(path, tensors["features.0.weight"])
+    tensors["features.0.weight"] = reversed_channels(path, tensors)
     expect_finite(path, tensors)
     return Content("keras", tensors, architecture_of(path, tensors), published.OXFORD)
 
@@ -66,7 +66,7 @@ def _of_layers(file: hdf5.File) -> Tensors:
     """The datasets of VGG's layers, float32.  Raises Malformed."""
     found, size = {}, 0
     for name, values in file.datasets():
-        if LAYER.search(name):
+        if LAYER.search(name) and not name.startswith("/optimizer_weights/"):  # of a whole model that was trained
             size += 4 * values.size  # a damaged file can name the same data many times
             if size > MAX_BYTES:
                 raise hdf5.Malformed(f"its datasets have more than {MAX_BYTES:,} bytes")

@@ -49,7 +49,7 @@ def read(path: Path) -> Source:
 def _content(path: Path, start: bytes, size: int, sha256: str) -> Content:
     if hdf5.is_hdf5(start):
         return keras.read(path)
-    if start.startswith((b"PK\x03\x04", torch_files.LEGACY)):
+    if start.startswith((torch_files.ARCHIVE, torch_files.LEGACY)):
         return torch_files.read_pth(path, sha256)
     if len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") < size:
         return torch_files.read_safetensors(path, sha256)

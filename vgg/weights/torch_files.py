@@ -37,6 +37,7 @@ EXPORT_SCHEMA = "vgg.export/1"
 METADATA = "vgg"  # key of our description in the metadata of both formats
 TIMM = {"pre_logits.fc1": LAYERS[0], "pre_logits.fc2": LAYERS[1], "head.fc": LAYERS[2]}
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # first bytes of torch.save before version 1.6
+ARCHIVE = b"PK\x03\x04"  # since then
 MAX_ENTRIES = 10_000  # of the zip archive in a .pth file
 ASSUMED = (
     "the file does not say how pixels are prepared: that of torchvision was assumed (mean 0.485 0.456 0.406, standard "
@@ -57,7 +58,9 @@ class Description(BaseModel, strict=True, extra="forbid"):
 
 def read_pth(path: Path, sha256: str) -> Content:
     """A state_dict that torch.save has written.  Raises BadData."""
-    if zipfile.is_zipfile(path):
+    with open(path, "rb") as file:
+        archive = file.read(len(ARCHIVE)) == ARCHIVE
+    if archive:
         _expect_plain_archive(path)
     try:
         with warnings.catch_warnings(action="ignore"):  # about damaged pickles, which are refused below
