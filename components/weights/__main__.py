@@ -35,6 +35,10 @@ def parser() -> argparse.ArgumentParser:
     reading.add_argument("--shards", metavar="DIR", help="in: shards whose classes the outputs must be")
     reading.add_argument("--classes", metavar="FILE", help="in: for every output a line, its WNID and name")
     reading.add_argument(
+        "--pixels", choices=("torchvision", "caffe"),
+        help="what a file of unknown origin was made for: RGB in 0-1, normalised (assumed), or BGR minus Caffe's mean",
+    )  # fmt: skip
+    reading.add_argument(
         "--new-classifier", action="store_true",
         help="keep the convolutions, draw a classifier for the classes given: initial weights for a training",
     )  # fmt: skip
@@ -63,8 +67,10 @@ def import_(args: argparse.Namespace) -> None:
     shards = storage.open_shards(args.shards) if args.shards else None
     path = downloaded(args.file) if storage.is_remote(storage.resolve(args.file)) else Path(args.file)
     source = recognise.read(path)
+    if args.pixels:
+        source = imported.with_pixels(source, args.pixels)
     if args.new_classifier:
-        source = recognise.Source(path, source.size, source.sha256, imported.without_classifier(source.content))
+        source = imported.without_classifier(source)
     elif not source.content.has_classifier:
         raise BadData(
             f"{path}: has no valid classifier, only convolutions, so it cannot answer. To use these as initial "
@@ -73,6 +79,7 @@ def import_(args: argparse.Namespace) -> None:
     classes = imported.classes_of(source, given, shards, args.new_classifier)
     output = output_at(storage.resolve(args.checkpoint))
     with output.writing():
+        output.download_checkpoints()  # what a store has there, so that it is not replaced
         trained = imported.expect_place(output.directory, imported.describe(source, classes))
         if trained is None:
             trained = imported.write(output.directory, source, classes)

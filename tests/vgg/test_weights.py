@@ -297,6 +297,38 @@ def test_convolutions_alone_are_initial_weights(narrow: None, classes: Path, tmp
         main(["export", str(trained.directory), str(tmp_path / "a.pth")])
 
 
+def test_a_file_of_unknown_origin_takes_the_users_word(narrow: None, classes: Path, tmp_path: Path) -> None:
+    """Oxford's weights with torchvision's names, which circulate as .pth."""
+    net = weightfiles.net(NARROW["A"])
+    first = torch.from_numpy(net.convolutions[0][0]).flip(1).contiguous()
+    torch.save(state(net, **{"features.0.weight": first}), tmp_path / "file")
+    images, expected = weightfiles.write(tmp_path / "oxford", "caffe", net)
+    found = answers(import_(tmp_path / "file", "--classes", classes, "--pixels", "caffe"), images)
+    assert np.abs(found - expected).max() < 1e-6 * np.abs(expected).max()
+    with pytest.raises(WrongParameters, match="leave --pixels out"):
+        import_(tmp_path / "oxford", "--classes", classes, "--pixels", "caffe")
+
+
+def test_what_a_killed_import_left_is_finished_and_a_training_never_touched(
+    narrow: None, classes: Path, tmp_path: Path
+) -> None:
+    weightfiles.write(tmp_path / "file", "caffe", weightfiles.net(NARROW["A"], side=1))
+    first = import_(tmp_path / "file", "--classes", classes)
+    (first.directory / manifest.NAME).unlink()
+    (first.directory / "step-00000000.tmp").mkdir()
+    assert import_(tmp_path / "file", "--classes", classes).digest == first.digest
+    # a training that has just begun has a step 0, too
+    step = first.directory / "step-00000000"
+    of_a_training = {**first.step.metadata, "run": {"train": {}}}
+    entries = of_a_training.pop("files")
+    for name in ("schema", "sha256"):
+        of_a_training.pop(name)
+    manifest.write(step, first.step.metadata["schema"], of_a_training, entries)
+    (first.directory / manifest.NAME).unlink()
+    with pytest.raises(WrongParameters, match="holds something else"):
+        import_(tmp_path / "file", "--classes", classes)
+
+
 def test_who_says_which_classes(narrow: None, classes: Path, tmp_path: Path) -> None:
     weightfiles.write(tmp_path / "file", "caffe", weightfiles.net(NARROW["A"], side=1))
     with pytest.raises(WrongParameters, match="has 3 outputs and does not say which"):

@@ -18,6 +18,7 @@ import torch
 
 from vgg.weights import published
 from vgg.weights.content import (
+    FIRST,
     LAYERS,
     Content,
     Tensors,
@@ -118,7 +119,7 @@ def read(path: Path) -> Content:
                 path, f"{name} is no layer of the release (conv1_1 …, fc6, fc7, fc8). Not a VGG of the paper."
             )
     tensors = checked(path, named(path, convolutions, dense))
-    tensors["features.0.weight"] = reversed_channels(path, tensors)
+    tensors[FIRST] = reversed_channels(path, tensors)
     expect_finite(path, tensors)
     architecture = architecture_of(path, tensors)
     return Content("caffe", tensors, architecture, published.OXFORD, notes=[CEIL], ceil_pooling=True)
@@ -126,7 +127,7 @@ def read(path: Path) -> Content:
 
 def reversed_channels(path: Path, tensors: Tensors) -> torch.Tensor:
     """The first convolution for R, G, B instead of B, G, R."""
-    weight = tensors.get("features.0.weight", torch.zeros(0))
+    weight = tensors.get(FIRST, torch.zeros(0))
     if weight.dim() != 4 or weight.shape[1] != 3:
         raise unusable(path, f"the first convolution has the shape {tuple(weight.shape)}, not (outputs, 3, 3, 3).")
     return weight.flip(1).contiguous()

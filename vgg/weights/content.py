@@ -16,6 +16,7 @@ from runtime.errors import BadData
 from vgg.network.model import CONFIGURATIONS, STRIDE, VGG, Architecture
 
 MAX_BYTES = 2 << 30  # of a file and of its tensors; the largest published VGG has 575 MB
+FIRST = "features.0.weight"  # kernel of conv1_1
 LAYERS = ("classifier.0", "classifier.3", "classifier.6")  # fc6, fc7, fc8
 RELEASED = {"input_size": 224, "classifier_width": 4096}  # of a network without its classifier
 Tensors = dict[str, torch.Tensor]

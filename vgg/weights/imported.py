@@ -19,8 +19,10 @@ from vgg.network.init import initialise
 from vgg.network.model import VGG, Architecture, blank
 from vgg.network.trained import Trained, shapes_of
 from vgg.weights import published
-from vgg.weights.content import Content
+from vgg.weights.caffe import reversed_channels
+from vgg.weights.content import FIRST
 from vgg.weights.recognise import Source
+from vgg.weights.torch_files import ASSUMED
 from vgg.weights.wnids import ILSVRC2012
 
 STEP = 0  # no updates were made here
@@ -79,10 +81,27 @@ def ilsvrc2012() -> Classes:
     return [{"wnid": wnid, "name": name} for wnid, name in zip(ILSVRC2012, published.class_names(), strict=True)]
 
 
-def without_classifier(content: Content) -> Content:
+def with_pixels(source: Source, pixels: str) -> Source:
+    """A file that does not say how pixels are prepared, with what the user says: "torchvision" or "caffe".
+
+    Raises WrongParameters if the file is known to be prepared in one way.
+    """
+    content = source.content
+    if ASSUMED not in content.notes:
+        raise WrongParameters(f"{source.path}: how its pixels are prepared is known; leave --pixels out.")
+    content = replace(content, notes=[note for note in content.notes if note != ASSUMED])
+    if pixels == "caffe":
+        first = {FIRST: reversed_channels(source.path, content.tensors)}
+        content = replace(content, tensors={**content.tensors, **first}, pixels=published.OXFORD)
+    return replace(source, content=content)
+
+
+def without_classifier(source: Source) -> Source:
     """The convolutions alone."""
+    content = source.content
     kept = {name: tensor for name, tensor in content.tensors.items() if name.startswith("features.")}
-    return replace(content, tensors=kept, architecture=replace(content.architecture, num_classes=0), origin=None)
+    features = replace(content.architecture, num_classes=0)
+    return replace(source, content=replace(content, tensors=kept, architecture=features, origin=None))
 
 
 def write(directory: Path, source: Source, classes: Classes) -> Trained:

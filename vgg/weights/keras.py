@@ -15,6 +15,7 @@ import torch
 from vgg.weights import hdf5, published
 from vgg.weights.caffe import reversed_channels
 from vgg.weights.content import (
+    FIRST,
     LAYERS,
     MAX_BYTES,
     Content,
@@ -57,7 +58,7 @@ def read(path: Path) -> Content:
         elif tensor.dim() == 2:
             tensors[name] = _fc6(path, tensor, tensors) if name.startswith(LAYERS[0]) else tensor.T
     tensors = checked(path, tensors)
-    tensors["features.0.weight"] = reversed_channels(path, tensors)
+    tensors[FIRST] = reversed_channels(path, tensors)
     expect_finite(path, tensors)
     return Content("keras", tensors, architecture_of(path, tensors), published.OXFORD)
 
