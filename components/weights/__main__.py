@@ -80,7 +80,7 @@ def import_(args: argparse.Namespace) -> None:
     output = output_at(storage.resolve(args.checkpoint))
     with output.writing():
         output.download_checkpoints()  # what a store has there, so that it is not replaced
-        trained = imported.expect_place(output.directory, imported.describe(source, classes))
+        trained = imported.expect_place(output.directory, imported.describe(source, classes), args.checkpoint)
         if trained is None:
             trained = imported.write(output.directory, source, classes)
         output.upload()

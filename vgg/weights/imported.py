@@ -148,10 +148,10 @@ def describe(source: Source, classes: Classes) -> dict[str, Any]:
     }
 
 
-def expect_place(directory: Path, metadata: dict[str, Any]) -> Trained | None:
+def expect_place(directory: Path, metadata: dict[str, Any], address: str) -> Trained | None:
     """The checkpoint there, if it is the same import; None if the directory is free.
 
-    Raises WrongParameters if it holds anything else.
+    address: of the directory, for the message.  Raises WrongParameters if it holds anything else.
     """
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return None
@@ -162,7 +162,7 @@ def expect_place(directory: Path, metadata: dict[str, Any]) -> Trained | None:
             return found
     elif directory.is_dir() and _is_unfinished_import(directory):
         return None
-    raise WrongParameters(f"--as {directory}: is there already, and holds something else. Name a new folder.")
+    raise WrongParameters(f"--as {address}: is there already, and holds something else. Name a new folder.")
 
 
 def _is_unfinished_import(directory: Path) -> bool:
