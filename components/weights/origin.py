@@ -35,17 +35,6 @@ def parameters(manifest: Manifest) -> dict[str, Any]:
     return {**known, "imported": record["file"], "imported_sha256": record["sha256"]}
 
 
-def training(manifest: Manifest) -> dict[str, Any]:
-    """What results are compared by: configuration, batch_norm, train_scale, input_size, source.
-
-    train_scale: S, a number or [smallest, largest]; None for an imported network.
-    source: "trained" or "imported".
-    """
-    known = parameters(manifest)
-    found = {name: known.get(name) for name in ("configuration", "batch_norm", "train_scale", "input_size")}
-    return {**found, "source": "imported" if imported(manifest) else "trained"}
-
-
 def chain(manifest: Manifest) -> dict[str, Any]:
     """Parameters, inputs and code of a training for its model version; of an imported network, the import."""
     run = manifest["run"]

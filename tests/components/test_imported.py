@@ -52,7 +52,7 @@ def test_evaluated_as_one_of_ours(project: chain.Chain) -> None:
     runs = project.client.search_runs([experiment], "tags.`vgg.stage` = 'pipeline'")
     assert [run.info.run_name.partition(" → ")[0] for run in runs] == ["folder · A · 32 px · imported tiny.caffemodel"]
     told = {"configuration": "A", "batch_norm": False, "train_scale": None, "input_size": 32, "source": "imported"}
-    assert origin.training(trained.manifest) == told
+    assert metrics["training"] == told
 
 
 def test_a_version_says_where_it_is_from(project: chain.Chain) -> None:
