@@ -4,6 +4,7 @@ python -m pipelines.paper --table 4 --runs .                   of this project: 
 python -m pipelines.paper --table 4 --runs runs --markdown     of a folder with many evaluations
 python -m pipelines.paper --plan --images-per-second 4000      the runs that the tables need, in order, with hours
 python -m pipelines.paper --run --seeds 1,2,3                  does them, one after another; again: continues
+python -m pipelines.paper --run --cluster --images /store/imagenet -- --host URL -C gpus=8     as Kubeflow runs
 
 Errors are in %: of one network with its 95 % interval, of several seeds their mean and range.  Rows that were not run
 are empty.  Of other images than ImageNet's the paper's numbers are not shown.  For --run see also runs/ (--folder).
@@ -31,6 +32,9 @@ IMAGENET = "imagenet-*.yaml"  # of recipes/, without --recipes
 
 def parser() -> argparse.ArgumentParser:
     flags = Parser("pipelines.paper", __doc__)
+    flags.add_argument(
+        "submit", nargs="*", metavar="-- FLAG", help="with --cluster, after --: flags of pipelines.submit"
+    )
     flags.add_argument(
         "--table",
         type=int,
@@ -61,8 +65,9 @@ def parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--folder", type=Path, default=Path("runs"), metavar="DIR", help="of the worktrees (runs)")
     what.add_argument(
-        "--images", type=Path, default=Path("data/images"), metavar="DIR", help="what sharding reads (data/images)"
+        "--images", default="", metavar="DIR", help="what sharding reads (data/images; on a cluster none)"
     )
+    what.add_argument("--cluster", action="store_true", help="with --run: as Kubeflow runs, results in VGG_STORE")
     what.add_argument(
         "--images-per-second",
         nargs="+",
@@ -82,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     if args.plan and args.run:
         raise WrongParameters("--plan or --run, not both")
+    if (args.cluster and not args.run) or (args.submit and not args.cluster):
+        raise WrongParameters("flags of pipelines.submit need --run --cluster: … --run --cluster -- --host URL")
     if args.plan:
         plan(args)
     elif args.run:
@@ -116,12 +123,17 @@ def plan(args: argparse.Namespace) -> None:
 
 
 def study(args: argparse.Namespace) -> None:
+    from pipelines.paper import cluster
     from pipelines.paper.study import Study
     from runtime import environment
 
     runs, project = runs_of(args), environment.project()
-    with Study.opened(project, args.folder.absolute(), args.images.absolute()) as opened:
-        opened.run(runs)
+    if args.cluster:
+        cluster.Study(args.folder, args.submit, args.images).run(runs)
+    else:
+        images = Path(args.images or "data/images").absolute()
+        with Study.opened(project, args.folder.absolute(), images) as opened:
+            opened.run(runs)
     log.info(
         "all %d runs are finished; for the tables: python -m pipelines.paper --table 4 --runs %s",
         len(runs),
