@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 from dvc.utils.hydra import apply_overrides
 
-FILES = [ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
+FILES = [ROOT / "params.yaml", *sorted((ROOT / "recipes").rglob("*.yaml"))]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

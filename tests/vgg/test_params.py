@@ -20,7 +20,7 @@ from vgg.params.register import RegisterParams
 from vgg.params.shard import ShardParams
 from vgg.params.train import TrainParams
 
-SHIPPED = [ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
+SHIPPED = [ROOT / "params.yaml", *sorted((ROOT / "recipes").rglob("*.yaml"))]
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
