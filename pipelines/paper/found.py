@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,23 @@ OF_MODE = ("num_images", "top1_error", "top1_interval", "top5_error", "top5_inte
 OF_PROTOCOL = ("method", "scales", "mirror")
 
 
+Member = tuple[str, Scale | None]  # configuration and S of a network
+UNKNOWN: Member = ("?", None)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """A finished evaluation.  path: its metrics file or manifest.  metrics: as in evaluate.json.
 
-    params: section evaluate, which only a manifest has; else empty.
+    manifest: of the predictions; empty for a metrics file.  digest: of their folder.  members: networks of its fusion,
+    whose posteriors are those of `fused_method`.
     """
 
     path: Path
     metrics: dict[str, Any]
-    params: dict[str, Any]
+    manifest: dict[str, Any] = field(default_factory=dict)
+    digest: str = ""
+    members: tuple[Member, ...] = ()
 
     @property
     def configuration(self) -> str:
@@ -52,21 +59,15 @@ class Evaluation:
     def imported(self) -> bool:
         return bool(self.metrics["training"]["source"] == "imported")
 
-    def fused(self) -> tuple[tuple[tuple[str, Scale | None], ...], str]:
-        """Configuration and S of the networks of its fusion, and the method of the posteriors that were averaged.
+    @property
+    def member(self) -> Member:
+        return self.configuration, self.train_scale
 
-        A partner whose predictions are not there any more is ("?", None).
-        """
-        members = [(self.configuration, self.train_scale)]
-        for folder in self.params.get("fuse", []):
-            found = [
-                path for base in (self.path.parents[2], Path()) if (path := base / folder / manifest.NAME).is_file()
-            ]
-            partner = _read(found[0]) if found else None
-            members.append((partner.configuration, partner.train_scale) if partner else ("?", None))
-        methods = self.params.get("methods", [])
-        both = {"dense", "multi_crop"} <= set(methods)
-        return tuple(members), "multi_crop_and_dense" if both else methods[-1] if methods else "fusion"
+    @property
+    def fused_method(self) -> str:
+        """Of the last mode of the network alone, which is what is fused."""
+        mode = self.manifest.get("headline_of_network", "")
+        return str(self.metrics["modes"][mode]["protocol"]["method"]) if mode in self.metrics["modes"] else "fusion"
 
 
 def find(folders: Sequence[Path]) -> list[Evaluation]:
@@ -82,7 +83,8 @@ def find(folders: Sequence[Path]) -> list[Evaluation]:
             "Run evaluations (dvc repro, or python -m pipelines.paper --run), or check --runs."
         )
     _expect_one_data_set(found)
-    return _without_copies(found)
+    kept, by_digest = _without_copies(found), {evaluation.digest: evaluation for evaluation in found}
+    return [replace(one, members=tuple(_members(one, by_digest))) for one in kept]
 
 
 def _files(start: Path) -> Iterator[Path]:
@@ -100,22 +102,40 @@ def _files(start: Path) -> Iterator[Path]:
 def _read(path: Path) -> Evaluation | None:
     """None for a manifest of something else.  Raises BadData for a file that is damaged or lacks what a table needs."""
     raw = path.read_bytes()
-    params = {}
     try:
-        content = json.loads(raw)
-        if path.name == manifest.NAME:
-            schema = manifest.schema_of(raw)
-            if not schema.startswith(PREDICTIONS_SCHEMA):
-                return None
+        if path.name != manifest.NAME:
+            evaluation = Evaluation(path, json.loads(raw))
+        elif (schema := manifest.schema_of(raw)).startswith(PREDICTIONS_SCHEMA):
             content = manifest.parse(raw, schema, str(path))
-            params = content["evaluate"]
-            content = {**content["inputs"], **content["metrics"]}
-        _expect_complete(content, path)
+            inputs = content["inputs"]
+            known = {"data_digest": inputs.get("shards"), "weights_sha256": inputs["weights_sha256"]}
+            digest = manifest.directory_digest(path.parent, content)
+            evaluation = Evaluation(path, {**known, **content["metrics"]}, content, digest)
+        else:
+            return None
+        _expect_complete(evaluation.metrics, path)
     except Refused as damaged:
         raise BadData(str(damaged)) from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BadData(f"{path}: not the metrics of an evaluation ({error!r}). Evaluate again.") from None
-    return Evaluation(path, content, params)
+    return evaluation
+
+
+def _members(evaluation: Evaluation, by_digest: dict[str, Evaluation]) -> Iterator[Member]:
+    """The networks of a fusion: partners go by the digest of their predictions, wherever they are now."""
+    if not any(mode["protocol"]["method"] == "fusion" for mode in evaluation.metrics["modes"].values()):
+        return
+    yield evaluation.member
+    fused = evaluation.manifest.get("evaluate", {}).get("fuse", [])
+    for number, folder in enumerate(fused, 1):
+        digest = evaluation.manifest["inputs"].get(f"fused_{number}")
+        for base in (evaluation.path.parents[2], Path()):
+            path = base / folder / manifest.NAME
+            if digest not in by_digest and path.is_file() and (partner := _read(path)):
+                by_digest = {**by_digest, partner.digest: partner}
+        yield by_digest[digest].member if digest in by_digest else UNKNOWN
+    if not fused:
+        yield UNKNOWN
 
 
 def _expect_complete(metrics: dict[str, Any], path: Path) -> None:

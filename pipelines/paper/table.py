@@ -130,8 +130,7 @@ def key_of(evaluation: Evaluation, result: dict[str, Any]) -> Key:
     protocol = result["protocol"]
     mirror = bool(protocol["mirror"])
     if protocol["method"] == "fusion":
-        members, method = evaluation.fused()
-        return _fusion(members, method, mirror)
+        return _fusion(evaluation.members, evaluation.fused_method, mirror)
     return Key(
         evaluation.configuration,
         evaluation.train_scale,

@@ -46,10 +46,15 @@ def write(folder: Path, content: dict[str, Any]) -> Path:
     return folder
 
 
-def write_predictions(folder: Path, content: dict[str, Any], **params: Any) -> Path:
-    """The manifest of data/predictions in a project folder.  params: section evaluate."""
+def write_predictions(folder: Path, content: dict[str, Any], headline: str = "", *fused: Path) -> Path:
+    """The manifest of data/predictions in a project folder.  headline: of the network alone.  fused: of others."""
     predictions = folder / "data/predictions"
     predictions.mkdir(parents=True)
-    body = {"metrics": content, "evaluate": params, "inputs": {"weights_sha256": content["weights_sha256"]}}
+    inputs = {"weights_sha256": content["weights_sha256"], "shards": content["data_digest"]}
+    for number, partner in enumerate(fused, 1):
+        schema = manifest.schema_of((partner / manifest.NAME).read_bytes())
+        inputs[f"fused_{number}"] = manifest.directory_digest(partner, manifest.read(partner, schema))
+    body = {"metrics": content, "inputs": inputs, "headline_of_network": headline}
+    body["evaluate"] = {"fuse": [str(partner) for partner in fused]}
     manifest.write(predictions, "vgg.predictions/2", body, [])
     return predictions

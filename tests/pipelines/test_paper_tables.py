@@ -144,17 +144,22 @@ def test_networks_that_the_paper_does_not_have_are_rows_of_their_own(
 
 
 def test_a_fusion_goes_by_its_members(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    params = {"methods": ["dense", "multi_crop"], "fuse": []}
-    modes = {"dense_Q256-384-512_flip": result(24.9, 7.6, "dense", Q3)}
-    write_predictions(tmp_path / "d", metrics("D", list(JITTER), modes, IMAGENET), **params)
+    mode = "multi_crop_and_dense_Q256-384-512_flip"
+    modes = {mode: result(24.5, 7.3, "multi_crop_and_dense", Q3)}
+    partner = write_predictions(tmp_path / "d", metrics("D", list(JITTER), modes, IMAGENET), mode)
     fused = {**modes, "fusion": result(23.8, 6.9, "fusion", Q3)}
-    params["fuse"] = ["../d/data/predictions"]
-    write_predictions(tmp_path / "e", metrics("E", list(JITTER), fused, IMAGENET), **params)
+    content = metrics("E", list(JITTER), fused, IMAGENET)
+    write_predictions(tmp_path / "e", content, mode, partner)
+    (tmp_path / "d").rename(tmp_path / "moved")
     table = as_json(capsys, "--table", 6, "--runs", tmp_path)
     (row,) = [row for row in table["rows"] if row["num_seeds"]]
     assert sorted(row["members"]) == [["D", [256, 512]], ["E", [256, 512]]]
     assert row["paper"] == {"top1_error": 23.7, "top5_error": 6.8}
     assert len(table["missing"]) == 3
+    # without the predictions of the partner it is not known what was fused
+    table = as_json(capsys, "--table", 6, "--runs", tmp_path / "e")
+    (row,) = [row for row in table["rows"] if row["num_seeds"]]
+    assert sorted(row["members"]) == [["?", None], ["E", [256, 512]]] and row["paper"] is None
 
 
 def test_what_does_not_belong_together_is_refused(imagenet: Path, capsys: pytest.CaptureFixture[str]) -> None:
