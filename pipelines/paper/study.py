@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.paper import repro
+from pipelines.paper import repro, tracked
 from pipelines.paper.recipes import Run
 from runtime import manifest
 from runtime.errors import Preempted, Refused, WrongParameters
@@ -81,6 +81,7 @@ class Study:
             repro.repro(worktree, self.project, run.name, "train", "evaluate")
             if not self.finished(run):
                 raise Refused(f"{worktree}: dvc repro has succeeded, and yet the results are not those of this run")
+            tracked.end(_digest(worktree / PREDICTIONS), self.project)
 
     def finished(self, run: Run) -> bool:
         """Whether checkpoint and predictions are those of the run's parameters, shards and first weights."""
@@ -114,10 +115,10 @@ class Study:
             manifest.write_json(marker, {"images": str(self.images)})
         repro.repro(worktree, self.project, "shards", "--no-run-cache", "shard")
 
-    def _shards_digest(self) -> str | None:
-        found = _manifest(self.folder / "shards" / SHARDS)
-        metrics = self.folder / "shards/metrics/shard.json"
-        return manifest.directory_digest(self.folder / "shards" / SHARDS, found) if found and metrics.exists() else None
+    def _shards_digest(self) -> str:
+        """Empty if they are not finished."""
+        worktree = self.folder / "shards"
+        return _digest(worktree / SHARDS) if (worktree / "metrics/shard.json").is_file() else ""
 
     def _prepare(self, run: Run) -> Path:
         """The run's worktree, complete: parameters, shards, first weights."""
@@ -177,6 +178,12 @@ def _manifest(directory: Path) -> dict[str, Any] | None:
         return manifest.parse(raw, manifest.schema_of(raw), str(directory))
     except (OSError, Refused):
         return None
+
+
+def _digest(directory: Path) -> str:
+    """Of a finished directory, as in dvc.lock; empty if it is not finished."""
+    found = _manifest(directory)
+    return manifest.directory_digest(directory, found) if found else ""
 
 
 def _description(run: Run) -> dict[str, Any]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -162,11 +165,19 @@ def test_a_study_that_is_stopped_killed_and_fails_keeps_what_is_done_and_goes_on
         assert made["train"]["seed"] == seed
     assert study.weights("a-seed1") != study.weights("a-seed2")
     assert call(study.runs / "b-seed2", "dvc status train evaluate").strip().endswith("up to date.")
+    assert parents(study.project / "mlflow.db") == {"FINISHED": 4, "FAILED": 1}  # that of d
     links = (study.runs / "b-seed2/data/shards/manifest.json").stat().st_nlink
     assert links >= 4  # shards, a and b of two seeds, and the cache share the file
 
     write_recipe(study.project / "mini/b.yaml", configuration="B", init="shallower", **{**common, "epochs": 7})
     assert "b-seed1: made with another recipe (train differ)" in study.finish(78)
+
+
+def parents(database: Path) -> Counter[str]:
+    """Runs in the project's MLflow that have stages, by status."""
+    query = "select status from runs where run_uuid in (select value from tags where key = 'mlflow.parentRunId')"
+    with closing(sqlite3.connect(database)) as connection:
+        return Counter(status for (status,) in connection.execute(query))
 
 
 def working_in(folder: Path) -> list[str]:
