@@ -45,6 +45,7 @@ FORBIDDEN = {  # modules: what importing them must not load
     "components.weights.__main__": ("kfp", "torch", "mlflow", "numpy", "pydantic"),
     "components.stage": ("kfp", "torch", "mlflow", "boto3"),
     "pipelines.submit": ("torch", "mlflow", "kfp"),
+    "pipelines.paper.__main__": ("torch", "mlflow", "kfp", "numpy", "pydantic"),
 }
 
 

@@ -56,7 +56,7 @@ class Study:
         if _git(project, "rev-parse", "--git-dir", check=False) is None:
             raise WrongParameters(f"{project}: not a git repository, and every run has a git worktree of its own")
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / ".lock", "w") as lock:
+        with open(folder / ".lock", "w", encoding="utf-8") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

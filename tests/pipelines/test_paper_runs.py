@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from conftest import EVALUATE, REGISTER, ROOT, SHARD, TRAIN
 from dvcproject import call, tiny_project, user
+from evaluations import CIFAR, metrics, result, write
 
 from pipelines.paper import __main__ as paper
 from pipelines.paper import recipes
@@ -87,6 +88,17 @@ def test_a_table_needs_the_runs_before_its_own(tmp_path: Path, capsys: pytest.Ca
     write_recipe(tmp_path / "r/z.yaml", configuration="A", train_scale=32, classifier_width=32)
     with pytest.raises(WrongParameters, match=r"train\.classifier_width is not that of"):
         names(*size, capsys=capsys)
+
+
+def test_rows_of_other_data_are_those_of_the_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_recipe(tmp_path / "r/a.yaml", configuration="A", train_scale=32)
+    write_recipe(tmp_path / "r/d.yaml", configuration="D", init="shallower", train_scale=32)
+    modes = {"dense_Q32_flip": result(30, 2, "dense", [32], 13)}
+    write(tmp_path / "runs/a", metrics("A", 32, modes, CIFAR))
+    paper.main(["--table", "3", "--runs", str(tmp_path / "runs"), "--recipes", str(tmp_path / "r"), "--json"])
+    table = json.loads(capsys.readouterr().out)
+    assert [(row["configuration"], row["num_seeds"]) for row in table["rows"]] == [("A", 1), ("D", 0)]
+    assert table["missing"] == ["D S=32 Q=32"]
 
 
 class Study:
