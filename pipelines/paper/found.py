@@ -32,12 +32,15 @@ UNKNOWN: Member = ("?", None)
 class Evaluation:
     """A finished evaluation.  path: its metrics file or manifest.  metrics: as in evaluate.json.
 
-    manifest: of the predictions; empty for a metrics file.  digest: of their folder.  members: networks of its fusion,
-    whose posteriors are those of `fused_method`.
+    identity: of its numbers.  missing: what a table needs and the metrics lack.  manifest: of the predictions, and
+    digest: of their folder; empty for a metrics file.  members: networks of its fusion, whose posteriors are those of
+    `fused_method`.
     """
 
     path: Path
     metrics: dict[str, Any]
+    identity: str
+    missing: tuple[str, ...]
     manifest: dict[str, Any] = field(default_factory=dict)
     digest: str = ""
     members: tuple[Member, ...] = ()
@@ -82,8 +85,9 @@ def find(folders: Sequence[Path]) -> list[Evaluation]:
             f"no finished evaluation in {', '.join(map(str, folders))}: neither {METRICS} nor a folder of predictions. "
             "Run evaluations (dvc repro, or python -m pipelines.paper --run), or check --runs."
         )
-    _expect_one_data_set(found)
-    kept, by_digest = _without_copies(found), {evaluation.digest: evaluation for evaluation in found}
+    kept = _without_copies(found)
+    _expect_one_data_set(kept)
+    by_digest = {evaluation.digest: evaluation for evaluation in kept}
     return [replace(one, members=tuple(_members(one, by_digest))) for one in kept]
 
 
@@ -100,58 +104,35 @@ def _files(start: Path) -> Iterator[Path]:
 
 
 def _read(path: Path) -> Evaluation | None:
-    """None for a manifest of something else.  Raises BadData for a file that is damaged or lacks what a table needs."""
+    """None for a manifest of something else.  Raises BadData for a damaged file, or one that is no evaluation."""
     raw = path.read_bytes()
+    recorded: dict[str, Any] = {}
+    digest = ""
     try:
-        if path.name != manifest.NAME:
-            evaluation = Evaluation(path, json.loads(raw))
-        elif (schema := manifest.schema_of(raw)).startswith(PREDICTIONS_SCHEMA):
-            content = manifest.parse(raw, schema, str(path))
-            inputs = content["inputs"]
-            known = {"data_digest": inputs.get("shards"), "weights_sha256": inputs["weights_sha256"]}
-            digest = manifest.directory_digest(path.parent, content)
-            evaluation = Evaluation(path, {**known, **content["metrics"]}, content, digest)
-        else:
-            return None
-        _expect_complete(evaluation.metrics, path)
+        metrics = json.loads(raw)
+        if path.name == manifest.NAME:
+            if not (schema := manifest.schema_of(raw)).startswith(PREDICTIONS_SCHEMA):
+                return None
+            recorded = manifest.parse(raw, schema, str(path))
+            digest = manifest.directory_digest(path.parent, recorded)
+            metrics = {"weights_sha256": recorded["inputs"]["weights_sha256"], **recorded["metrics"]}
+        identity = manifest.digest_of([metrics["weights_sha256"], metrics["modes"]])
+        return Evaluation(path, metrics, identity, tuple(_missing(metrics)), recorded, digest)
     except Refused as damaged:
         raise BadData(str(damaged)) from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BadData(f"{path}: not the metrics of an evaluation ({error!r}). Evaluate again.") from None
-    return evaluation
 
 
 def _members(evaluation: Evaluation, by_digest: dict[str, Evaluation]) -> Iterator[Member]:
-    """The networks of a fusion: partners go by the digest of their predictions, wherever they are now."""
-    if not any(mode["protocol"]["method"] == "fusion" for mode in evaluation.metrics["modes"].values()):
+    """The networks of a fusion: partners are found by the digest of their predictions, wherever they are now."""
+    if all(mode["protocol"]["method"] != "fusion" for mode in evaluation.metrics["modes"].values()):
         return
     yield evaluation.member
-    fused = evaluation.manifest.get("evaluate", {}).get("fuse", [])
-    for number, folder in enumerate(fused, 1):
-        digest = evaluation.manifest["inputs"].get(f"fused_{number}")
-        for base in (evaluation.path.parents[2], Path()):
-            path = base / folder / manifest.NAME
-            if digest not in by_digest and path.is_file() and (partner := _read(path)):
-                by_digest = {**by_digest, partner.digest: partner}
-        yield by_digest[digest].member if digest in by_digest else UNKNOWN
-    if not fused:
-        yield UNKNOWN
-
-
-def _expect_complete(metrics: dict[str, Any], path: Path) -> None:
-    missing = [name for name in REQUIRED if name not in metrics]
-    missing += [f"training.{name}" for name in OF_TRAINING if name not in metrics.get("training", {})]
-    for mode, result in metrics.get("modes", {}).items():
-        missing += [f"modes.{mode}.{name}" for name in OF_MODE if name not in result]
-        protocol = result.get("protocol", {})
-        missing += [f"modes.{mode}.protocol.{name}" for name in OF_PROTOCOL if name not in protocol]
-        wrong = [k for k in ("top1_error", "top5_error") if k in result and not 0 <= result[k] <= 1]
-        missing += [f"modes.{mode}.{name} from 0 to 1" for name in wrong]
-    if missing:
-        raise BadData(
-            f"{path}: lacks {', '.join(missing[:3])}{' …' * (len(missing) > 3)}: it is of an earlier version or no "
-            "evaluation. Evaluate again (dvc repro evaluate), or leave it out of --runs."
-        )
+    inputs = evaluation.manifest.get("inputs", {"fused_1": None})  # a metrics file does not say what was fused
+    for name in sorted(name for name in inputs if name.startswith("fused_")):
+        partner = by_digest.get(inputs[name])
+        yield partner.member if partner else UNKNOWN
 
 
 def _expect_one_data_set(found: list[Evaluation]) -> None:
@@ -174,10 +155,33 @@ def _expect_one_data_set(found: list[Evaluation]) -> None:
 
 
 def _without_copies(found: list[Evaluation]) -> list[Evaluation]:
-    """A project holds the same numbers twice: as its metrics file and beside the predictions."""
-    kept: dict[str, Evaluation] = {}
+    """A project holds the same numbers twice: its metrics file says of what network and data they are, the manifest of
+    the predictions what was fused.  Raises BadData if neither says what a table needs."""
+    copies: dict[str, list[Evaluation]] = {}
     for evaluation in found:
-        kept.setdefault(
-            manifest.digest_of([evaluation.metrics["weights_sha256"], evaluation.metrics["modes"]]), evaluation
-        )
-    return list(kept.values())
+        copies.setdefault(evaluation.identity, []).append(evaluation)
+    kept = []
+    for group in copies.values():
+        best = min(group, key=lambda one: len(one.missing))
+        if best.missing:
+            more = " …" * (len(best.missing) > 3)
+            raise BadData(
+                f"{best.path}: lacks {', '.join(best.missing[:3])}{more}: it is of an earlier version or no "
+                "evaluation. Evaluate again (dvc repro evaluate), or leave it out of --runs."
+            )
+        recorded = next((one for one in group if one.manifest), best)
+        kept.append(replace(recorded, metrics=best.metrics))
+    return kept
+
+
+def _missing(metrics: dict[str, Any]) -> list[str]:
+    """What a table needs and the metrics lack."""
+    missing = [name for name in REQUIRED if name not in metrics]
+    missing += [f"training.{name}" for name in OF_TRAINING if name not in metrics.get("training", OF_TRAINING)]
+    for mode, result in metrics["modes"].items():
+        missing += [f"modes.{mode}.{name}" for name in OF_MODE if name not in result]
+        protocol = result.get("protocol", {})
+        missing += [f"modes.{mode}.protocol.{name}" for name in OF_PROTOCOL if name not in protocol]
+        wrong = [name for name in ("top1_error", "top5_error") if not 0 <= result.get(name, 0) <= 1]
+        missing += [f"modes.{mode}.{name} from 0 to 1" for name in wrong]
+    return missing

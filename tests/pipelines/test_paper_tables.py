@@ -177,6 +177,18 @@ def test_what_does_not_belong_together_is_refused(imagenet: Path, capsys: pytest
         shown(capsys, "--table", 3, "--runs", imagenet / "a", imagenet / "per-position")
 
 
+def test_the_metrics_file_of_a_project_says_what_its_predictions_do_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = metrics("A", 256, {"dense_Q256_flip": result(29.4, 10.3, "dense", [256])}, IMAGENET)
+    write(tmp_path / "a", content)
+    bare = {name: value for name, value in content.items() if name not in ("training", "dataset", "classes_sha256")}
+    write_predictions(tmp_path / "a", {**bare, "data_digest": content["data_digest"]})
+    assert as_json(capsys, "--table", 3, "--runs", tmp_path)["rows"][0]["num_seeds"] == 1
+    with pytest.raises(BadData, match=r"manifest.json: lacks classes_sha256, dataset, training: it"):
+        shown(capsys, "--table", 3, "--runs", tmp_path / "a/data")
+
+
 def test_bad_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BadData, match="no such file or folder"):
         shown(capsys, "--table", 3, "--runs", tmp_path / "none")
