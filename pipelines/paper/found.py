@@ -98,6 +98,8 @@ def _files(start: Path) -> Iterator[Path]:
         raise BadData(f"--runs {start}: no such file or folder")
     for folder, names, files in os.walk(start):
         names[:] = sorted(set(names) - SKIPPED)
+        if Path(folder).parts[-2:] == ("metrics", "dvc"):  # the few numbers that DVC's tables show
+            continue
         for name in (manifest.NAME, METRICS):  # a manifest says more: the parameters
             if name in files:
                 yield Path(folder, name)

@@ -37,19 +37,19 @@ class Run:
     def keys(self, number: int) -> list[Key]:
         """The rows of a table that its evaluation fills."""
         evaluate = self.sections["evaluate"]
-        scales, mirror = tuple(evaluate["test_scales"]), evaluate["flip"]
-        several = {(scales, method) for method in evaluate.get("methods", ["dense"]) if len(scales) > 1}
-        if {"dense", "multi_crop"} <= set(evaluate.get("methods", ["dense"])):
+        scales, mirror = tuple(sorted(evaluate["test_scales"])), evaluate["flip"]
+        several = {(scales, method) for method in evaluate["methods"] if len(scales) > 1}
+        if {"dense", "multi_crop"} <= set(evaluate["methods"]):
             several |= {(scales, "multi_crop_and_dense")} if len(scales) > 1 else set()
-        single = {((scale,), method) for scale in scales for method in evaluate.get("methods", ["dense"])}
+        single = {((scale,), method) for scale in scales for method in evaluate["methods"]}
         keys = [Key(self.train.configuration, self.train_scale, q, method, mirror) for q, method in several | single]
-        if number == 5 and "multi_crop" not in evaluate.get("methods", ["dense"]):
+        if number == 5 and "multi_crop" not in evaluate["methods"]:
             return []
         return sorted((key for key in keys if belongs(number, key)), key=str)
 
     @property
     def tables(self) -> list[int]:
-        fused = [6] if self.sections["evaluate"].get("fuse") else []
+        fused = [6] if self.sections["evaluate"]["fuse"] else []
         return [number for number in (3, 4, 5) if self.keys(number)] + fused
 
 

@@ -40,8 +40,10 @@ def metrics(
 
 
 def write(folder: Path, content: dict[str, Any]) -> Path:
-    """A project folder with metrics/evaluate.json."""
-    (folder / "metrics").mkdir(parents=True)
+    """A project folder with metrics/evaluate.json, and the numbers that DVC shows."""
+    (folder / "metrics/dvc").mkdir(parents=True)
+    shown = {name: content[name] for name in ("top1_error", "top5_error")}
+    (folder / "metrics/dvc/evaluate.json").write_text(json.dumps(shown))
     (folder / "metrics/evaluate.json").write_text(json.dumps(content))
     return folder
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import EVALUATE, REGISTER, ROOT, SHARD, TRAIN
+from conftest import EVALUATE, NUM_VAL, REGISTER, ROOT, SHARD, TRAIN
 from dvcproject import call, tiny_project, user
 from evaluations import CIFAR, metrics, result, write
 
@@ -120,6 +120,10 @@ class Study:
         assert running.returncode == code, output
         return str(output)
 
+    def paper(self, *arguments: str) -> str:
+        command = [sys.executable, "-m", "pipelines.paper", *arguments]
+        return call(self.project, *command, PYTHONPATH=str(ROOT))
+
     def checkpoints(self, run: str) -> list[str]:
         return sorted(path.name for path in (self.runs / run / "models/vgg").glob("step-*[0-9]"))
 
@@ -180,6 +184,10 @@ def test_a_study_that_is_stopped_killed_and_fails_keeps_what_is_done_and_goes_on
     assert parents(study.project / "mlflow.db") == {"FINISHED": 4, "FAILED": 1}  # that of d
     links = (study.runs / "b-seed2/data/shards/manifest.json").stat().st_nlink
     assert links >= 4  # shards, a and b of two seeds, and the cache share the file
+
+    table = json.loads(study.paper("--table", "4", "--runs", "runs", "--recipes", "mini", "--json"))
+    assert [(row["configuration"], row["num_seeds"]) for row in table["rows"]] == [("A", 2), ("B", 2)]
+    assert (table["missing"], table["num_images"]) == ([], NUM_VAL)
 
     write_recipe(study.project / "mini/b.yaml", configuration="B", init="shallower", **{**common, "epochs": 7})
     assert "b-seed1: made with another recipe (train differ)" in study.finish(78)
