@@ -19,6 +19,7 @@ from pipelines.paper.published import (
 from runtime.errors import Refused, WrongParameters
 
 IMAGENET = ("ilsvrc2012", "kaggle")  # sources that check that they hold the paper's validation images
+OPTIONS = ("average", "softmax", "filter", "ceil_pooling")  # of section evaluate: they change a result, not its row
 METHODS = {3: ("dense",), 4: ("dense",), 5: ("dense", "multi_crop", "multi_crop_and_dense"), 6: ("fusion",)}
 
 
@@ -101,29 +102,41 @@ def make(number: int, found: Sequence[Evaluation], wanted: Iterable[Key] = (), i
         results = groups.get(key, {})
         published = paper.get(_as_published(key))
         if key.imported or results or not any(_as_published(other) == key for other in groups if other.imported):
-            paths = tuple(path for path, _ in results.values())
+            paths = tuple(str(evaluation.path) for evaluation, _ in results.values())
             table.rows.append(Row(key, tuple(result for _, result in results.values()), published, paths))
     return table
 
 
-def _grouped(number: int, found: Sequence[Evaluation]) -> dict[Key, dict[str, tuple[str, dict[str, Any]]]]:
-    """By row and weights: the file and the result."""
-    groups: dict[Key, dict[str, tuple[str, dict[str, Any]]]] = {}
+def _grouped(number: int, found: Sequence[Evaluation]) -> dict[Key, dict[str, tuple[Evaluation, dict[str, Any]]]]:
+    """By row and weights: the evaluation and the result."""
+    groups: dict[Key, dict[str, tuple[Evaluation, dict[str, Any]]]] = {}
     for evaluation in found:
-        for name, result in evaluation.metrics["modes"].items():
+        for result in evaluation.metrics["modes"].values():
             key = key_of(evaluation, result)
             if not belongs(number, key, evaluation):
                 continue
             group = groups.setdefault(key, {})
             weights = str(evaluation.metrics["weights_sha256"])
-            if weights in group and group[weights][1]["top1_error"] != result["top1_error"]:
-                raise Refused(
-                    f"two results for {key.named()} of the same weights, {weights[:16]}…: mode {name} in "
-                    f"{group[weights][0]} and {evaluation.path}. Their options (softmax, average, filter, pooling) "
-                    "differ. Give --runs only one of them."
-                )
-            group.setdefault(weights, (str(evaluation.path), result))
+            for other, known in group.values():
+                _expect_same_options(key, other, evaluation)
+                if other.metrics["weights_sha256"] == weights and known["top1_error"] != result["top1_error"]:
+                    raise Refused(
+                        f"two results for {key.named()} of the same weights, {weights[:16]}…: {other.path} and "
+                        f"{evaluation.path}. Their options or code differ. Give --runs only one of them."
+                    )
+            group.setdefault(weights, (evaluation, result))
     return groups
+
+
+def _expect_same_options(key: Key, one: Evaluation, other: Evaluation) -> None:
+    """Seeds of a row are evaluated alike.  Only manifests tell the options."""
+    first, second = one.manifest.get("evaluate", {}), other.manifest.get("evaluate", {})
+    if changed := [name for name in OPTIONS if name in first and name in second and first[name] != second[name]]:
+        values = ", ".join(f"{name} {first[name]} and {second[name]}" for name in changed)
+        raise Refused(
+            f"{key.named()}: {one.path} and {other.path} were evaluated with other options: {values}. "
+            "Give --runs only those of one kind."
+        )
 
 
 def key_of(evaluation: Evaluation, result: dict[str, Any]) -> Key:

@@ -48,8 +48,11 @@ def write(folder: Path, content: dict[str, Any]) -> Path:
     return folder
 
 
-def write_predictions(folder: Path, content: dict[str, Any], headline: str = "", *fused: Path) -> Path:
-    """The manifest of data/predictions in a project folder.  headline: of the network alone.  fused: of others."""
+def write_predictions(folder: Path, content: dict[str, Any], headline: str = "", *fused: Path, **params: Any) -> Path:
+    """The manifest of data/predictions in a project folder.
+
+    headline: of the network alone.  fused: predictions of others.  params: of section evaluate.
+    """
     predictions = folder / "data/predictions"
     predictions.mkdir(parents=True)
     inputs = {"weights_sha256": content["weights_sha256"], "shards": content["data_digest"]}
@@ -57,6 +60,6 @@ def write_predictions(folder: Path, content: dict[str, Any], headline: str = "",
         schema = manifest.schema_of((partner / manifest.NAME).read_bytes())
         inputs[f"fused_{number}"] = manifest.directory_digest(partner, manifest.read(partner, schema))
     body = {"metrics": content, "inputs": inputs, "headline_of_network": headline}
-    body["evaluate"] = {"fuse": [str(partner) for partner in fused]}
+    body["evaluate"] = {"fuse": [str(partner) for partner in fused], **params}
     manifest.write(predictions, "vgg.predictions/2", body, [])
     return predictions

@@ -177,6 +177,16 @@ def test_what_does_not_belong_together_is_refused(imagenet: Path, capsys: pytest
         shown(capsys, "--table", 3, "--runs", imagenet / "a", imagenet / "per-position")
 
 
+def test_seeds_of_a_row_are_evaluated_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    modes = {"dense_Q256_flip": result(29.4, 10.3, "dense", [256])}
+    for seed, softmax in ((1, "after_mean"), (2, "after_mean"), (3, "per_position")):
+        content = metrics("A", 256, modes, IMAGENET, seed)
+        write_predictions(tmp_path / f"{seed}", content, softmax=softmax)
+    assert as_json(capsys, "--table", 3, "--runs", tmp_path / "1", tmp_path / "2")["rows"][0]["num_seeds"] == 2
+    with pytest.raises(Refused, match="other options: softmax after_mean and per_position"):
+        shown(capsys, "--table", 3, "--runs", tmp_path)
+
+
 def test_the_metrics_file_of_a_project_says_what_its_predictions_do_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
