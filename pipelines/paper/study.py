@@ -4,6 +4,7 @@
     runs/shards/        a worktree: the shards of all runs, made once
     runs/<run>/         a worktree: params.yaml is the recipe, data/initial the weights of the run before
     runs/<run>.json     written when the worktree is complete: what the run is
+    runs/<run>.ended    MLflow shows it as finished
 
 All of them are at the commit at which the study began, and share the project's DVC cache, so that shards are linked
 there and not copied, and its MLflow database.  A run is finished when the manifests of its checkpoint and predictions
@@ -75,13 +76,14 @@ class Study:
             state = f"run {number} of {len(runs)}: {run.name}"
             if self.finished(run):
                 log.info("%s is finished", state)
+                self._end(run)
                 continue
             log.info("%s", state)
             worktree = self._prepare(run)
             repro.repro(worktree, self.project, run.name, "train", "evaluate")
             if not self.finished(run):
                 raise Refused(f"{worktree}: dvc repro has succeeded, and yet the results are not those of this run")
-            tracked.end(_digest(worktree / PREDICTIONS), self.project)
+            self._end(run)
 
     def finished(self, run: Run) -> bool:
         """Whether checkpoint and predictions are those of the run's parameters, shards and first weights."""
@@ -98,6 +100,12 @@ class Study:
             and evaluated["evaluate"] == run.sections["evaluate"]
             and evaluated["inputs"]["weights_sha256"] in weights_of(worktree / CHECKPOINT)
         )
+
+    def _end(self, run: Run) -> None:
+        """In MLflow, once; also of a run that went on to its end when this program was killed."""
+        marker = self.folder / f"{run.name}.ended"
+        if not marker.exists() and tracked.end(_digest(self.folder / run.name / PREDICTIONS), self.project):
+            marker.touch()
 
     def _make_shards(self, run: Run) -> None:
         """Images are links, and DVC does not look into linked folders: so the run cache, which would take shards of
@@ -153,9 +161,10 @@ class Study:
         made, wanted = json.loads(marker.read_bytes()), _description(run)
         if made != wanted:
             changed = [name for name in wanted if made.get(name) != wanted[name]]
+            worktree = self.folder / run.name
             raise Refused(
-                f"{self.folder / run.name}: made with another recipe ({', '.join(changed)} differ). Name another "
-                f"--folder, or remove this run: git worktree remove --force {self.folder / run.name} && rm {marker}"
+                f"{worktree}: made with another recipe ({', '.join(changed)} differ). Name another --folder, or remove "
+                f"this run: git worktree remove --force {worktree} && rm {worktree}.*"
             )
 
     def _weights(self, name: str) -> str | None:

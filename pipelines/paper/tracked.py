@@ -17,13 +17,14 @@ EVALUATED = "vgg.result.predictions"  # tag of an evaluation's run
 SECONDS = 120
 
 
-def end(predictions: str, project: Path) -> None:
-    """A study never fails with MLflow: why it shows the run as RUNNING is printed, and that is all."""
+def end(predictions: str, project: Path) -> bool:
+    """Whether that worked.  A study never fails with MLflow: why it shows the run as RUNNING is printed."""
     command = [sys.executable, "-m", "pipelines.paper.tracked", predictions]
     try:
-        subprocess.run(command, cwd=project, timeout=SECONDS, check=False)
+        return subprocess.run(command, cwd=project, timeout=SECONDS, check=False).returncode == 0
     except subprocess.TimeoutExpired:
         print(f"MLflow does not answer within {SECONDS} s: it shows this run as RUNNING", file=sys.stderr)
+        return False
 
 
 def main() -> None:
