@@ -93,6 +93,7 @@ def training(trained: Trained) -> dict[str, Any]:
 def evaluate_and_write(stage: Stage[EvaluateParams], shards: ShardSet, trained: Trained, group: Group) -> None:
     """Rank 0: evaluate together with the other ranks, write and track the results."""
     from components.evaluate import confusion, page, partners, report
+    from components.evaluate.subject import Subject
     from components.evaluate.table import markdown, table
     from components.progress import Progress
     from components.tracking import names
@@ -123,7 +124,7 @@ def evaluate_and_write(stage: Stage[EvaluateParams], shards: ShardSet, trained: 
             "training": training(trained),
         }
         inputs = {**stage.inputs, "weights_sha256": trained.weights_sha256}
-        predictions = report.write(output.directory, shards, evaluation, stage.params.model_dump(), inputs)
+        predictions = report.write(output.directory, shards, evaluation, metrics, stage.params.model_dump(), inputs)
         tracker.tags({"vgg.weights_sha256": trained.weights_sha256})
         stage.made(tracker, "predictions", location, predictions)
         output.upload()
@@ -138,7 +139,7 @@ def evaluate_and_write(stage: Stage[EvaluateParams], shards: ShardSet, trained: 
             tracker.artifact(output.directory / name, "eval", to="both" if name == "confusion.png" else "child")
         table_of_classes = confusion.table(shards, evaluation)
         earlier = stage.record_of("train", "checkpoint", trained.digest)
-        html = page.page(page.Subject(shards, trained, evaluation, metrics, stage.record, earlier))
+        html = page.page(Subject(shards, trained, evaluation, metrics, stage.record, earlier))
         manifest.write_atomically(Path(args.confusion), lambda file: file.write(table_of_classes))
         manifest.write_atomically(Path(args.report), lambda file: file.write(html))
         tracker.artifact(Path(args.report), "eval", to="both")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -12,12 +11,10 @@ from numpy.typing import NDArray
 
 from components.evaluate import drawings, published
 from components.evaluate.confusion import matrix, most_misclassified
+from components.evaluate.subject import Subject, curves, facts
 from components.evaluate.tiles import kinds, tiles
-from runtime.shards.shardset import ShardSet
-from vgg.evaluation.evaluate import Evaluation
 from vgg.evaluation.modes import sentence
 from vgg.evaluation.predictions import calibration, class_errors
-from vgg.network.trained import Trained
 
 WORST_CLASSES = 20
 STYLE = """
@@ -45,18 +42,6 @@ table.confusion th.text { text-align: left; white-space: nowrap }
 """
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What the page is about.  record: provenance of this stage; training: the training's record, if it is there."""
-
-    shards: ShardSet
-    trained: Trained
-    evaluation: Evaluation
-    metrics: dict[str, Any]
-    record: dict[str, Any]
-    training: dict[str, Any] | None
-
-
 def page(subject: Subject) -> bytes:
     metrics, rows = subject.metrics, subject.evaluation.predictions
     title = f"{percent(metrics['top1_error'])} top-1, {percent(metrics['top5_error'])} top-5 error"
@@ -72,9 +57,9 @@ def page(subject: Subject) -> bytes:
 <p>{metrics["num_images"]:,} validation images of {len(subject.shards.wnids):,} classes of
 {escape(subject.shards.manifest["dataset"])}; top-1 error between {low} and {high} with 95 % confidence.<br>
 Headline: {what} (<code>{escape(metrics["headline"])}</code>).</p>
-<h2>What was trained</h2>{_facts(subject)}
+<h2>What was trained</h2>{facts(subject)}
 <h2>Results</h2>{_modes(metrics)}{_beside_the_paper(metrics)}
-{_curves(subject.trained)}
+{curves(subject.trained)}
 <h2>Calibration</h2>{_calibration(metrics, rows)}
 <h2>Classes</h2>{_classes(subject)}
 <h2>Confusion</h2>{_confusion(subject)}
@@ -92,48 +77,6 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     header = "".join(f"<th>{cell}</th>" for cell in head)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f'<div class="scroll"><table><tr>{header}</tr>{body}</table></div>'
-
-
-def _facts(subject: Subject) -> str:
-    network, run = subject.trained.manifest["network"], subject.trained.manifest["run"]
-    train = run.get("train", {})
-    norm = " with batch normalisation" if network["batch_norm"] else ""
-    facts = {
-        "network": f"VGG, configuration {network['configuration']}{norm}, {network['input_size']} pixels, "
-        f"{network['classifier_width']:,} outputs of fc6 and fc7",
-        "training": _training(train) if train else f"imported: {run.get('source', 'unknown')}",
-        "trained on": f"{subject.shards.manifest['dataset']}, shards {run['data'].get('digest', 'unknown')}",
-        **({"trained by": _made(subject.training)} if subject.training else {}),
-        "evaluated by": _commit(subject.record),
-        "weights": f"sha256 {subject.trained.weights_sha256}",
-    }
-    rows = "".join(f'<tr><td>{name}</td><td class="text">{escape(text)}</td></tr>' for name, text in facts.items())
-    return f"<table>{rows}</table>"
-
-
-def _training(train: dict[str, Any]) -> str:
-    scale = published.shown_scale(tuple(s) if isinstance(s := train["train_scale"], list) else s)
-    return (
-        f"{train['epochs']} epochs, batch {train['batch_size']}, rate {train['learning_rate']:g}, momentum "
-        f"{train['momentum']:g}, weight decay {train['weight_decay']:g}, dropout {train['dropout']:g}, "
-        f"{'crops of random area' if train['crop'] == 'area' else f'S = {scale}'}"
-        f"{', mirrored' if train['flip'] else ''}, seed {train['seed']}"
-    )
-
-
-def _made(record: dict[str, Any]) -> str:
-    """By which code, on what, when and in how many hours."""
-    machine = record["machine"]
-    ranks = f", {machine['ranks']} processes" if machine["ranks"] > 1 else ""
-    where = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
-    hours = f"finished {record['finished']}, {record['hours_since_last_start']:.2f} hours after its last start"
-    return "; ".join([_commit(record), f"{where}{ranks}", hours])
-
-
-def _commit(record: dict[str, Any]) -> str:
-    git = record["code"]["git"]
-    commit = f"commit {str(git['commit'])[:12]}{' with changes' if git['dirty'] else ''}" if git["commit"] else "no git"
-    return f"{commit}, torch {record['libraries'].get('torch')}"
 
 
 def _modes(metrics: dict[str, Any]) -> str:
@@ -179,23 +122,6 @@ def _beside_the_paper(metrics: dict[str, Any]) -> str:
     if not rows:
         return ""
     return "<h3>Beside the paper</h3>" + _table(("arXiv 1409.1556", "top-1 / top-5 error here", "paper, %"), rows)
-
-
-def _curves(trained: Trained) -> str:
-    history = trained.step.state.get("history", [])
-    if len(history) < 2:
-        return ""
-    losses = {name: [(row["epoch"], row[f"{name}_loss"]) for row in history] for name in ("train", "val")}
-    errors = {
-        "train top-1": [(row["epoch"], 100 * row["train_top1_error"]) for row in history],
-        "val top-1": [(row["epoch"], 100 * row["val_top1_error"]) for row in history],
-        "val top-5": [(row["epoch"], 100 * row["val_top5_error"]) for row in history],
-    }
-    pictures = drawings.curves(losses, "epoch", "loss") + drawings.curves(errors, "epoch", "error, %")
-    return (
-        f'<h2>Learning curves</h2><div class="row">{pictures}</div><p class="quiet">Validation during training: one '
-        "central crop cut from the source at one scale, not the evaluation above.</p>"
-    )
 
 
 def _calibration(metrics: dict[str, Any], rows: NDArray[np.void]) -> str:

@@ -26,13 +26,18 @@ log = logging.getLogger("vgg")
 
 
 def write(
-    directory: Path, shards: ShardSet, evaluation: Evaluation, params: dict[str, Any], inputs: dict[str, str]
+    directory: Path,
+    shards: ShardSet,
+    evaluation: Evaluation,
+    metrics: dict[str, Any],
+    params: dict[str, Any],
+    inputs: dict[str, str],
 ) -> str:
     """Write predictions, posteriors and the report's files, then the manifest; returns the directory's digest.
 
     predictions.npy: rows of vgg.evaluation.predictions.row_type.  keys.npy: bytes (images,).  posteriors/<mode>.npy:
     float16 (images, classes).  All in the order of the index.
-    inputs: digests of shards, checkpoint and weights, by name.
+    metrics: of the stage.  inputs: digests of shards, checkpoint and weights, by name.
     """
     import matplotlib
 
@@ -51,7 +56,7 @@ def write(
     entries = [manifest.file_entry(directory, name) for name in (*arrays, *REPORT_FILES)]
     body = {
         "evaluate": params,
-        "metrics": evaluation.metrics,
+        "metrics": metrics,
         "inputs": inputs,
         "classes": shards.manifest["classes"],
         "classes_sha256": shards.classes_sha256,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.paper.published import Scale
+from components.evaluate.published import Scale
 from runtime import manifest
 from runtime.errors import BadData, Refused
 from runtime.wording import listing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.paper.published import shown_scale
+from components.evaluate.published import shown_scale
 from pipelines.paper.recipes import Run
 from runtime.errors import WrongParameters
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.paper.published import CONFIGURATIONS, Scale
+from components.evaluate.published import CONFIGURATIONS, Scale
 from pipelines.paper.table import Key, belongs
 from runtime.errors import WrongParameters
 from vgg.params import load_all

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipelines.paper.published import shown_scale
+from components.evaluate.published import shown_scale
 from pipelines.paper.table import Row, Table, shown_members
 
 INTERVAL = "95 %"  # of evaluate.json

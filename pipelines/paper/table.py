@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipelines.paper.found import Evaluation
-from pipelines.paper.published import (
+from components.evaluate.published import (
     CONFIGURATIONS,
     NUM_IMAGES,
     TABLE_6,
@@ -16,6 +15,7 @@ from pipelines.paper.published import (
     Scale,
     shown_scale,
 )
+from pipelines.paper.found import Evaluation
 from runtime.errors import Refused, WrongParameters
 
 IMAGENET = ("ilsvrc2012", "kaggle")  # sources that check that they hold the paper's validation images

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from evaluations import CIFAR, IMAGENET, metrics, result, write, write_predictions
 
+from components.evaluate.published import JITTER, NUM_IMAGES, TABLE_3, TABLE_4, TABLE_5, TABLE_6, Published
 from pipelines.paper import __main__ as paper
-from pipelines.paper.published import JITTER, NUM_IMAGES, TABLE_3, TABLE_4, TABLE_5, TABLE_6, Published
 from runtime.errors import BadData, Refused, WrongParameters
 
 Q3, LOW = [256, 384, 512], [224, 256, 288]

@@ -164,6 +164,21 @@ def test_dense_positions_equal_the_classifier_on_windows() -> None:
             dense(torch.zeros(1, 3, 63, 64))
 
 
+@pytest.mark.parametrize("configuration", ["A-LRN", "C", "E"])
+@pytest.mark.parametrize("ceil_pooling", [False, True])
+def test_strips_give_the_same_numbers(configuration: str, ceil_pooling: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit, for odd sizes, several images, and strips that end with one row."""
+    model = blank(architecture(configuration)).eval()
+    initialise(model, "kaiming", 2)
+    images = torch.randn(2, 3, 131, 97)
+    with torch.no_grad():
+        dense = DenseVGG(model, ceil_pooling)
+        whole = dense.maps(images)
+        for cached in (1, 300_000):
+            monkeypatch.setattr("vgg.network.stages.CACHED_BYTES", cached)
+            assert torch.equal(dense.maps(images), whole)
+
+
 def test_the_plateau_rule_of_the_paper_ends_at_1e_5() -> None:
     rule = Plateau(rule="plateau", warmup_epochs=0, drop_factor=10, patience=2, min_improvement=0.001, max_drops=3)
     schedule, rates = Schedule(rule, 0.01, steps_per_epoch=10), []

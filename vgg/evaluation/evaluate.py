@@ -73,7 +73,7 @@ def evaluate(
     expect_suitable(params, trained, shards)
     split, parts = shards.split("val"), parts or Parts()
     views = Views(params, trained.network(), trained.manifest["pixels"], group.device)
-    dtype = part_type(len(views.modes), len(shards.wnids))
+    dtype = part_type(len(views.modes), trained.manifest["network"]["num_classes"])
     if group.is_first:
         parts.open(dtype)
     left = np.setdiff1d(np.arange(len(split)), group.gather(parts.numbers())[0])

@@ -8,21 +8,17 @@ the convolution on a CPU, whose kernel of 411 MB is laid out anew at every call.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from vgg.network.model import STRIDE, VGG
+from vgg.network.stages import stages_of
 
 # Rows of a matrix product: BLOCK, and the last ones filled up to a multiple of SMALLEST_BLOCK.  A row's result must not
 # depend on what else is computed, and for few rows libraries sum in another order (measured on a CPU: below 64).
 BLOCK, SMALLEST_BLOCK = 512, 64
-# torch convolves a single image of at most so many numbers by another kernel (use_mkldnn in aten's Convolution.cpp)
-OTHER_KERNEL = 20480
-
-Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
 class DenseVGG(nn.Module):
@@ -37,7 +33,7 @@ class DenseVGG(nn.Module):
         super().__init__()
         self.dtype = dtype
         self.side = model.architecture.input_size // STRIDE
-        self.features = nn.ModuleList(_converted(module, ceil_pooling, dtype) for module in model.features)
+        self.features = stages_of(model.features, ceil_pooling, dtype)
         fc6, fc7, fc8 = (module for module in model.classifier if isinstance(module, nn.Linear))
         # columns in the order of a window in memory: row, column, channel
         planes = fc6.weight.detach().view(fc6.out_features, -1, self.side, self.side)
@@ -51,14 +47,7 @@ class DenseVGG(nn.Module):
 
         Unless ceil_pooling is set, h is H // 32.  Raises ValueError if the image is too small.
         """
-        maps = images.to(self.dtype, memory_format=torch.channels_last)
-        for module in self.features:
-            if isinstance(module, nn.LocalResponseNorm):  # sums of squares need the precision of float32
-                maps = module(maps.float()).to(self.dtype)
-            elif len(maps) == 1 and maps.numel() <= OTHER_KERNEL and isinstance(module, nn.Conv2d):
-                maps = module(torch.cat([maps, maps]))[:1]
-            else:
-                maps = module(maps)
+        maps: torch.Tensor = self.features(images.to(self.dtype, memory_format=torch.channels_last))
         if min(maps.shape[2:]) < self.side:
             raise ValueError(
                 f"images: {tuple(images.shape[2:])} pixels, both sides must be {self.side * STRIDE} or more"
@@ -104,28 +93,12 @@ class DenseVGG(nn.Module):
         return scores.view(len(images), height, width, -1).permute(0, 3, 1, 2)
 
 
-def _converted(module: nn.Module, ceil_pooling: bool, dtype: torch.dtype) -> nn.Module:
-    if isinstance(module, nn.MaxPool2d):
-        return nn.MaxPool2d(2, 2, ceil_mode=ceil_pooling)
-    if not isinstance(module, nn.Conv2d):
-        return module
-    with torch.device("meta"):
-        converted = nn.Conv2d(module.in_channels, module.out_channels, module.kernel_size, padding=module.padding)  # type: ignore[arg-type]
-    weight = module.weight.detach().to(dtype, memory_format=torch.channels_last)
-    return _with_values(converted, weight, module.bias, dtype)
-
-
 def _linear(weight: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype) -> nn.Linear:
     with torch.device("meta"):
         linear = nn.Linear(weight.shape[1], weight.shape[0])
-    return _with_values(linear, weight.detach().to(dtype), bias, dtype)
-
-
-def _with_values(module: Layer, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) -> Layer:
-    assert bias is not None
-    module.weight = nn.Parameter(weight, requires_grad=False)
-    module.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
-    return module
+    linear.weight = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+    linear.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
+    return linear
 
 
 def _blocks(rows: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
