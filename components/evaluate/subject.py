@@ -38,6 +38,7 @@ def facts(subject: Subject) -> str:
         "trained on": _data(run["data"], subject.shards),
         **({"trained by": _made(subject.training)} if subject.training else {}),
         "evaluated by": _commit(subject.record),
+        "options": _options(subject.record["params"]),
         "weights": f"sha256 {subject.trained.weights_sha256}",
     }
     rows = "".join(f'<tr><td>{name}</td><td class="text">{escape(text)}</td></tr>' for name, text in known.items())
@@ -58,6 +59,16 @@ def _training(train: dict[str, Any]) -> str:
         f"{train['momentum']:g}, weight decay {train['weight_decay']:g}, dropout {train['dropout']:g}, "
         f"{'crops of random area' if train['crop'] == 'area' else f'S = {scale}'}"
         f"{', mirrored' if train['flip'] else ''}, seed {train['seed']}"
+    )
+
+
+def _options(evaluate: dict[str, Any]) -> str:
+    """What the paper leaves open, or what one may choose otherwise."""
+    softmax = "over positions, then softmax" if evaluate["softmax"] == "after_mean" else "of the softmax per position"
+    return (
+        f"{evaluate['weights']} weights; images resized by a {evaluate['filter']} filter, antialiased; dense: mean "
+        f"{softmax}; {evaluate['average']} averaged over mirror images, crops, scales, methods; sizes of pooled maps "
+        f"rounded {'up' if evaluate['ceil_pooling'] else 'down'}; precision {evaluate['precision']}"
     )
 
 

@@ -163,7 +163,7 @@ def test_dvc_repro_reruns_only_what_changed(images: Path, params_file: Path, tmp
     lock = yaml.load(repo / "dvc.lock")["stages"]
     assert lock["shard"]["outs"][0]["md5"] == json.loads((repo / "metrics/shard.json").read_text())["digest"]
     assert repro() == []
-    path = repo / "vgg/evaluation/evaluate.py"
+    path = repo / "vgg/evaluation/predictions.py"
     path.write_text(path.read_text().replace("TOP = 5", "TOP = 4 + 1"))
     assert repro() == ["evaluate", "register"]
     weights = lock["train"]["outs"][0]["md5"]

@@ -79,7 +79,7 @@ def test_from_evaluation_to_served_model(
     assert "version 3 is champion\n" in caplog.text
     check_the_model(tmp_path, shards)
     the_champion_is_evaluated_again(tmp_path, shards)
-    params_file.write_text(open_gate.replace('"flip": true,\n  "softmax"', '"flip": false,\n  "softmax"'))
+    params_file.write_text(open_gate.replace('"flip": true,\n  "average"', '"flip": false,\n  "average"'))
     assert params_file.read_text() != open_gate
     stage("evaluate")  # with other parameters: still the same version of these weights
     register(arguments)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from checkpoints import (
     METADATA,
     TINY,
@@ -106,6 +107,7 @@ def test_payloads_are_refused_and_never_run(tmp_path: Path) -> None:
         assert not list(tmp_path.rglob("sentinel*"))
 
 
+@pytest.mark.faults
 def test_the_trainer_refuses_payloads(shards: ShardSet, params_file: Path, tmp_path: Path) -> None:
     """The program with every kind instead of the weights: none runs, and training does not start."""
     good = saved(tmp_path / "good", 1)

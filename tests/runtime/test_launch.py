@@ -120,7 +120,8 @@ def read_until(child: subprocess.Popen[str], text: str) -> str:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("sent", [signal.SIGSTOP, pytest.param(signal.SIGKILL, marks=pytest.mark.faults)])
+@pytest.mark.faults
+@pytest.mark.parametrize("sent", [signal.SIGSTOP, signal.SIGKILL])
 def test_ranks_restart_after_a_hang_or_a_crash(
     sent: signal.Signals, expected: str, params_file: Path, tmp_path: Path
 ) -> None:

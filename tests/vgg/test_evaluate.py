@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -294,6 +295,16 @@ def test_several_ranks_write_the_same_files_as_one(
     assert [run.info.status for run in runs] == ["FINISHED"]  # the same work is one run
 
 
+def test_weights_that_are_not_finite_are_refused(shards: ShardSet, trained: Trained) -> None:
+    network = trained.network()
+    with torch.no_grad():
+        network.features[0].weight[0, 0, 0, 0] = torch.nan
+    broken = mock.MagicMock(wraps=trained, manifest=trained.manifest)
+    broken.network = lambda: network
+    with pytest.raises(Refused, match="a score is not finite"):
+        evaluate(parameters(), broken, shards, ALONE, lambda *_: None)
+
+
 def test_other_classes_are_refused(shards: ShardSet, trained: Trained) -> None:
     shards.classes_sha256 = "0" * 64
     with pytest.raises(Refused, match="trained on other classes"):
@@ -336,11 +347,23 @@ def test_the_program_writes_metrics_predictions_and_pictures(
     picture = Image.open(io.BytesIO((tmp_path / "predictions/confusion.png").read_bytes()))
     assert min(picture.size) > 100
     assert metrics["training"]["configuration"] == train_params().configuration
+    page = (tmp_path / "m/report.html").read_text(encoding="utf-8")
+    for said in ("epochs, batch", "bilinear filter", "over positions, then softmax", "rounded down", "What to do next"):
+        assert said in page
     output = json.loads((tmp_path / "out.json").read_text())
     assert output["artifacts"]["metrics"]["artifacts"][0]["metadata"]["top1_error"] == metrics["top1_error"]
     assert output["parameterValues"]["predictions"].startswith(str(tmp_path / "predictions#"))
     assert train_params().configuration == "A"
-    # fused with itself nothing changes but the name; and both evaluations compare as equal
+
+
+@pytest.mark.faults
+def test_fused_compared_and_not_registered(
+    shards: ShardSet, trained: Trained, params_file: Path, tmp_path: Path
+) -> None:
+    """Fused with itself nothing changes but the name; both evaluations compare as equal; a fusion is no version."""
+    done = program("evaluate", *flags("evaluate", tmp_path, params_file), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "m/evaluate.json").read_text())
     (tmp_path / "predictions").rename(tmp_path / "first")
     parameters_file = json.loads(params_file.read_text())
     parameters_file["evaluate"]["fuse"] = [str(tmp_path / "first")]
