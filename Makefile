@@ -86,4 +86,4 @@ locks: install         ## update requirements.lock and the lock file of each ima
 		--no-emit-index-url --python-version 3.11 -c ../requirements.lock $$target.in -o $$target.lock; done
 
 clean:                 ## remove everything that a run creates; keeps .venv
-	rm -rf data/shards data/predictions models build .tracking mlflow.db mlruns dvc_plots metrics/register.json metrics/gate.* .dvc/cache .dvc/tmp
+	rm -rf data/shards data/predictions data/predictions.parts models build .tracking mlflow.db mlruns dvc_plots metrics/register.json metrics/gate.* .dvc/cache .dvc/tmp
