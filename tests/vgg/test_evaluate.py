@@ -2,6 +2,10 @@
 
 import io
 import json
+import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ALONE, EVALUATE, NUM_VAL, executor_input, flags, program, train_params
+from conftest import environment as environment_of_programs
 from mlflow import MlflowClient
 from numpy.typing import NDArray
 from PIL import Image
@@ -18,6 +23,7 @@ from torchvision.transforms.functional import center_crop
 from torchvision.transforms.functional import resize as resize_as_torchvision
 from trainings import run
 
+from runtime import environment
 from runtime.errors import Refused
 from runtime.shards.shardset import ShardSet, Split
 from vgg.data.images import decode
@@ -327,6 +333,15 @@ def test_unfinished_and_damaged_trainings_are_refused_with_78(
     assert not (tmp_path / "m").exists()
 
 
+def test_decoding_processes_make_the_same_pictures(
+    shards: ShardSet, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = parameters(batch_pixels=17_000)
+    reference = evaluated(params, trained, shards)
+    monkeypatch.setenv(environment.WORKERS.name, "2")
+    assert np.array_equal(evaluated(params, trained, shards).predictions, reference.predictions)
+
+
 def test_the_program_writes_metrics_predictions_and_pictures(
     shards: ShardSet, trained: Trained, params_file: Path, tmp_path: Path
 ) -> None:
@@ -380,3 +395,43 @@ def test_fused_compared_and_not_registered(
     assert (compared["num_images"], compared["mcnemar_p"], compared["difference"]) == (NUM_VAL, 1.0, 0.0)
     done = program("register", *flags("register", tmp_path, params_file), cwd=tmp_path)
     assert (done.returncode, "fusion of several networks" in done.stderr) == (78, True), done.stderr
+
+
+SLOWLY = """
+import sys, time
+import vgg.evaluation.evaluate as evaluation
+from components import program
+from components.evaluate.__main__ import main
+evaluation.SAVE_SECONDS = 0.0
+at_once = evaluation.Views.__call__
+evaluation.Views.__call__ = lambda *args: time.sleep(0.3) or at_once(*args)
+program.run(lambda: main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.faults
+def test_the_killed_program_goes_on_and_writes_the_same_metrics(
+    shards: ShardSet, trained: Trained, params_file: Path, tmp_path: Path
+) -> None:
+    parameters_file = json.loads(params_file.read_text())
+    parameters_file["evaluate"]["batch_pixels"] = 1
+    params_file.write_text(json.dumps(parameters_file))
+    arguments = flags("evaluate", tmp_path, params_file)
+    command = [sys.executable, "-c", SLOWLY, *map(str, arguments)]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment_of_programs(), stderr=subprocess.DEVNULL) as killed:
+        deadline = time.monotonic() + 120
+        while len(list(tmp_path.glob("predictions.parts/*/*.npy"))) < 3:
+            assert killed.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        killed.kill()
+    assert not (tmp_path / "m/evaluate.json").exists()
+    done = program("evaluate", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "images were evaluated before" in done.stderr
+    assert not (tmp_path / "predictions.parts").exists()
+    after_kill = (tmp_path / "m/evaluate.json").read_bytes()
+    shutil.rmtree(tmp_path / "predictions")
+    done = program("evaluate", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "evaluated before" not in done.stderr
+    assert (tmp_path / "m/evaluate.json").read_bytes() == after_kill
