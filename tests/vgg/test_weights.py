@@ -23,9 +23,9 @@ from components.weights.__main__ import main
 from runtime import manifest
 from runtime.errors import BadData, Refused, WrongParameters
 from vgg.network.init import for_pixels
-from vgg.network.model import CONFIGURATIONS, Architecture, blank
+from vgg.network.model import CONFIGURATIONS, VGG, Architecture, blank
 from vgg.network.trained import Trained
-from vgg.weights import caffe, hdf5, keras, published, recognise
+from vgg.weights import caffe, content, hdf5, keras, published, recognise
 from vgg.weights.wnids import ILSVRC2012
 
 SMALLEST = ((1,), (1,), (2, 1), (1, 1), (1, 1))  # of which keras.h5.gz has random numbers
@@ -294,6 +294,19 @@ def test_convolutions_alone_are_initial_weights(narrow: None, classes: Path, tmp
     assert weights["classifier.6.weight"].std() == pytest.approx(0.01, rel=0.1)
     with pytest.raises(Refused, match=r"imported from file .* has convolutions only"):
         main(["export", str(trained.directory), str(tmp_path / "a.pth")])
+
+
+@pytest.mark.parametrize("configuration", ["A", "B", "C", "D", "E"])
+@pytest.mark.parametrize("input_size", [32, 64, 224])
+def test_the_network_is_found_whatever_the_order_of_its_tensors(
+    configuration: str, input_size: int, tmp_path: Path
+) -> None:
+    """safetensors sorts names: the last convolution is then features.7 of 128 channels, not the last of 512."""
+    architecture = Architecture(configuration, False, 64, 10, input_size)
+    with torch.device("meta"):
+        tensors = VGG(architecture).state_dict()
+    for names in (sorted(tensors), sorted(tensors, reverse=True)):
+        assert content.architecture_of(tmp_path, {name: tensors[name] for name in names}) == architecture
 
 
 def test_a_file_of_unknown_origin_takes_the_users_word(narrow: None, classes: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import mmap
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from vgg.network.model import CONFIGURATIONS, STRIDE, VGG, Architecture
 MAX_BYTES = 2 << 30  # of a file and of its tensors; the largest published VGG has 575 MB
 FIRST = "features.0.weight"  # kernel of conv1_1
 LAYERS = ("classifier.0", "classifier.3", "classifier.6")  # fc6, fc7, fc8
+CONVOLUTION = re.compile(r"features\.[0-9]{1,4}\.weight")
 RELEASED = {"input_size": 224, "classifier_width": 4096}  # of a network without its classifier
 Tensors = dict[str, torch.Tensor]
 Pixels = dict[str, list[float]]
@@ -127,14 +129,15 @@ def _classifier(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, int
     if not any(name.startswith("classifier.") for name in shapes):
         return {**RELEASED, "num_classes": 0}
     found = [shapes.get(f"{layer}.weight", ()) for layer in LAYERS]
-    last = [shape for name, shape in shapes.items() if name.startswith("features.") and len(shape) == 4]
-    if any(len(shape) != 2 for shape in found) or not last:
+    names = [name for name, shape in shapes.items() if CONVOLUTION.fullmatch(name) and len(shape) == 4]
+    if any(len(shape) != 2 for shape in found) or not names:
         raise unusable(
             path,
             "not a VGG of the paper: it needs convolutions (features.N) and three fully connected layers "
             f"({', '.join(LAYERS)}); these have the shapes {', '.join(map(str, found))}.",
         )
-    side = math.isqrt(found[0][1] // max(1, last[-1][0]))
+    last = max(names, key=lambda name: int(name.split(".")[1]))  # files have them in any order
+    side = math.isqrt(found[0][1] // max(1, shapes[last][0]))
     sizes = {"input_size": max(1, side) * STRIDE, "classifier_width": found[0][0], "num_classes": found[2][0]}
     if min(sizes.values()) < 1:
         raise unusable(path, f"a layer of the classifier is empty: {found}.")
