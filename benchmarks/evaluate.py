@@ -165,7 +165,7 @@ def contest(
             figures.add(peak_rss_mb=round(machine.peak_mb(torch.device("cpu")), 1))
         rates["naive"].append(rate(lambda: loop(few), few, group))
         if old:
-            rates["earlier"].append(rate_of_earlier(old, params, few))
+            rates["earlier"].append(rate_of_earlier(old, params, few, model.architecture.input_size))
         figures.add(**{name: round(statistics.median(found), 3) for name, found in rates.items() if found})
         for name in ("naive", "earlier"):
             if name in figures:
@@ -257,13 +257,12 @@ with joined() as group:
 """
 
 
-def rate_of_earlier(tree: Path, params: EvaluateParams, shards: ShardSet) -> float:
+def rate_of_earlier(tree: Path, params: EvaluateParams, shards: ShardSet, input_size: int) -> float:
     scales = ",".join(map(str, params.test_scales))
-    size = str(params.test_scales[0] * PAPERS_SIZE // 256)
+    given = [scales, str(params.batch_pixels), str(input_size), str(shards.directory)]
     done = subprocess.run(
-        [sys.executable, "-c", EARLIER_PROGRAM, scales, str(params.batch_pixels), size, str(shards.directory)],
-        cwd=tree, check=True, stdout=subprocess.PIPE, timeout=3600,
-    )  # fmt: skip
+        [sys.executable, "-c", EARLIER_PROGRAM, *given], cwd=tree, check=True, stdout=subprocess.PIPE, timeout=3600
+    )
     return float(done.stdout)
 
 

@@ -292,7 +292,7 @@ def test_several_ranks_write_the_same_files_as_one(
         (tmp_path / "m/evaluate.record.json").unlink()  # names the number of ranks
         for output in ("predictions", "m"):
             (tmp_path / output).rename(tmp_path / folder / output)
-    assert len(files(tmp_path / "alone")) == 9
+    assert len(files(tmp_path / "alone")) == 14
     assert files(tmp_path / "together") == files(tmp_path / "alone")
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     experiment = client.get_experiment_by_name("vgg-imagenet")
