@@ -103,7 +103,7 @@ def evaluate_and_write(stage: Stage[EvaluateParams], shards: ShardSet, trained: 
     from vgg.evaluation.evaluate import evaluate
     from vgg.evaluation.parts import Parts
 
-    args, fused = stage.args, partners.opened(stage, shards)
+    args, fused = stage.args, partners.opened(stage, shards, trained.weights_sha256)
     location = stage.location(args.predictions)
     output = output_at(location)
     train = origin.parameters(trained.manifest)

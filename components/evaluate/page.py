@@ -191,6 +191,6 @@ def _next(subject: Subject) -> str:
         advice.append("Trained at one scale: fine-tuning with scale jitter is what helped most in the paper (§4.1).")
     if metrics["calibration_error"] > 0.05:
         advice.append("The confidences are off by more than 5 points: do not use them as probabilities.")
-    advice.append("<code>python -m components.evaluate compare OTHER data/predictions</code>: is a change one?")
-    advice.append("<code>python -m components.classify models/vgg photo.jpg</code>: try it on your own images.")
+    advice.append("<code>python -m components.evaluate compare OTHER PREDICTIONS</code>: is a change one?")
+    advice.append("<code>python -m components.classify CHECKPOINT photo.jpg</code>: try it on your own images.")
     return f"<ul>{''.join(f'<li>{line}</li>' for line in advice)}</ul>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,21 @@ from runtime.store.place import downloaded
 from vgg.evaluation.fusion import Partner
 from vgg.params.evaluate import EvaluateParams
 
+log = logging.getLogger("vgg")
 
-def opened(stage: Stage[EvaluateParams], shards: ShardSet) -> list[Partner]:
-    """Their digests become inputs of the stage.
+
+def opened(stage: Stage[EvaluateParams], shards: ShardSet, weights_sha256: str) -> list[Partner]:
+    """Their digests become inputs of the stage.  weights_sha256: of the network that is evaluated.
 
     Raises Refused if one is damaged, not finished, or of other images or classes.
     """
     keys = np.asarray(shards.split("val").rows["key"])
-    partners = []
+    partners, weights = [], {weights_sha256}
     for number, address in enumerate(stage.params.fuse, 1):
-        partner, _, digest = predictions_at(address)
+        partner, content, digest = predictions_at(address)
+        if content["inputs"]["weights_sha256"] in weights:
+            log.warning("evaluate.fuse: %s is of weights that are in this fusion already; they count twice", address)
+        weights.add(content["inputs"]["weights_sha256"])
         stage.inputs[f"fused_{number}"] = digest
         partners.append(partner.joined(keys, shards.classes_sha256))
     return partners
@@ -35,9 +41,8 @@ def predictions_at(address: str) -> tuple[Partner, dict[str, Any], str]:
     content = manifest.read(directory, SCHEMA)
     mode = content["headline_of_network"]
     wanted = {"keys.npy", f"posteriors/{mode}.npy"}
-    for entry in content["files"]:
-        if entry["path"] in wanted:
-            manifest.verify_file(directory, entry)
+    for entry in content["files"]:  # also those that are not read here: what is damaged is not to be believed
+        manifest.verify_file(directory, entry)
     keys, posteriors = (np.load(directory / name, mmap_mode="r", allow_pickle=False) for name in sorted(wanted))
     partner = Partner(f"{address} ({mode})", keys, content["classes_sha256"], posteriors)
     return partner, content, manifest.directory_digest(directory, content)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -32,7 +33,7 @@ from vgg.evaluation.fusion import Partner
 from vgg.evaluation.modes import Base, bases_of
 from vgg.evaluation.parts import Parts, part_type
 from vgg.evaluation.predictions import row_type, rows_of
-from vgg.evaluation.scaled import centre_crop, resize, short_side, size_at
+from vgg.evaluation.scaled import centre_crop, pixels_seen, resize, short_side, size_at
 from vgg.evaluation.views import Picture, Views
 from vgg.network.trained import Trained
 from vgg.params.evaluate import EvaluateParams
@@ -215,6 +216,18 @@ def test_every_image_is_in_one_chunk_within_its_pixels(shards: ShardSet) -> None
         assert len(numbers) == 1 or pixels * len(numbers) <= 30_000
         seen += numbers.tolist()
     assert sorted(seen) == list(range(NUM_VAL))
+
+
+def test_many_crops_make_short_chunks() -> None:
+    """296 digits at 32 pixels fit into one batch; 150 crops of each do not."""
+    bases = bases_of(parameters(methods=["multi_crop"], test_scales=[32, 33, 34]))
+    sizes = np.full((296, 2), 32, np.int64)
+    assert pixels_seen(bases, True, 32, 32, 32) == 150 * 32 * 32
+    seen = partial(pixels_seen, bases, True, 32)
+    chunks = list(chunks_by_size(sizes, np.arange(296), [34], 400_000, seen))
+    assert max(map(len, chunks)) == 2 * 400_000 // (150 * 32 * 32)
+    assert sorted(np.concatenate(chunks).tolist()) == list(range(296))
+    assert len(list(chunks_by_size(sizes, np.arange(296), [34], 400_000))) == 1
 
 
 def test_a_killed_evaluation_goes_on(shards: ShardSet, trained: Trained, tmp_path: Path, monkeypatch: Any) -> None:

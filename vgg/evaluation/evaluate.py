@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from vgg.evaluation.fusion import Partner
 from vgg.evaluation.modes import Base, Mode, bases_of
 from vgg.evaluation.parts import Parts, part_type
 from vgg.evaluation.predictions import rows_of, summary
-from vgg.evaluation.scaled import Size, resize, short_side, sizes_of
+from vgg.evaluation.scaled import Size, pixels_seen, resize, short_side, sizes_of
 from vgg.evaluation.views import Picture, Views
 from vgg.network.trained import Trained
 from vgg.params.evaluate import EvaluateParams
@@ -35,6 +36,7 @@ from vgg.params.evaluate import EvaluateParams
 log = logging.getLogger("vgg.evaluate")
 
 SAVE_SECONDS = 20.0  # interval at which what was evaluated is saved
+CHUNK_BATCHES = 2  # batches of batch_pixels in a chunk
 AGREE_TURNS = 8  # interval, in chunks, at which several ranks agree on that
 
 
@@ -78,7 +80,8 @@ def evaluate(
         parts.open(dtype)
     left = np.setdiff1d(np.arange(len(split)), group.gather(parts.numbers())[0])
     sizes = np.stack([split.rows["height"], split.rows["width"]], -1).astype(np.int64)
-    chunks = list(chunks_by_size(sizes, left, params.test_scales, params.batch_pixels))
+    seen = partial(pixels_seen, views.bases, params.flip, views.side)
+    chunks = list(chunks_by_size(sizes, left, params.test_scales, params.batch_pixels, seen))
     own = chunks[group.rank :: group.world_size]
     batches = _loaded(split, own, bases_of(params), params, shards.manifest["parameters"]["max_pixels"], group)
     done, total, saved = len(split) - len(left), len(split), time.monotonic()
@@ -140,23 +143,32 @@ def result(
 
 
 def chunks_by_size(
-    sizes: NDArray[np.int64], numbers: NDArray[np.int64], scales: Sequence[int], batch_pixels: int
+    sizes: NDArray[np.int64],
+    numbers: NDArray[np.int64],
+    scales: Sequence[int],
+    batch_pixels: int,
+    seen: Callable[[int, int], int] = lambda _height, _width: 0,
 ) -> Iterator[NDArray[np.int64]]:
     """Image numbers in the order of their size at the largest scale, within batch_pixels at that scale.
 
-    sizes: height and width of every image, int64 (n, 2); numbers: of those wanted.
+    sizes: height and width of every image, int64 (n, 2); numbers: of those wanted.  seen: pixels that the network sees
+    of an image of this height and width; at most CHUNK_BATCHES * batch_pixels, so that 150 crops an image make short
+    chunks: what a kill loses, and what progress counts.
     """
     largest = max(scales)
     scaled = np.array([short_side(height, width, largest) for height, width in sizes[numbers].tolist()], np.int64)
     scaled = scaled.reshape(-1, 2)
     chunk: list[int] = []
-    pixels = 0
+    pixels = work = 0
     for position in np.lexsort((numbers, scaled[:, 1], scaled[:, 0])):
-        pixels = max(pixels, int(scaled[position].prod()))
-        if chunk and pixels * (len(chunk) + 1) > batch_pixels:
+        number, own = int(numbers[position]), int(scaled[position].prod())
+        cost = seen(*sizes[number].tolist())
+        too_wide = max(pixels, own) * (len(chunk) + 1) > batch_pixels
+        if chunk and (too_wide or work + cost > CHUNK_BATCHES * batch_pixels):
             yield np.array(chunk)
-            chunk, pixels = [], int(scaled[position].prod())
-        chunk.append(int(numbers[position]))
+            chunk, pixels, work = [], 0, 0
+        chunk.append(number)
+        pixels, work = max(pixels, own), work + cost
     if chunk:
         yield np.array(chunk)
 
