@@ -17,7 +17,8 @@ CACHED_BYTES = 8 * 2**20  # of a map: what is larger leaves the caches of a CPU 
 class Stage(nn.Module):
     """Convolutions, each with what follows it (ReLU, batch or response normalisation), then 2x2 max-pooling.
 
-    On a CPU large maps are computed in strips of rows that stay in its caches, a third faster at full size.  A strip
+    On a CPU large maps are computed in strips of rows that stay in its caches, a third faster at full size, and many
+    small ones some at a time.  A strip
     has so many rows more on both sides as its convolutions reach, so every number is the same.
     """
 
@@ -32,11 +33,12 @@ class Stage(nn.Module):
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """maps: (n, channels, h, w), channels last.  Returns half of h and w, rounded down unless ceil_pooling."""
         row_bytes = self.channels * maps.shape[3] * maps.element_size()
-        if (
-            maps.device.type != "cpu"
-            or maps.numel() // maps.shape[1] * self.channels * maps.element_size() <= CACHED_BYTES
-        ):
+        image_bytes = row_bytes * maps.shape[2]
+        if maps.device.type != "cpu" or image_bytes * len(maps) <= CACHED_BYTES:
             return self._pooled(self._convolved(maps))
+        if image_bytes <= CACHED_BYTES:  # small images: some at a time
+            parts = torch.split(maps, CACHED_BYTES // image_bytes)
+            return torch.cat([self._pooled(self._convolved(part)) for part in parts])
         # even, so that poolings do not cross strips
         rows = max(16, CACHED_BYTES // row_bytes // 2 * 2)
         return torch.cat([torch.cat(list(self._strips(image[None], rows)), 2) for image in maps])
