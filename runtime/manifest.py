@@ -218,4 +218,10 @@ def verify_file(directory: Path, entry: dict[str, Any]) -> None:
 
 def directory_digest(directory: Path, manifest: dict[str, Any]) -> str:
     """The digest that dvc.lock records for the directory, including the manifest.  Reads only the manifest."""
-    return dvc_digest([*manifest["files"], file_entry(directory, NAME)])
+    return digest_with((directory / NAME).read_bytes(), manifest)
+
+
+def digest_with(raw: bytes, manifest: dict[str, Any]) -> str:
+    """The same of a directory that may be elsewhere.  raw: the bytes of its manifest."""
+    own = {"path": NAME, "md5": hashlib.md5(raw, usedforsecurity=False).hexdigest()}
+    return dvc_digest([*manifest["files"], own])

@@ -6,7 +6,6 @@ A finished folder is known by its digest, wherever it lies; a folder that holds 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 from collections.abc import Iterator
@@ -61,8 +60,7 @@ def read(address: str, location: Location, kind: str = "") -> Place | None:
         content = manifest.parse(raw, schema, f"{address}/{manifest.NAME}")
     except Refused as damage:
         return Place(address, location, KINDS.get(schema, kind), "", {}, str(damage))
-    own = {"path": manifest.NAME, "md5": hashlib.md5(raw, usedforsecurity=False).hexdigest()}
-    return Place(address, location, KINDS[schema], manifest.dvc_digest([*content["files"], own]), content)
+    return Place(address, location, KINDS[schema], manifest.digest_with(raw, content), content)
 
 
 def at(address: str) -> Place | None:

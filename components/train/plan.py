@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from components import program
@@ -46,15 +45,10 @@ def manifest_of(shards: str) -> dict[str, Any]:
     from runtime.errors import WrongParameters
     from runtime.shards.shardset import SCHEMA
     from runtime.store import storage
+    from runtime.store.place import manifest_at
 
     location = storage.resolve(shards)
-    if storage.is_remote(location):
-        from runtime.store.s3 import Prefix
-
-        raw = Prefix(location).get(manifest.NAME)
-    else:
-        path = Path(location) / manifest.NAME
-        raw = path.read_bytes() if path.is_file() else None
+    raw = manifest_at(location)
     if raw is None:
         raise WrongParameters(
             f"--shards: no finished shards at {location}. Run the shard stage first, or leave --shards out: then "

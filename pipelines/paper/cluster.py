@@ -9,7 +9,6 @@ continues from its last checkpoint.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from pipelines.paper.recipes import Run
 from runtime import manifest
 from runtime.errors import Refused
 from runtime.store import storage
+from runtime.store.place import manifest_at
 
 log = logging.getLogger("vgg.paper")
 
@@ -141,21 +141,9 @@ def _code(stage: str) -> dict[str, str]:
 def _stored(place: str, identity: dict[str, Any]) -> Finished | None:
     """The finished output of a stage with this identity; None if there is none yet.  Raises Refused if damaged."""
     location = storage.resolve(place, identity)
-    if storage.is_remote(location):
-        from runtime.store.s3 import Prefix
-
-        raw = Prefix(location).get(manifest.NAME)
-    else:
-        path = Path(location) / manifest.NAME
-        raw = path.read_bytes() if path.is_file() else None
+    raw = manifest_at(location)
     if raw is None:
         return None
     content = manifest.parse(raw, manifest.schema_of(raw), f"{location}/{manifest.NAME}")
-    digest = digest_of(content, raw)
+    digest = manifest.digest_with(raw, content)
     return Finished(storage.address(location, digest), digest, content, raw)
-
-
-def digest_of(content: dict[str, Any], raw: bytes) -> str:
-    """As manifest.directory_digest(), of a manifest that is not a local file."""
-    entry = {"path": manifest.NAME, "md5": hashlib.md5(raw, usedforsecurity=False).hexdigest()}
-    return str(manifest.dvc_digest([*content["files"], entry]))

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from runtime import manifest
 from runtime.store import storage
 from runtime.targets import Directory, Output, Target, only_writer
 
@@ -17,6 +18,15 @@ def output_at(location: str) -> Output:
     from runtime.store.mirror import Mirror
 
     return Mirror(location)
+
+
+def manifest_at(location: str) -> bytes | None:
+    """The manifest at a resolved argument, alone and not verified; None if nothing is finished there."""
+    if storage.is_remote(location):
+        from runtime.store.s3 import Prefix
+
+        return Prefix(location).get(manifest.NAME)
+    return Directory(Path(location)).read(manifest.NAME) if Path(location).is_dir() else None
 
 
 def downloaded(path: str) -> Path:

@@ -25,7 +25,7 @@ from runtime.errors import BadData, Refused, WrongParameters
 from vgg.network.init import for_pixels
 from vgg.network.model import CONFIGURATIONS, VGG, Architecture, blank
 from vgg.network.trained import Trained
-from vgg.weights import caffe, content, hdf5, keras, published, recognise
+from vgg.weights import content, hdf5, keras, published, recognise
 from vgg.weights.wnids import ILSVRC2012
 
 SMALLEST = ((1,), (1,), (2, 1), (1, 1), (1, 1))  # of which keras.h5.gz has random numbers
@@ -90,8 +90,8 @@ def test_a_network_answers_as_in_its_own_software(
 @pytest.mark.parametrize(
     ("kind", "module", "name", "mistake"),
     [
-        ("caffe", caffe, "reversed_channels", lambda path, tensors: tensors["features.0.weight"]),
-        ("keras", keras, "reversed_channels", lambda path, tensors: tensors["features.0.weight"]),
+        ("caffe", published, "reversed_channels", lambda path, tensors: tensors["features.0.weight"]),
+        ("keras", published, "reversed_channels", lambda path, tensors: tensors["features.0.weight"]),
         ("keras", keras, "_fc6", lambda path, matrix, tensors: matrix.T),
     ],
 )

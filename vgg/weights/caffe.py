@@ -18,13 +18,9 @@ import torch
 
 from vgg.weights import published
 from vgg.weights.content import (
-    FIRST,
     LAYERS,
     Content,
-    Tensors,
-    architecture_of,
     checked,
-    expect_finite,
     mapped,
     named,
     unusable,
@@ -119,18 +115,7 @@ def read(path: Path) -> Content:
                 path, f"{name} is no layer of the release (conv1_1 …, fc6, fc7, fc8). Not a VGG of the paper."
             )
     tensors = checked(path, named(path, convolutions, dense))
-    tensors[FIRST] = reversed_channels(path, tensors)
-    expect_finite(path, tensors)
-    architecture = architecture_of(path, tensors)
-    return Content("caffe", tensors, architecture, published.OXFORD, notes=[CEIL], ceil_pooling=True)
-
-
-def reversed_channels(path: Path, tensors: Tensors) -> torch.Tensor:
-    """The first convolution for R, G, B instead of B, G, R."""
-    weight = tensors.get(FIRST, torch.zeros(0))
-    if weight.dim() != 4 or weight.shape[1] != 3:
-        raise unusable(path, f"the first convolution has the shape {tuple(weight.shape)}, not (outputs, 3, 3, 3).")
-    return weight.flip(1).contiguous()
+    return published.released(path, "caffe", tensors, notes=[CEIL], ceil_pooling=True)
 
 
 def _layers(network: Message) -> dict[str, list[torch.Tensor]]:

@@ -19,7 +19,6 @@ from vgg.network.init import initialise
 from vgg.network.model import VGG, Architecture, blank
 from vgg.network.trained import Trained, shapes_of
 from vgg.weights import published
-from vgg.weights.caffe import reversed_channels
 from vgg.weights.content import FIRST
 from vgg.weights.recognise import Source
 from vgg.weights.torch_files import ASSUMED
@@ -91,7 +90,7 @@ def with_pixels(source: Source, pixels: str) -> Source:
         raise WrongParameters(f"{source.path}: how its pixels are prepared is known; leave --pixels out.")
     content = replace(content, notes=[note for note in content.notes if note != ASSUMED])
     if pixels == "caffe":
-        first = {FIRST: reversed_channels(source.path, content.tensors)}
+        first = {FIRST: published.reversed_channels(source.path, content.tensors)}
         content = replace(content, tensors={**content.tensors, **first}, pixels=published.OXFORD)
     return replace(source, content=content)
 

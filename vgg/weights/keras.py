@@ -13,16 +13,12 @@ import numpy as np
 import torch
 
 from vgg.weights import hdf5, published
-from vgg.weights.caffe import reversed_channels
 from vgg.weights.content import (
-    FIRST,
     LAYERS,
     MAX_BYTES,
     Content,
     Tensors,
-    architecture_of,
     checked,
-    expect_finite,
     mapped,
     named,
     unusable,
@@ -57,10 +53,7 @@ def read(path: Path) -> Content:
             tensors[name] = tensor.permute(3, 2, 0, 1)  # height, width, inputs, outputs
         elif tensor.dim() == 2:
             tensors[name] = _fc6(path, tensor, tensors) if name.startswith(LAYERS[0]) else tensor.T
-    tensors = checked(path, tensors)
-    tensors[FIRST] = reversed_channels(path, tensors)
-    expect_finite(path, tensors)
-    return Content("keras", tensors, architecture_of(path, tensors), published.OXFORD)
+    return published.released(path, "keras", checked(path, tensors))
 
 
 def _of_layers(file: hdf5.File) -> Tensors:

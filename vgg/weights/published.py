@@ -1,11 +1,15 @@
-"""Preprocessing of published weights, and their names: torchvision's are known by the sha256 of the file."""
+"""What publishers say of their weights: preparation of pixels, names (torchvision's by the sha256 of the file)."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from vgg.weights.content import Pixels
+import torch
+
+from vgg.weights.content import FIRST, Content, Pixels, Tensors, architecture_of, expect_finite, unusable
 
 IMAGENET: Pixels = {  # torchvision, timm: of images in 0-1, mean .485 .456 .406, standard deviation .229 .224 .225
     "mean": [255 * mean for mean in (0.485, 0.456, 0.406)],
@@ -36,6 +40,22 @@ def by_sha256(sha256: str) -> Published | None:
                 pixels = {"mean": [255 * mean for mean in preset.mean], "std": [255 * std for std in preset.std]}
                 return Published(str(weights), pixels, bool(weights.meta["categories"]))
     return None
+
+
+def released(path: Path, kind: str, tensors: Tensors, notes: Sequence[str] = (), ceil_pooling: bool = False) -> Content:
+    """The content of a file with the Oxford release, which was made for B, G, R.  tensors: of checked()."""
+    tensors = {**tensors, FIRST: reversed_channels(path, tensors)}
+    expect_finite(path, tensors)
+    architecture = architecture_of(path, tensors)
+    return Content(kind, tensors, architecture, OXFORD, notes=[*notes], ceil_pooling=ceil_pooling)
+
+
+def reversed_channels(path: Path, tensors: Tensors) -> torch.Tensor:
+    """The first convolution for R, G, B instead of B, G, R."""
+    weight = tensors.get(FIRST, torch.zeros(0))
+    if weight.dim() != 4 or weight.shape[1] != 3:
+        raise unusable(path, f"the first convolution has the shape {tuple(weight.shape)}, not (outputs, 3, 3, 3).")
+    return weight.flip(1).contiguous()
 
 
 def class_names() -> list[str]:
