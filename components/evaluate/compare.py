@@ -32,10 +32,10 @@ def parser() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class Opened:
-    """An evaluation: its headline mode, and rows (vgg.evaluation.predictions.row_type) of its images, by key."""
+    """An evaluation: its metrics, and rows (vgg.evaluation.predictions.row_type) of its images, by key."""
 
     where: str
-    headline: str
+    metrics: dict[str, Any]
     data_digest: str
     classes: list[dict[str, str]]
     keys: np.ndarray
@@ -59,20 +59,14 @@ def opened(where: str) -> Opened:
     """Raises Refused if it is not finished, or damaged."""
     import numpy as np
 
-    from components.evaluate.report import SCHEMA
-    from runtime import manifest
+    from components.evaluate.report import read
     from runtime.store.place import downloaded
 
-    directory = downloaded(where)
-    content = manifest.read(directory, SCHEMA)
-    for entry in content["files"]:
-        if entry["path"] in ("keys.npy", "predictions.npy"):
-            manifest.verify_file(directory, entry)
-    keys, rows = (np.load(directory / name, allow_pickle=False) for name in ("keys.npy", "predictions.npy"))
+    directory, names = downloaded(where), ("keys.npy", "predictions.npy")
+    content = read(directory, names)
+    keys, rows = (np.load(directory / name, allow_pickle=False) for name in names)
     order = np.argsort(keys, kind="stable")
-    return Opened(
-        where, content["metrics"]["headline"], content["inputs"]["shards"], content["classes"], keys[order], rows[order]
-    )
+    return Opened(where, content["metrics"], content["inputs"]["shards"], content["classes"], keys[order], rows[order])
 
 
 def expect_comparable(first: Opened, second: Opened) -> None:
@@ -103,14 +97,13 @@ def changes(first: Opened, second: Opened) -> np.ndarray:
 
 def compared(first: Opened, second: Opened, changed: np.ndarray) -> dict[str, Any]:
     from vgg.evaluation.paired import bootstrap, mcnemar
-    from vgg.evaluation.predictions import summary
 
     only_first, only_second, total = int((changed > 0).sum()), int((changed < 0).sum()), len(changed)
-    each = [summary(e.rows[["number", "label", "modes"]], mode_names(e))[e.headline] for e in (first, second)]
+    each = [first.metrics, second.metrics]
     low, high = bootstrap(only_first, only_second, total)
     return {
         "num_images": total,
-        "headlines": [first.headline, second.headline],
+        "headlines": [e["headline"] for e in each],
         "top1_error": [e["top1_error"] for e in each],
         "top1_interval": [e["top1_interval"] for e in each],
         "top5_error": [e["top5_error"] for e in each],
@@ -123,12 +116,6 @@ def compared(first: Opened, second: Opened, changed: np.ndarray) -> dict[str, An
     }
 
 
-def mode_names(each: Opened) -> list[str]:
-    """Only the last one, the headline, has its name."""
-    others = each.rows["modes"].shape[1] - 1
-    return [*map(str, range(others)), each.headline]
-
-
 def report(first: Opened, second: Opened, numbers: dict[str, Any], changed: np.ndarray) -> str:
     import numpy as np
 
@@ -138,7 +125,7 @@ def report(first: Opened, second: Opened, numbers: dict[str, Any], changed: np.n
         lines.append(
             f"{'first' if place == 0 else 'second':7} {100 * error:6.2f} % top-1 error "
             f"[{100 * low:.2f}, {100 * high:.2f}], {100 * numbers['top5_error'][place]:.2f} % top-5   "
-            f"{each.where} ({each.headline})"
+            f"{each.where} ({each.metrics['headline']})"
         )
     low, high = numbers["difference_interval"]
     better = "second" if numbers["difference"] > 0 else "first"

@@ -105,7 +105,7 @@ def _modes(metrics: dict[str, Any]) -> str:
 def _beside_the_paper(metrics: dict[str, Any]) -> str:
     """Rows of Tables 3 to 5 for this network, where the images are those of the paper."""
     trained = metrics["training"]
-    scale = tuple(s) if isinstance(s := trained["train_scale"], list) else s
+    scale = published.scale_of(trained["train_scale"])
     if metrics["num_images"] != published.NUM_IMAGES or trained["batch_norm"]:
         return ""
     rows = []

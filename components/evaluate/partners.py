@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from components.evaluate.report import SCHEMA
+from components.evaluate import report
 from components.stage import Stage
 from runtime import manifest
 from runtime.shards.shardset import ShardSet
@@ -38,11 +38,9 @@ def opened(stage: Stage[EvaluateParams], shards: ShardSet, weights_sha256: str) 
 def predictions_at(address: str) -> tuple[Partner, dict[str, Any], str]:
     """A finished evaluation of one network (its last mode), the content of its manifest, and its digest."""
     directory = downloaded(address)
-    content = manifest.read(directory, SCHEMA)
+    content = report.read(directory)
     mode = content["headline_of_network"]
-    wanted = {"keys.npy", f"posteriors/{mode}.npy"}
-    for entry in content["files"]:  # also those that are not read here: what is damaged is not to be believed
-        manifest.verify_file(directory, entry)
-    keys, posteriors = (np.load(directory / name, mmap_mode="r", allow_pickle=False) for name in sorted(wanted))
+    names = ("keys.npy", f"posteriors/{mode}.npy")
+    keys, posteriors = (np.load(directory / name, mmap_mode="r", allow_pickle=False) for name in names)
     partner = Partner(f"{address} ({mode})", keys, content["classes_sha256"], posteriors)
     return partner, content, manifest.directory_digest(directory, content)

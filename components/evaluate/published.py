@@ -92,6 +92,11 @@ TABLE_6 = (
 TABLES: dict[int, tuple[Published, ...]] = {3: TABLE_3, 4: TABLE_4, 5: TABLE_5}
 
 
+def scale_of(recorded: int | list[int] | None) -> Scale | None:
+    """S as JSON has it: of the parameters of a training, or of an evaluation."""
+    return (recorded[0], recorded[1]) if isinstance(recorded, list) else recorded
+
+
 def shown_scale(scale: Scale | None) -> str:
     """256, or [256;512] as in the paper; empty if it is not known."""
     return "" if scale is None else f"[{scale[0]};{scale[1]}]" if isinstance(scale, tuple) else str(scale)

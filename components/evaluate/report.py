@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -64,6 +64,18 @@ def write(
     }
     content = manifest.write(directory, SCHEMA, body, entries)
     return manifest.directory_digest(directory, content)
+
+
+def read(directory: Path, names: Collection[str] = ()) -> dict[str, Any]:
+    """The manifest of a finished evaluation.  names: of the files to verify; by default all of them.
+
+    Raises Refused if it is not finished, or damaged.
+    """
+    content = manifest.read(directory, SCHEMA)
+    for entry in content["files"]:
+        if not names or entry["path"] in names:
+            manifest.verify_file(directory, entry)
+    return content
 
 
 def _save_array(array: NDArray[Any], file: BinaryIO) -> None:

@@ -53,7 +53,7 @@ def _data(data: dict[str, Any], shards: ShardSet) -> str:
 
 
 def _training(train: dict[str, Any]) -> str:
-    scale = published.shown_scale(tuple(s) if isinstance(s := train["train_scale"], list) else s)
+    scale = published.shown_scale(published.scale_of(train["train_scale"]))
     return (
         f"{train['epochs']} epochs, batch {train['batch_size']}, rate {train['learning_rate']:g}, momentum "
         f"{train['momentum']:g}, weight decay {train['weight_decay']:g}, dropout {train['dropout']:g}, "

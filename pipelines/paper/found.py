@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from components.evaluate.published import Scale
+from components.evaluate.published import Scale, scale_of
 from runtime import manifest
 from runtime.errors import BadData, Refused
 from runtime.wording import listing
@@ -53,10 +53,8 @@ class Evaluation:
     @property
     def train_scale(self) -> Scale | None:
         """S; None if it is not known, as of some imported weights."""
-        scale = self.metrics["training"]["train_scale"]
-        if isinstance(scale, list):
-            return (scale[0], scale[1]) if scale[0] != scale[1] else scale[0]
-        return scale if scale is None else int(scale)
+        scale = scale_of(self.metrics["training"]["train_scale"])
+        return scale[0] if isinstance(scale, tuple) and scale[0] == scale[1] else scale
 
     @property
     def imported(self) -> bool:

@@ -11,7 +11,9 @@ from typing import Any
 from components.evaluate.published import CONFIGURATIONS, Scale
 from pipelines.paper.table import Key, belongs
 from runtime.errors import WrongParameters
+from vgg.evaluation.modes import modes_of
 from vgg.params import load_all
+from vgg.params.evaluate import EvaluateParams
 from vgg.params.train import TrainParams
 
 SAME_NETWORK = ("input_size", "classifier_width", "batch_norm")  # of a run and of the one with its first weights
@@ -36,15 +38,13 @@ class Run:
 
     def keys(self, number: int) -> list[Key]:
         """The rows of a table that its evaluation fills."""
-        evaluate = self.sections["evaluate"]
-        scales, mirror = tuple(sorted(evaluate["test_scales"])), evaluate["flip"]
-        several = {(scales, method) for method in evaluate["methods"] if len(scales) > 1}
-        if {"dense", "multi_crop"} <= set(evaluate["methods"]):
-            several |= {(scales, "multi_crop_and_dense")} if len(scales) > 1 else set()
-        single = {((scale,), method) for scale in scales for method in evaluate["methods"]}
-        keys = [Key(self.train.configuration, self.train_scale, q, method, mirror) for q, method in several | single]
-        if number == 5 and "multi_crop" not in evaluate["methods"]:
+        evaluate = EvaluateParams.model_validate(self.sections["evaluate"])
+        if number == 5 and "multi_crop" not in evaluate.methods:
             return []
+        keys = [
+            Key(self.train.configuration, self.train_scale, mode.scales, mode.method, mode.mirror)
+            for mode in modes_of(evaluate)
+        ]
         return sorted((key for key in keys if belongs(number, key)), key=str)
 
     @property

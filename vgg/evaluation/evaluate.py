@@ -25,7 +25,7 @@ from runtime.shards.loader import Loader
 from runtime.shards.shardset import ShardSet, Split
 from vgg.data.images import image_of
 from vgg.evaluation.fusion import Partner
-from vgg.evaluation.modes import Base, Mode, bases_of
+from vgg.evaluation.modes import Base, Mode
 from vgg.evaluation.parts import Parts, part_type
 from vgg.evaluation.predictions import rows_of, summary
 from vgg.evaluation.scaled import Size, pixels_seen, resize, short_side, sizes_of
@@ -68,7 +68,7 @@ def evaluate(
 ) -> Evaluation | None:
     """Evaluate every validation image exactly once, in every mode.  Returns None on other ranks than the first.
 
-    report: called with (images done, total images) of this rank.  parts: of the first rank.
+    report: called with (images done, total images) of all ranks.  parts: of the first rank.
     Raises Refused if the checkpoint was trained on other classes, a test scale is below the network's input size, or a
     score is not finite.
     """
@@ -83,7 +83,7 @@ def evaluate(
     seen = partial(pixels_seen, views.bases, params.flip, views.side)
     chunks = list(chunks_by_size(sizes, left, params.test_scales, params.batch_pixels, seen))
     own = chunks[group.rank :: group.world_size]
-    batches = _loaded(split, own, bases_of(params), params, shards.manifest["parameters"]["max_pixels"], group)
+    batches = _loaded(split, own, views.bases, params, shards.manifest["parameters"]["max_pixels"], group)
     done, total, saved = len(split) - len(left), len(split), time.monotonic()
     found: list[NDArray[np.void]] = []
     late: _Late | None = None
@@ -188,28 +188,31 @@ class Scaled:
     def __call__(self, numbers: NDArray[np.int64], into: Any) -> NDArray[np.void]:
         for number, row in zip(numbers, into, strict=False):
             image = torch.from_numpy(np.array(image_of(self.split, int(number), self.max_pixels)))[None]
-            first = 0
-            for height, width in self.sizes(int(number)):
-                last = first + height * width * 3
-                row[first:last] = resize(image, height, width, self.kernel).numpy().reshape(-1)
-                first = last
+            for (height, width), place in self._places(int(number)):
+                row[place] = resize(image, height, width, self.kernel).numpy().reshape(-1)
         rows = np.zeros(len(numbers), ROW)
         rows["number"] = numbers
         return rows
 
-    def sizes(self, number: int) -> list[Size]:
-        row = self.split.rows[number]
-        return sizes_of(self.bases, int(row["height"]), int(row["width"]))
+    def num_bytes(self, number: int) -> int:
+        """Length of an image's row."""
+        return int(self._places(number)[-1][1].stop)
+
+    def _places(self, number: int) -> list[tuple[Size, slice]]:
+        """Every size of an image, and where it is in its row."""
+        row, first, found = self.split.rows[number], 0, []
+        for height, width in sizes_of(self.bases, int(row["height"]), int(row["width"])):
+            last = first + height * width * 3
+            found.append(((height, width), slice(first, last)))
+            first = last
+        return found
 
     def pictures(self, batch: Crops) -> list[Picture]:
         """What __call__ wrote.  batch.images: uint8 (n, bytes)."""
         found = []
         for number, content in zip(batch.numbers.tolist(), batch.images, strict=True):
-            row, scaled, first = self.split.rows[number], {}, 0
-            for height, width in self.sizes(number):
-                last = first + height * width * 3
-                scaled[(height, width)] = content[first:last].view(height, width, 3)
-                first = last
+            row = self.split.rows[number]
+            scaled = {size: content[place].view(*size, 3) for size, place in self._places(number)}
             found.append(Picture(int(row["height"]), int(row["width"]), scaled))
         return found
 
@@ -224,7 +227,7 @@ def _loaded(
 ) -> Iterator[list[Picture]]:
     """The pictures of every chunk, made in decoding processes."""
     make = Scaled(split, bases, params.filter, max_pixels)
-    num_bytes = max((3 * sum(h * w for h, w in make.sizes(int(n))) for chunk in chunks for n in chunk), default=0)
+    num_bytes = max((make.num_bytes(int(number)) for chunk in chunks for number in chunk), default=0)
     loader = Loader.of(group, None)
     batches = loader.load(make, lambda done: iter(chunks[done:]), max(map(len, chunks), default=0), (num_bytes,))
     return (make.pictures(batch) for batch in batches)

@@ -21,6 +21,11 @@ SENTENCES = {
 }
 
 
+def mirrored(method: str, flip: bool) -> bool:
+    """Whether results are averaged with those of the mirror images.  flip: of the parameters."""
+    return flip and method != "centre_crop"
+
+
 @dataclass(frozen=True)
 class Base:
     """One method at one scale."""
@@ -48,10 +53,6 @@ class Mode:
         """As recorded with the metrics."""
         return {"method": self.method, "scales": list(self.scales), "mirror": self.mirror}
 
-    def sentence(self) -> str:
-        """What the mode is, for a report."""
-        return sentence(self.protocol())
-
 
 def sentence(protocol: dict[str, Any]) -> str:
     """What a mode is, for a report.  protocol: of a Mode."""
@@ -73,7 +74,7 @@ def modes_of(params: EvaluateParams) -> list[Mode]:
     scales, modes = sorted(params.test_scales), []
     methods = _ordered(params.methods)
     for method in methods:
-        mirror = params.flip and method != "centre_crop"
+        mirror = mirrored(method, params.flip)
         modes += [Mode(method, (scale,), mirror, (Base(method, scale),)) for scale in scales]
         if len(scales) > 1 and method != "centre_crop":
             modes.append(Mode(method, tuple(scales), mirror, tuple(Base(method, scale) for scale in scales)))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch.nn import functional
 
-from vgg.evaluation.modes import GRID, Base
+from vgg.evaluation.modes import GRID, Base, mirrored
 
 Size = tuple[int, int]  # height and width, pixels
 
@@ -67,11 +67,11 @@ def crops_of(base: Base, images: torch.Tensor, side: int) -> torch.Tensor:
     return centre_crop(images, side) if base.method == "centre_crop" else grid_crops(images, side)
 
 
-def pixels_seen(bases: Iterable[Base], mirrored: bool, side: int, height: int, width: int) -> int:
+def pixels_seen(bases: Iterable[Base], flip: bool, side: int, height: int, width: int) -> int:
     """Pixels that the network sees of an image, all crops, scales and mirror images together."""
     seen = 0
     for base in bases:
         h, w = size_at(base, height, width)
         once = {"centre_crop": side * side, "dense": h * w, "multi_crop": (GRID * side) ** 2}[base.method]
-        seen += once * (2 if mirrored and base.method != "centre_crop" else 1)
+        seen += once * (2 if mirrored(base.method, flip) else 1)
     return seen

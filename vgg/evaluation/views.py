@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from vgg.data.augment import Prepare
-from vgg.evaluation.modes import Base, Mode, bases_of, modes_of
+from vgg.evaluation.modes import Base, Mode, bases_of, mirrored, modes_of
 from vgg.evaluation.scaled import Size, crops_of, resize, size_at, sizes_of
 from vgg.network.dense import DenseVGG
 from vgg.network.model import VGG
@@ -75,7 +75,7 @@ class Views:
             maps.append(self.net.maps(images))
             places.append(place)
         found: dict[Base, list[list[torch.Tensor]]] = {base: [[] for _ in pictures] for base in self.bases}
-        hidden: dict[Base, list[list[torch.Tensor]]] = {base: [[] for _ in pictures] for base in self.bases}
+        hidden: dict[Base, list[list[torch.Tensor]]] = {base: [[] for _ in pictures] for base in self.bases if embed}
         windows = (self.net.windows(each) for each in maps)
         for place, activations in zip(places, self.net.hidden(windows), strict=True):
             means = activations.float().mean(1)
@@ -120,10 +120,10 @@ class Views:
                 part = found[first : first + batch]
                 images = self.prepare(self._to_device(torch.stack([crop for _, _, crop in part])))
                 place = [(base, number) for base, number, _ in part]
-                mirrored = [i for i, (base, _) in enumerate(place) if self.params.flip and base.method != "centre_crop"]
-                if mirrored:
-                    images = torch.cat([images, images[mirrored].flip(-1)])
-                    place += [place[i] for i in mirrored]
+                again = [i for i, (base, _) in enumerate(place) if mirrored(base.method, self.params.flip)]
+                if again:
+                    images = torch.cat([images, images[again].flip(-1)])
+                    place += [place[i] for i in again]
                 yield place, images
 
     def _to_device(self, images: torch.Tensor) -> torch.Tensor:

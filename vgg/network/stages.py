@@ -18,8 +18,8 @@ class Stage(nn.Module):
     """Convolutions, each with what follows it (ReLU, batch or response normalisation), then 2x2 max-pooling.
 
     On a CPU large maps are computed in strips of rows that stay in its caches, a third faster at full size, and many
-    small ones some at a time.  A strip
-    has so many rows more on both sides as its convolutions reach, so every number is the same.
+    small ones some at a time.  A strip has so many rows more on both sides as its convolutions reach, so every number
+    is the same.
     """
 
     def __init__(self, layers: Iterable[nn.Module], ceil_pooling: bool) -> None:

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from components.evaluate import hits
-from components.evaluate.report import SCHEMA as PREDICTIONS_SCHEMA
+from components.evaluate import hits, report
 from components.weights import origin
 from runtime import manifest
 from runtime.errors import Refused
@@ -51,9 +50,7 @@ NUM_PROBES = 8  # validation images for which the packaged model must reproduce 
 
 def open_predictions(directory: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """The evaluate stage's predictions and their manifest.  Raises Refused if they are damaged."""
-    content = manifest.read(directory, PREDICTIONS_SCHEMA)
-    for entry in content["files"]:
-        manifest.verify_file(directory, entry)
+    content = report.read(directory)
     return np.load(directory / "predictions.npy", allow_pickle=False), content
 
 
