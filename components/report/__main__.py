@@ -74,9 +74,11 @@ def close(client: Any, state: str) -> list[Run]:
         f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'",
         order_by=["attributes.start_time ASC"],
     )
-    for run in (parent, *children):
+    for run in children:
         if run.info.status == "RUNNING":
             client.set_terminated(run.info.run_id, state)
+    if parent.info.status != state:  # its stages may all have ended well, and the next one never began
+        client.set_terminated(parent.info.run_id, state)
     client.set_tag(parent.info.run_id, "vgg.pipeline.state", state)
     return [client.get_run(run.info.run_id) for run in (parent, *children)]
 

@@ -10,7 +10,7 @@ from components.tracking import artifacts, view
 from components.tracking.access import EXPERIMENT
 from components.tracking.journal import Journal
 from components.tracking.problems import translated
-from components.tracking.runs import close, close_parent, close_replaced, find_child, reopen, send_points, sent_once
+from components.tracking.runs import close, close_replaced, find_child, reopen, send_points, sent_once, settle
 from runtime import environment
 from runtime.errors import Problem
 
@@ -131,7 +131,7 @@ def _send(client: MlflowClient, journal: Journal, event: dict[str, Any]) -> None
             if (experiment := client.get_experiment_by_name(EXPERIMENT)) and (opening := journal.opening()):
                 close_replaced(client, experiment.experiment_id, runs, opening, event["time"])
         case "status":
-            _set_status(client, runs, (journal.opening() or {}).get("lineage", ""), event)
+            _set_status(client, runs, event)
 
 
 def _targets(journal: Journal, event: dict[str, Any]) -> list[str]:
@@ -167,8 +167,6 @@ def _open(client: MlflowClient, event: dict[str, Any], earlier: dict[str, str]) 
         return str(found[0].info.run_id) if found else create(key, name)
 
     parent = find_or_create({"vgg.lineage": lineage, "vgg.stage": "pipeline"}, f"pipeline-{lineage[:8]}")
-    if client.get_run(parent).info.status != "FINISHED":  # a stage that runs again does not end it a second time
-        client.update_run(parent, "RUNNING")
     child = find_child(client, experiment_id, parent, event)
     if not child and earlier and _is_active(client, earlier["child"]):  # only its parent was deleted
         child = earlier["child"]
@@ -180,6 +178,7 @@ def _open(client: MlflowClient, event: dict[str, Any], earlier: dict[str, str]) 
         child = create({"mlflow.parentRunId": parent, **key}, stage)
     client.set_tag(parent, f"vgg.run.{stage}", child)
     client.set_tag(parent, f"vgg.output.{stage}", event["output"])
+    settle(client, parent, event["time"])
     return {"child": child, "parent": parent}
 
 
@@ -207,18 +206,14 @@ def _experiment(client: MlflowClient) -> str:
     return str(found.experiment_id)
 
 
-def _set_status(client: MlflowClient, runs: dict[str, str], lineage: str, event: dict[str, Any]) -> None:
-    """Set the status of the child run.  The parent run ends with the last stage, or with the first that fails."""
-    status = event["status"]
-    if status == "KILLED":  # replaced: see Tracker
+def _set_status(client: MlflowClient, runs: dict[str, str], event: dict[str, Any]) -> None:
+    """End the child run; the parent run gets the state that follows."""
+    if event["status"] == "KILLED":  # replaced: see Tracker
         close(client, runs["child"])
-        if runs["parent"] != runs["child"] and event["by"] != lineage:
-            close_parent(client, client.get_run(runs["parent"]).info.experiment_id, runs["parent"])
-        return
-    client.set_terminated(runs["child"], status, event["time"])
-    is_last = client.get_run(runs["child"]).data.tags.get("vgg.stage") == "register"
-    if runs["parent"] != runs["child"] and (is_last or status == "FAILED"):
-        client.set_terminated(runs["parent"], status, event["time"])
+    else:
+        client.set_terminated(runs["child"], event["status"], event["time"])
+    if runs["parent"] != runs["child"]:
+        settle(client, runs["parent"], event["time"])
 
 
 def _dataset(event: dict[str, Any]) -> Any:

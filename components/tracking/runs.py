@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 RUNNING = "attributes.status = 'RUNNING'"
+STATES = ("RUNNING", "FAILED", "KILLED", "FINISHED")  # the first that a stage has is its parent's
 OUTDATED_TAGS = ("vgg.failure", "vgg.preempted")  # of an earlier attempt
 
 
@@ -81,9 +82,9 @@ def send_points(client: MlflowClient, journal: Journal, run_id: str, event: dict
 def close_replaced(
     client: MlflowClient, experiment_id: str, runs: dict[str, str], opening: dict[str, Any], before: int
 ) -> None:
-    """Close as KILLED what was running at the output of these runs: children, and parents with no other running child.
+    """Close as KILLED what was running at the output of these runs, and give its parent the state that follows.
 
-    runs: child and parent that have replaced them.  before: time of that, ms; a journal may be delivered much later.
+    runs: child and parent that have replaced it.  before: time of that, ms; a journal may be delivered much later.
     """
     stage, output = opening["stage"], opening["output"]
     earlier = f"{RUNNING} and attributes.start_time <= {before}"
@@ -94,7 +95,7 @@ def close_replaced(
     query = f"{earlier} and tags.`vgg.stage` = 'pipeline' and tags.`vgg.output.{stage}` = '{output}'"
     for run in client.search_runs([experiment_id], query):
         if run.info.run_id != runs["parent"]:
-            close_parent(client, experiment_id, run.info.run_id)
+            settle(client, run.info.run_id, before)
 
 
 def close(client: MlflowClient, run_id: str) -> None:
@@ -103,8 +104,19 @@ def close(client: MlflowClient, run_id: str) -> None:
         client.set_terminated(run_id, "KILLED")
 
 
-def close_parent(client: MlflowClient, experiment_id: str, run_id: str) -> None:
-    """Close a parent run as KILLED, unless it has ended or a stage of it runs."""
-    query = f"{RUNNING} and tags.`mlflow.parentRunId` = '{run_id}'"
-    if not client.search_runs([experiment_id], query, max_results=1):
-        close(client, run_id)
+def settle(client: MlflowClient, parent: str, when: int) -> None:
+    """Give a parent run the state of its stages: RUNNING if one runs, FAILED if one failed, FINISHED if all ended well.
+
+    The pipeline has no process of its own that could end it: `dvc repro` may run one stage only.  when: time, ms.
+    """
+    run = client.get_run(parent)
+    query = f"tags.`mlflow.parentRunId` = '{parent}'"
+    children = client.search_runs([run.info.experiment_id], query, order_by=["attributes.start_time ASC"])
+    latest = {child.data.tags.get("vgg.stage", child.info.run_id): child.info.status for child in children}
+    state = next((state for state in STATES if state in latest.values()), run.info.status)
+    if state == run.info.status:
+        return
+    if state == "RUNNING":
+        client.update_run(parent, state)
+    else:
+        client.set_terminated(parent, state, when)

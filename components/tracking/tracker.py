@@ -7,8 +7,8 @@ journal, and delivery skips those that the run in MLflow has.
 
 A pipeline run has one parent run (tag `vgg.lineage`) and one child run per stage.  A stage that runs again finds its
 run by the digest of its work (tag `vgg.work`), also after it was finished.  What an output held before is over: its run
-and, if nothing else of it runs, its parent run are closed as KILLED.  If MLFLOW_RUN_ID is set (by the Kubeflow plugin),
-that run is used as the child.
+is closed as KILLED.  The state of a parent run follows from those of its stages.  If MLFLOW_RUN_ID is set (by the
+Kubeflow plugin), that run is used as the child.
 """
 
 from __future__ import annotations
@@ -140,8 +140,7 @@ class Tracker:
             except Preempted:  # it is just being replayed
                 continue
             if not other.has_ended():
-                event = {"kind": "status", "status": "KILLED", "by": self._opening["lineage"]}
-                other.append({**event, "time": int(time.time() * 1000)})
+                other.append({"kind": "status", "status": "KILLED", "time": int(time.time() * 1000)})
                 other.sync()
             found.append(other)
         self._add("replace")
