@@ -103,7 +103,8 @@ def evaluate_and_write(stage: Stage[EvaluateParams], shards: ShardSet, trained: 
     from vgg.evaluation.evaluate import evaluate
     from vgg.evaluation.parts import Parts
 
-    args, fused = stage.args, partners.opened(stage, shards, trained.weights_sha256)
+    args = stage.args
+    fused, networks = partners.opened(stage, shards, trained.weights_sha256)
     location = stage.location(args.predictions)
     output = output_at(location)
     train = origin.parameters(trained.manifest)
@@ -123,6 +124,8 @@ def evaluate_and_write(stage: Stage[EvaluateParams], shards: ShardSet, trained: 
             "dataset": shards.manifest["dataset"],
             "training": training(trained),
         }
+        if fused:
+            metrics["fused"] = [partners.network(metrics, evaluation.network_mode), *networks]
         inputs = {**stage.inputs, "weights_sha256": trained.weights_sha256}
         predictions = report.write(output.directory, shards, evaluation, metrics, stage.params.model_dump(), inputs)
         tracker.tags({"vgg.weights_sha256": trained.weights_sha256})

@@ -106,7 +106,7 @@ def _beside_the_paper(metrics: dict[str, Any]) -> str:
     """Rows of Tables 3 to 5 for this network, where the images are those of the paper."""
     trained = metrics["training"]
     scale = published.scale_of(trained["train_scale"])
-    if metrics["num_images"] != published.NUM_IMAGES or trained["batch_norm"]:
+    if not published.is_of(metrics["dataset"], metrics["num_images"]) or trained["batch_norm"]:
         return ""
     rows = []
     for number, table in published.TABLES.items():

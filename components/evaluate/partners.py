@@ -18,13 +18,16 @@ from vgg.params.evaluate import EvaluateParams
 log = logging.getLogger("vgg")
 
 
-def opened(stage: Stage[EvaluateParams], shards: ShardSet, weights_sha256: str) -> list[Partner]:
-    """Their digests become inputs of the stage.  weights_sha256: of the network that is evaluated.
+def opened(
+    stage: Stage[EvaluateParams], shards: ShardSet, weights_sha256: str
+) -> tuple[list[Partner], list[dict[str, Any]]]:
+    """The evaluations, and what network each is of.  Their digests become inputs of the stage.
 
+    weights_sha256: of the network that is evaluated.
     Raises Refused if one is damaged, not finished, or of other images or classes.
     """
     keys = np.asarray(shards.split("val").rows["key"])
-    partners, weights = [], {weights_sha256}
+    partners, networks, weights = [], [], {weights_sha256}
     for number, address in enumerate(stage.params.fuse, 1):
         partner, content, digest = predictions_at(address)
         if content["inputs"]["weights_sha256"] in weights:
@@ -32,7 +35,14 @@ def opened(stage: Stage[EvaluateParams], shards: ShardSet, weights_sha256: str) 
         weights.add(content["inputs"]["weights_sha256"])
         stage.inputs[f"fused_{number}"] = digest
         partners.append(partner.joined(keys, shards.classes_sha256))
-    return partners
+        networks.append(network(content["metrics"], content["headline_of_network"]))
+    return partners, networks
+
+
+def network(metrics: dict[str, Any], mode: str) -> dict[str, Any]:
+    """A network of a fusion, for its metrics.  mode: that of its evaluation which is averaged."""
+    method = metrics["modes"][mode]["protocol"]["method"]
+    return {**metrics["training"], "method": method, "weights_sha256": metrics["weights_sha256"]}
 
 
 def predictions_at(address: str) -> tuple[Partner, dict[str, Any], str]:

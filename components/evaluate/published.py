@@ -7,6 +7,7 @@ from dataclasses import dataclass
 Scale = int | tuple[int, int]  # S, or (Smin, Smax) of jitter
 JITTER = (256, 512)
 NUM_IMAGES = 50_000
+SOURCES = ("ilsvrc2012", "kaggle")  # of shard.source: they check that they hold the paper's validation images
 CONFIGURATIONS = ("A", "A-LRN", "B", "C", "D", "E")  # from shallow to deep
 
 TITLES = {
@@ -90,6 +91,11 @@ TABLE_6 = (
     PublishedFusion(_BEST, "multi_crop_and_dense", 23.7, 6.8),
 )
 TABLES: dict[int, tuple[Published, ...]] = {3: TABLE_3, 4: TABLE_4, 5: TABLE_5}
+
+
+def is_of(dataset: str, num_images: int) -> bool:
+    """Whether these are the images of the paper's numbers.  dataset: shard.source."""
+    return dataset in SOURCES and num_images == NUM_IMAGES
 
 
 def scale_of(recorded: int | list[int] | None) -> Scale | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from components.evaluate.published import Scale, scale_of
 from runtime import manifest
-from runtime.errors import BadData, Refused
+from runtime.errors import BadData, Refused, WrongParameters
 from runtime.wording import listing
 
 METRICS = "evaluate.json"
@@ -25,16 +25,14 @@ OF_PROTOCOL = ("method", "scales", "mirror")
 
 
 Member = tuple[str, Scale | None]  # configuration and S of a network
-UNKNOWN: Member = ("?", None)
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """A finished evaluation.  path: its metrics file or manifest.  metrics: as in evaluate.json.
 
-    identity: of its numbers.  missing: what a table needs and the metrics lack.  manifest: of the predictions, and
-    digest: of their folder; empty for a metrics file.  members: networks of its fusion, whose posteriors are those of
-    `fused_method`.
+    identity: of its numbers.  missing: what a table needs and the metrics lack.  manifest: of the predictions; empty
+    for a metrics file.
     """
 
     path: Path
@@ -42,33 +40,35 @@ class Evaluation:
     identity: str
     missing: tuple[str, ...]
     manifest: dict[str, Any] = field(default_factory=dict)
-    digest: str = ""
-    members: tuple[Member, ...] = ()
 
     @property
     def configuration(self) -> str:
-        training = self.metrics["training"]
-        return f"{training['configuration']}{'-BN' * bool(training['batch_norm'])}"
+        return _member(self.metrics["training"])[0]
 
     @property
     def train_scale(self) -> Scale | None:
         """S; None if it is not known, as of some imported weights."""
-        scale = scale_of(self.metrics["training"]["train_scale"])
-        return scale[0] if isinstance(scale, tuple) and scale[0] == scale[1] else scale
+        return _member(self.metrics["training"])[1]
 
     @property
     def imported(self) -> bool:
         return bool(self.metrics["training"]["source"] == "imported")
 
     @property
-    def member(self) -> Member:
-        return self.configuration, self.train_scale
+    def members(self) -> tuple[Member, ...]:
+        """The networks of its fusion."""
+        return tuple(_member(network) for network in self.metrics.get("fused", []))
 
     @property
     def fused_method(self) -> str:
-        """Of the last mode of the network alone, which is what is fused."""
-        mode = self.manifest.get("headline_of_network", "")
-        return str(self.metrics["modes"][mode]["protocol"]["method"]) if mode in self.metrics["modes"] else "fusion"
+        """Of the posteriors that are averaged: dense, or centre_crop + dense if the networks were evaluated unlike."""
+        return " + ".join(sorted({str(network["method"]) for network in self.metrics.get("fused", [])}))
+
+
+def _member(training: dict[str, Any]) -> Member:
+    scale = scale_of(training["train_scale"])
+    name = f"{training['configuration']}{'-BN' * bool(training['batch_norm'])}"
+    return name, scale[0] if isinstance(scale, tuple) and scale[0] == scale[1] else scale
 
 
 def find(folders: Sequence[Path]) -> list[Evaluation]:
@@ -85,15 +85,14 @@ def find(folders: Sequence[Path]) -> list[Evaluation]:
         )
     kept = _without_copies(found)
     _expect_one_data_set(kept)
-    by_digest = {evaluation.digest: evaluation for evaluation in kept}
-    return [replace(one, members=tuple(_members(one, by_digest))) for one in kept]
+    return kept
 
 
 def _files(start: Path) -> Iterator[Path]:
     if start.is_file():
         yield start
     if not start.exists():
-        raise BadData(f"--runs {start}: no such file or folder")
+        raise WrongParameters(f"--runs {start}: no such file or folder. Check the path.")
     for folder, names, files in os.walk(start):
         names[:] = sorted(set(names) - SKIPPED)
         if Path(folder).parts[-2:] == ("metrics", "dvc"):  # the few numbers that DVC's tables show
@@ -107,32 +106,19 @@ def _read(path: Path) -> Evaluation | None:
     """None for a manifest of something else.  Raises BadData for a damaged file, or one that is no evaluation."""
     raw = path.read_bytes()
     recorded: dict[str, Any] = {}
-    digest = ""
     try:
         metrics = json.loads(raw)
         if path.name == manifest.NAME:
             if not (schema := manifest.schema_of(raw)).startswith(PREDICTIONS_SCHEMA):
                 return None
             recorded = manifest.parse(raw, schema, str(path))
-            digest = manifest.directory_digest(path.parent, recorded)
             metrics = {"weights_sha256": recorded["inputs"]["weights_sha256"], **recorded["metrics"]}
         identity = manifest.digest_of([metrics["weights_sha256"], metrics["modes"]])
-        return Evaluation(path, metrics, identity, tuple(_missing(metrics)), recorded, digest)
+        return Evaluation(path, metrics, identity, tuple(_missing(metrics)), recorded)
     except Refused as damaged:
         raise BadData(str(damaged)) from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BadData(f"{path}: not the metrics of an evaluation ({error!r}). Evaluate again.") from None
-
-
-def _members(evaluation: Evaluation, by_digest: dict[str, Evaluation]) -> Iterator[Member]:
-    """The networks of a fusion: partners are found by the digest of their predictions, wherever they are now."""
-    if all(mode["protocol"]["method"] != "fusion" for mode in evaluation.metrics["modes"].values()):
-        return
-    yield evaluation.member
-    inputs = evaluation.manifest.get("inputs", {"fused_1": None})  # a metrics file does not say what was fused
-    for name in sorted(name for name in inputs if name.startswith("fused_")):
-        partner = by_digest.get(inputs[name])
-        yield partner.member if partner else UNKNOWN
 
 
 def _expect_one_data_set(found: list[Evaluation]) -> None:
@@ -155,8 +141,8 @@ def _expect_one_data_set(found: list[Evaluation]) -> None:
 
 
 def _without_copies(found: list[Evaluation]) -> list[Evaluation]:
-    """A project holds the same numbers twice: its metrics file says of what network and data they are, the manifest of
-    the predictions what was fused.  Raises BadData if neither says what a table needs."""
+    """A project holds the same numbers twice: its metrics file, and the manifest of the predictions, which has the
+    options, too.  Raises BadData if neither says what a table needs."""
     copies: dict[str, list[Evaluation]] = {}
     for evaluation in found:
         copies.setdefault(evaluation.identity, []).append(evaluation)
@@ -178,6 +164,9 @@ def _missing(metrics: dict[str, Any]) -> list[str]:
     """What a table needs and the metrics lack."""
     missing = [name for name in REQUIRED if name not in metrics]
     missing += [f"training.{name}" for name in OF_TRAINING if name not in metrics.get("training", OF_TRAINING)]
+    fused = any(mode.get("protocol", {}).get("method") == "fusion" for mode in metrics["modes"].values())
+    if fused and not all({*OF_TRAINING, "method"} <= network.keys() for network in metrics.get("fused", [{}])):
+        missing.append("fused")
     for mode, result in metrics["modes"].items():
         missing += [f"modes.{mode}.{name}" for name in OF_MODE if name not in result]
         protocol = result.get("protocol", {})

@@ -49,8 +49,9 @@ class Run:
 
     @property
     def tables(self) -> list[int]:
-        fused = [6] if self.sections["evaluate"]["fuse"] else []
-        return [number for number in (3, 4, 5) if self.keys(number)] + fused
+        """Those with a row of it, and Table 6 if a fusion can take its evaluation at several scales."""
+        numbers = [number for number in (3, 4, 5) if self.keys(number)]
+        return numbers + [6] * (4 in numbers)
 
 
 def read(paths: Sequence[Path], seeds: Sequence[int], pattern: str = "*.yaml") -> list[Run]:
@@ -82,7 +83,7 @@ def needed(runs: Sequence[Run], number: int) -> list[Run]:
     """Those that fill a row of the table, and those whose weights they begin with."""
     by_name, wanted = {run.name: run for run in runs}, set()
     for run in runs:
-        if number in run.tables or (number == 6 and 4 in run.tables):
+        if number in run.tables:
             while run.name not in wanted:
                 wanted.add(run.name)
                 run = by_name[run.before] if run.before else run

@@ -6,6 +6,7 @@ from typing import Any
 
 from components.evaluate.published import shown_scale
 from pipelines.paper.table import Row, Table, shown_members
+from runtime.wording import some
 
 INTERVAL = "95 %"  # of evaluate.json
 ERRORS = ("top1_error", "top5_error")
@@ -36,6 +37,7 @@ def as_json(table: Table) -> dict[str, Any]:
         "comparable": table.comparable,
         "rows": [_json_row(row, table) for row in table.rows],
         "missing": table.missing,
+        "unused": list(table.unused),
     }
 
 
@@ -99,4 +101,6 @@ def _notes(table: Table) -> list[str]:
         notes.append("other images than the paper's: its numbers do not compare")
     if table.missing:
         notes.append(f"missing: {' · '.join(table.missing)}")
+    if table.unused:
+        notes.append(f"not in this table: {some(table.unused)}")
     return notes

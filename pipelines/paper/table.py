@@ -13,12 +13,12 @@ from components.evaluate.published import (
     TABLES,
     TITLES,
     Scale,
+    is_of,
     shown_scale,
 )
 from pipelines.paper.found import Evaluation
 from runtime.errors import Refused, WrongParameters
 
-IMAGENET = ("ilsvrc2012", "kaggle")  # sources that check that they hold the paper's validation images
 OPTIONS = ("average", "softmax", "filter", "ceil_pooling")  # of section evaluate: they change a result, not its row
 METHODS = {3: ("dense",), 4: ("dense",), 5: ("dense", "multi_crop", "multi_crop_and_dense"), 6: ("fusion",)}
 
@@ -57,13 +57,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """comparable: on the paper's validation images, so that its numbers stand beside ours."""
+    """comparable: on the paper's validation images, so that its numbers stand beside ours.  unused: evaluations
+    without a row in it, or with the same weights as another one's in all their rows."""
 
     number: int
     dataset: str
     data_digest: str
     num_images: int
     comparable: bool
+    unused: tuple[str, ...] = ()
     rows: list[Row] = field(default_factory=list)
 
     @property
@@ -91,8 +93,10 @@ def make(number: int, found: Sequence[Evaluation], wanted: Iterable[Key] = (), i
             f"--imagenet: the validation set of ILSVRC-2012 has {NUM_IMAGES:,} images, these evaluations "
             f"{', '.join(f'{count:,}' for count in sorted(counts))}. Leave it out."
         )
-    comparable = imagenet or (dataset in IMAGENET and counts == {NUM_IMAGES})
-    table = Table(number, dataset, str(found[0].metrics["data_digest"]), max(counts), comparable)
+    comparable = imagenet or all(is_of(dataset, count) for count in counts)
+    used = {evaluation.path for group in groups.values() for evaluation, _ in group.values()}
+    unused = tuple(str(evaluation.path) for evaluation in found if evaluation.path not in used)
+    table = Table(number, dataset, str(found[0].metrics["data_digest"]), max(counts), comparable, unused)
     expected = dict.fromkeys(wanted) if not comparable else {}
     paper = _published(number) if comparable else {}
     keys = [*paper, *expected, *groups]

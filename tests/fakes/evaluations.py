@@ -39,6 +39,11 @@ def metrics(
     }
 
 
+def fused_network(content: dict[str, Any], method: str) -> dict[str, Any]:
+    """As a fusion records one of its networks.  content: its own metrics."""
+    return {**content["training"], "method": method, "weights_sha256": content["weights_sha256"]}
+
+
 def write(folder: Path, content: dict[str, Any]) -> Path:
     """A project folder with metrics/evaluate.json, and the numbers that DVC shows."""
     (folder / "metrics/dvc").mkdir(parents=True)
@@ -48,18 +53,10 @@ def write(folder: Path, content: dict[str, Any]) -> Path:
     return folder
 
 
-def write_predictions(folder: Path, content: dict[str, Any], headline: str = "", *fused: Path, **params: Any) -> Path:
-    """The manifest of data/predictions in a project folder.
-
-    headline: of the network alone.  fused: predictions of others.  params: of section evaluate.
-    """
+def write_predictions(folder: Path, content: dict[str, Any], **params: Any) -> Path:
+    """The manifest of data/predictions in a project folder.  params: of section evaluate."""
     predictions = folder / "data/predictions"
     predictions.mkdir(parents=True)
     inputs = {"weights_sha256": content["weights_sha256"], "shards": content["data_digest"]}
-    for number, partner in enumerate(fused, 1):
-        schema = manifest.schema_of((partner / manifest.NAME).read_bytes())
-        inputs[f"fused_{number}"] = manifest.directory_digest(partner, manifest.read(partner, schema))
-    body = {"metrics": content, "inputs": inputs, "headline_of_network": headline}
-    body["evaluate"] = {"fuse": [str(partner) for partner in fused], **params}
-    manifest.write(predictions, "vgg.predictions/2", body, [])
+    manifest.write(predictions, "vgg.predictions/2", {"metrics": content, "inputs": inputs, "evaluate": params}, [])
     return predictions

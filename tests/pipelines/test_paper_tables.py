@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluations import CIFAR, IMAGENET, metrics, result, write, write_predictions
+from evaluations import CIFAR, IMAGENET, fused_network, metrics, result, write, write_predictions
 
 from components.evaluate.published import JITTER, NUM_IMAGES, TABLE_3, TABLE_4, TABLE_5, TABLE_6, Published
 from pipelines.paper import __main__ as paper
@@ -80,8 +80,10 @@ def test_golden_rows_of_imagenet(imagenet: Path, capsys: pytest.CaptureFixture[s
     assert " ".join(rows[0]) == "A 256 256 1 29.40 [29.00, 29.80] 10.30 [9.90, 10.70] 29.6 10.4"
     assert rows[1] == ["A-LRN", "256", "256", "29.7", "10.5"]  # not run: empty
     assert rows[8] == ["D", "[256;512]", "384", "3", "26.30", "(26.00–26.60)", "8.20", "(8.20–8.20)", "25.6", "8.1"]
-    assert lines[-1].startswith("missing: A-LRN S=256 Q=256 · B S=256 Q=256 · C S=256 Q=256 · C S=384 Q=384 · C S=[")
-    assert lines[-1].count("·") == 9  # ten of twelve
+    assert lines[-2].startswith("missing: A-LRN S=256 Q=256 · B S=256 Q=256 · C S=256 Q=256 · C S=384 Q=384 · C S=[")
+    assert lines[-2].count("·") == 9  # ten of twelve
+    crops = imagenet / "d-crops/data/predictions/manifest.json"
+    assert lines[-1] == f"not in this table: {crops}"
 
     table = as_json(capsys, "--table", 5, "--runs", imagenet)
     assert [(row["method"], row["num_seeds"], row["paper"]) for row in table["rows"][:3]] == [
@@ -146,20 +148,24 @@ def test_networks_that_the_paper_does_not_have_are_rows_of_their_own(
 def test_a_fusion_goes_by_its_members(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mode = "multi_crop_and_dense_Q256-384-512_flip"
     modes = {mode: result(24.5, 7.3, "multi_crop_and_dense", Q3)}
-    partner = write_predictions(tmp_path / "d", metrics("D", list(JITTER), modes, IMAGENET), mode)
+    first, other = metrics("D", list(JITTER), modes, IMAGENET), metrics("A", 256, modes, IMAGENET)
     fused = {**modes, "fusion": result(23.8, 6.9, "fusion", Q3)}
+    best = [fused_network(first, "multi_crop_and_dense"), fused_network(other, "dense")]
     content = metrics("E", list(JITTER), fused, IMAGENET)
-    write_predictions(tmp_path / "e", content, mode, partner)
-    (tmp_path / "d").rename(tmp_path / "moved")
-    table = as_json(capsys, "--table", 6, "--runs", tmp_path)
-    (row,) = [row for row in table["rows"] if row["num_seeds"]]
-    assert sorted(row["members"]) == [["D", [256, 512]], ["E", [256, 512]]]
-    assert row["paper"] == {"top1_error": 23.7, "top5_error": 6.8}
-    assert len(table["missing"]) == 3
-    # without the predictions of the partner it is not known what was fused
-    table = as_json(capsys, "--table", 6, "--runs", tmp_path / "e")
-    (row,) = [row for row in table["rows"] if row["num_seeds"]]
-    assert sorted(row["members"]) == [["?", None], ["E", [256, 512]]] and row["paper"] is None
+    for name, partner in zip(("paper", "unlike"), best, strict=True):
+        networks = [fused_network(content, "multi_crop_and_dense"), partner]
+        write(tmp_path / name, {**content, "fused": networks})
+        table = as_json(capsys, "--table", 6, "--runs", tmp_path / name)
+        (row,) = [row for row in table["rows"] if row["num_seeds"]]
+        if name == "paper":
+            assert sorted(row["members"]) == [["D", [256, 512]], ["E", [256, 512]]]
+            assert row["paper"] == {"top1_error": 23.7, "top5_error": 6.8}
+            assert len(table["missing"]) == 3
+        else:
+            assert sorted(row["members"]) == [["A", 256], ["E", [256, 512]]]
+            assert (row["method"], row["paper"]) == ("dense + multi_crop_and_dense", None)
+    with pytest.raises(BadData, match="lacks fused"):  # what was fused is not known
+        shown(capsys, "--table", 6, "--runs", write(tmp_path / "old", content))
 
 
 def test_what_does_not_belong_together_is_refused(imagenet: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,7 +206,7 @@ def test_the_metrics_file_of_a_project_says_what_its_predictions_do_not(
 
 
 def test_bad_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(BadData, match="no such file or folder"):
+    with pytest.raises(WrongParameters, match="no such file or folder"):
         shown(capsys, "--table", 3, "--runs", tmp_path / "none")
     with pytest.raises(BadData, match="no finished evaluation"):
         shown(capsys, "--table", 3, "--runs", tmp_path)

@@ -400,6 +400,7 @@ def test_fused_compared_and_not_registered(
     assert done.returncode == 0, done.stderr
     fused = json.loads((tmp_path / "m/evaluate.json").read_text())
     assert (fused["headline"], fused["top1_error"]) == ("fusion", metrics["top1_error"])
+    assert [network["configuration"] for network in fused["fused"]] == ["A", "A"]
     done = program(
         "evaluate", "compare", str(tmp_path / "first"), str(tmp_path / "predictions"), "--json", cwd=tmp_path
     )
