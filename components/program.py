@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from components.outcome import outcome
-from runtime import environment, stopping
+from runtime import commandline, environment, stopping
 from runtime.errors import Preempted, WrongParameters
 from runtime.redaction import redact_output, redacted
 from runtime.wording import print_in_every_locale
@@ -25,15 +25,11 @@ log = logging.getLogger("vgg")
 OPEN_FILES = 65_536
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse that exits with the code of WrongParameters on wrong usage."""
+class Parser(commandline.Parser):
+    """If components.step runs the program, it gets the message, too."""
 
-    def __init__(self, module: str, description: str | None) -> None:
-        super().__init__(f"python -m {module}", None, description, formatter_class=argparse.RawTextHelpFormatter)
-
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        end(WrongParameters.exit_code, f"{self.prog}: {message}")
+    def end(self, message: str) -> NoReturn:
+        end(WrongParameters.exit_code, message)
 
 
 class StageParser(Parser):

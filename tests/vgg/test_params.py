@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, TRAIN, program
+from conftest import ROOT, TRAIN, environment, program
 
 from components.train import plan
 from pipelines import arguments
@@ -312,5 +312,8 @@ def test_a_program_refuses_wrong_parameters_at_once_with_64(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [path]  # nothing was started
 
 
-def test_wrong_usage_exits_with_64(tmp_path: Path) -> None:
-    assert program("shard", "--bogus", cwd=tmp_path).returncode == 64
+@pytest.mark.parametrize("module", ["components.shard", "vgg.params", "vgg.training.trouble"])
+def test_wrong_usage_exits_with_64(module: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", module, "--bogus", "--bogus"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60)
+    assert (done.returncode, f"python -m {module}: " in done.stderr) == (64, True), done.stderr

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Iterator
 
 from pydantic import BaseModel
 
+from runtime.commandline import Parser
 from runtime.parameters import models_in, permitted
 from runtime.wording import print_in_every_locale
 from vgg.params import STAGES, section_model
@@ -32,9 +32,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     print_in_every_locale()
-    argparse.ArgumentParser(
-        "python -m vgg.params", description="Print every parameter, as a Markdown table."
-    ).parse_args()
+    Parser("vgg.params", "Print every parameter, as a Markdown table.").parse_args()
     try:
         main()
         sys.stdout.flush()

@@ -6,7 +6,6 @@ run and in fp32.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch.nn import functional
 
 from runtime import manifest
 from runtime.checkpoint import read_tensors
+from runtime.commandline import Parser
 from runtime.errors import Problem, Refused
 from runtime.shards.batches import Crops
 from runtime.shards.loader import Loader
@@ -150,7 +150,7 @@ def _watch(name: str, found: list[str]) -> Any:
 if __name__ == "__main__":
     print_in_every_locale()
     what = "Report the first layer with values that are not finite, in the precision of the run and in fp32."
-    flags = argparse.ArgumentParser("python -m vgg.training.trouble", description=what)
+    flags = Parser("vgg.training.trouble", what)
     flags.add_argument("folder", type=Path, help="saved by a training that stopped, which names it")
     try:
         print(replay(flags.parse_args().folder))
