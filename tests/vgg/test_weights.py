@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import pickle
 import random
 import struct
 import zipfile
@@ -168,6 +169,11 @@ NAN = torch.tensor(float("nan"))
 BAD: list[tuple[str, str, Callable[[weightfiles.Net, Path], object]]] = [
     ("empty", "is empty", lambda net, path: path.touch()),
     ("other", r"not recognised: begins with 47 49 46", lambda net, path: path.write_bytes(b"GIF89a" * 9)),
+    ("Git LFS", "git lfs pull", lambda net, path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1")),
+    ("page", "a page of text", lambda net, path: path.write_bytes(b"<!DOCTYPE html><html>404</html>")),
+    ("pickle", "a pickle, which could run code", lambda net, path: path.write_bytes(pickle.dumps({"a": 1}))),
+    ("ONNX", "ONNX, which is not read", lambda net, path: path.write_bytes(b"\x08\x0a\x12\x07pytorch" + bytes(64))),
+    ("NumPy", "a NumPy array", lambda net, path: np.save(path.open("wb"), np.zeros(3))),
     ("zip", "a damaged archive|damaged, or not", lambda net, path: path.write_bytes(b"PK\3\4" + bytes(99))),
     (
         "NaN", r"features.0.bias is not finite",
@@ -307,6 +313,24 @@ def test_the_network_is_found_whatever_the_order_of_its_tensors(
         tensors = VGG(architecture).state_dict()
     for names in (sorted(tensors), sorted(tensors, reverse=True)):
         assert content.architecture_of(tmp_path, {name: tensors[name] for name in names}) == architecture
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda state: {"epoch": 90, "arch": "vgg11", "state_dict": state, "optimizer": {"state": {}}},
+        lambda state: {"model": {f"module.{name}": tensor for name, tensor in state.items()}, "epoch": 90},
+        lambda state: {name.replace("features.", "features.module."): tensor for name, tensor in state.items()},
+        lambda state: {f"_orig_mod.module.{name}": tensor for name, tensor in state.items()},
+    ],
+    ids=["example of PyTorch", "reference of torchvision", "DataParallel of the features", "compiled"],
+)
+def test_the_checkpoint_of_somebodys_training(wrapped: Any, narrow: None, classes: Path, tmp_path: Path) -> None:
+    net = weightfiles.net(NARROW["A"])
+    torch.save(wrapped(state(net)), tmp_path / "file")
+    images, expected = weightfiles.write(tmp_path / "plain", "torch", net)
+    found = answers(import_(tmp_path / "file", "--classes", classes), images)
+    assert np.abs(found - expected).max() < 1e-6 * np.abs(expected).max()
 
 
 def test_a_file_of_unknown_origin_takes_the_users_word(narrow: None, classes: Path, tmp_path: Path) -> None:

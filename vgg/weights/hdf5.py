@@ -40,7 +40,9 @@ class File:
         if bytes(self._bytes(0, 8)) != SIGNATURE:
             raise Malformed("no HDF5 signature")
         versions = bytes(self._bytes(8, 8))  # II.A: versions; sizes of offsets and lengths
-        if versions[0] != 0 or versions[5:7] != b"\x08\x08":
+        if versions[0] == 0 and versions[5:7] != b"\x08\x08":
+            raise Malformed("its first bytes are not those of h5py")
+        if versions[0] != 0:
             raise Malformed(f"superblock {versions[0]}: write it with h5py.File(name, 'w'), without libver")
         base, _, end, _ = self._unpack("<4Q", 24)
         if base != 0 or end > len(data):

@@ -12,6 +12,14 @@ from vgg.weights import caffe, hdf5, keras, torch_files
 from vgg.weights.content import MAX_BYTES, Content, unusable
 
 KNOWN = "torch's .pth (torchvision), .safetensors (timm, ours), .h5 (Keras), .caffemodel (Oxford), a checkpoint of ours"
+FOREIGN = {  # first bytes of what people take for a file of weights: what to do
+    rb"version https://git-lfs": "a pointer of Git LFS, not the file. Fetch it: git lfs pull",
+    rb"\s*<(!DOCTYPE|html|\?xml)": "a page of text, perhaps of an error. Download the file again.",
+    rb"\x80[\x02-\x05]": "a pickle, which could run code. Save the tensors: torch.save(model.state_dict(), …).",
+    # ir_version, then a field of ModelProto; a .caffemodel begins with field 1 as text
+    rb"\x08[\x01-\x0f][\x12\x1a\x22\x2a\x32\x3a\x42]": "ONNX, which is not read. Import what it was made from.",
+    rb"\x93NUMPY": f"a NumPy array, not the tensors of a network by name. Known are {KNOWN}.",
+}
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,9 @@ def _content(path: Path, start: bytes, size: int, sha256: str) -> Content:
         return torch_files.read_safetensors(path, sha256)
     if caffe.is_network(start):
         return caffe.read(path)
+    for kind, reason in FOREIGN.items():
+        if re.match(kind, start):
+            raise unusable(path, reason)
     raise unusable(path, f"not recognised: begins with {start[:8].hex(' ')}. Known are {KNOWN}.")
 
 

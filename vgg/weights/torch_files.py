@@ -38,6 +38,8 @@ METADATA = "vgg"  # key of our description in the metadata of both formats
 TIMM = {"pre_logits.fc1": LAYERS[0], "pre_logits.fc2": LAYERS[1], "head.fc": LAYERS[2]}
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # first bytes of torch.save before version 1.6
 ARCHIVE = b"PK\x03\x04"  # since then
+STATES = ("state_dict", "model", "model_state_dict")  # names of the tensors in checkpoints of trainings
+WRAPPED = re.compile(r"(?<![^.])(?:(?:module|_orig_mod)\.)+")  # of DataParallel and torch.compile, in names
 MAX_ENTRIES = 10_000  # of the zip archive in a .pth file
 ASSUMED = (
     "the file does not say how pixels are prepared: that of torchvision was assumed (mean 0.485 0.456 0.406, standard "
@@ -67,13 +69,25 @@ def read_pth(path: Path, sha256: str) -> Content:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the bytes provoke: UnpicklingError, EOFError, RuntimeError, KeyError …
         raise unusable(path, _why(error)) from None
-    named = isinstance(loaded, dict) and all(isinstance(name, str) for name in loaded)
-    if not named or not loaded or not all(isinstance(tensor, torch.Tensor) for tensor in loaded.values()):
+    if isinstance(loaded, dict) and not _is_state(loaded):  # the checkpoint of a training
+        inside = [loaded[name] for name in STATES if _is_state(loaded.get(name))]
+        loaded = inside[0] if len(inside) == 1 else loaded
+    if not _is_state(loaded):
+        named = isinstance(loaded, dict) and all(isinstance(name, str) for name in loaded)
         what = f"a {type(loaded).__name__}" + (f" with {', '.join(map(repr, [*loaded][:5]))}" if named else "")
         raise unusable(path, f"holds {what}, not the tensors of a network by name. Save model.state_dict().")
     metadata = getattr(loaded, "_metadata", {})
     own = metadata.get("", {}).get(METADATA) if isinstance(metadata, dict) else None
     return _content(path, dict(loaded), own, sha256)
+
+
+def _is_state(loaded: Any) -> bool:
+    """Whether these are tensors by name."""
+    return (
+        isinstance(loaded, dict)
+        and bool(loaded)
+        and all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in loaded.items())
+    )
 
 
 def read_safetensors(path: Path, sha256: str) -> Content:
@@ -93,6 +107,8 @@ def _content(path: Path, tensors: Tensors, own: Any, sha256: str) -> Content:
     tensors = checked(path, tensors)
     if own is not None:
         return _exported(path, tensors, own)
+    plain = {WRAPPED.sub("", name): tensor for name, tensor in tensors.items()}
+    tensors = plain if len(plain) == len(tensors) else tensors
     known, notes, kind = published.by_sha256(sha256), [], "torchvision"
     if any(name.startswith("head.fc.") for name in tensors):
         kind, tensors = "timm", _from_timm(path, tensors)
