@@ -145,7 +145,7 @@ def test_a_cache_too_small_for_the_set_and_a_damaged_entry_change_nothing(
         path.write_bytes(data)
     remote = storage.open_shards(address)
     assert [remote.split("val").read(number) for number in range(NUM_VAL)] == seen
-    numbers = torch.cat([c.numbers for c in validation_batches(Loader(), remote.split("val"), 36, 32, 4)])
+    numbers = torch.cat([c.numbers for c in validation_batches(Loader(), remote.split("val"), train_params())])
     assert numbers.tolist() == list(range(NUM_VAL))
 
 

@@ -10,6 +10,7 @@ import torchvision
 from torch import nn
 
 from runtime.errors import Refused
+from runtime.shards.batches import ROW, as_crops
 from vgg import draws
 from vgg.data.augment import Prepare
 from vgg.evaluation.metrics import Counts, ranks_of_labels
@@ -17,6 +18,7 @@ from vgg.network.dense import DenseVGG
 from vgg.network.init import initialise, transplant
 from vgg.network.model import CONFIGURATIONS, VGG, Architecture, Dropout, blank
 from vgg.params.train import Plateau, Steps
+from vgg.training.objective import Classification
 from vgg.training.schedule import Schedule
 
 PAPER = {  # exact parameters; the paper's Table 2 gives them in millions
@@ -214,16 +216,22 @@ def test_ranks_of_labels_equal_those_of_a_sorted_list() -> None:
 
 def test_counts_do_not_depend_on_the_number_of_ranks() -> None:
     scores, labels = torch.randn(101, 10), torch.randint(0, 10, (101,))
-    whole = Counts.zeros(torch.device("cpu"))
-    whole.add(scores, labels)
+    errors = Classification.errors
+
+    def counted(part: slice) -> Counts:
+        counts = Counts.zeros(torch.device("cpu"))
+        crops = as_crops(torch.zeros(0), np.zeros(0, ROW))._replace(labels=labels[part])
+        loss, right = Classification().measure(scores[part], crops)
+        counts.add(len(labels[part]), right, loss)
+        return counts
+
+    whole = counted(slice(None))
     total = torch.zeros(4, dtype=torch.float64)
     for rank in range(3):
-        share = Counts.zeros(torch.device("cpu"))
-        share.add(scores[rank::3], labels[rank::3])
-        total += share.total
+        total += counted(slice(rank, None, 3)).total
     assert total[:3].tolist() == whole.total[:3].tolist()
-    assert Counts(total).values()["num_images"] == 101
-    assert Counts(total).values()["top1_error"] == whole.values()["top1_error"]
+    assert Counts(total).values(errors)["num_images"] == 101
+    assert Counts(total).values(errors)["top1_error"] == whole.values(errors)["top1_error"]
 
 
 def splitmix64(x: int) -> int:

@@ -86,7 +86,8 @@ def test_resuming_at_any_step_gives_the_next_batch(shards: ShardSet, workers: in
 def test_validation_sees_every_image_exactly_once(shards: ShardSet, world_size: int) -> None:
     seen = []
     for rank in range(world_size):
-        for crops in validation_batches(Loader(rank=rank, world_size=world_size), shards.split("val"), 36, 32, 4):
+        loader = Loader(rank=rank, world_size=world_size)
+        for crops in validation_batches(loader, shards.split("val"), train_params(batch_size=4)):
             seen += crops.numbers.tolist()
     assert sorted(seen) == list(range(NUM_VAL))
 
@@ -99,7 +100,7 @@ def test_decoding_on_the_device_changes_only_pixels_by_at_most_two(shards: Shard
     for ours, theirs in zip(found, stream(shards, 1, 2, 2), strict=True):
         assert (ours.images.int() - theirs.images.int()).abs().max() <= 2
         assert all(torch.equal(a, b) for a, b in zip(ours[1:], theirs[1:], strict=True))
-    centres = list(validation_batches(Loader(decoder=decoder), shards.split("val"), 36, 32, 4))
+    centres = list(validation_batches(Loader(decoder=decoder), shards.split("val"), params))
     assert torch.cat([crops.numbers for crops in centres]).tolist() == list(range(NUM_VAL))
 
 

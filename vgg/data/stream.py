@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import Refused
 from runtime.shards.batches import ROW, Crops
-from runtime.shards.loader import Loader
+from runtime.shards.loader import Loader, Make
 from runtime.shards.prefetch import fetching
 from runtime.shards.shardset import BLOCK_SHARDS, Split
 from vgg import draws
@@ -98,21 +98,24 @@ class TrainingCrops:
 
 @dataclass(frozen=True)
 class CentreWindows:
-    """Cuts the central window from the source and resizes it, at one scale: a runtime.shards.loader.Make.
+    """Cuts the central window at the validation's scale from the source and resizes it: a runtime.shards.loader.Make.
 
     Up to two pixels from the centre crop that evaluation takes of the resized image (vgg.evaluation.scaled); it decodes
     only the window.
     """
 
     split: Split
-    scale: int
+    params: TrainParams
     cut: Cut
 
     def __call__(self, numbers: np.ndarray, into: Any) -> NDArray[np.void]:
-        size = into.shape[1]
-        windows = windows_of(self.split, numbers, lambda w, h, _: centre_window(w, h, self.scale, size))
+        size, scale = into.shape[1], self.params.validation_scale
+        windows = windows_of(self.split, numbers, lambda w, h, _: centre_window(w, h, scale, size))
         bad = self.cut([self.split.read(int(number)) for number in numbers], windows, into[: len(numbers)])
         return rows_of(self.split, numbers, bad)
+
+
+MakeOf = Callable[[Split, TrainParams, Cut], Make]  # what makes the crops of a split
 
 
 def windows_of(split: Split, numbers: np.ndarray, window: Windows) -> list[Window]:
@@ -134,7 +137,9 @@ def rows_of(split: Split, numbers: np.ndarray, bad: dict[int, str]) -> NDArray[n
     return rows
 
 
-def training_batches(loader: Loader, split: Split, params: TrainParams, steps: range) -> Iterator[Crops]:
+def training_batches(
+    loader: Loader, split: Split, params: TrainParams, steps: range, crops: MakeOf = TrainingCrops
+) -> Iterator[Crops]:
     """The loader's share of the global batches of some steps: every world_size-th image from its rank on."""
     order = Order(np.asarray(split.rows["shard"]), params.seed)
 
@@ -147,19 +152,22 @@ def training_batches(loader: Loader, split: Split, params: TrainParams, steps: r
                 yield numbers[loader.rank :: loader.world_size], epochs[loader.rank :: loader.world_size]
 
         largest_share = -(-params.batch_size // loader.world_size)
-        make = TrainingCrops(split, params, _cut(loader))
+        make = crops(split, params, _cut(loader))
         yield from loader.load(make, wanted, largest_share, (params.input_size, params.input_size, 3))
 
 
-def validation_batches(loader: Loader, split: Split, scale: int, size: int, batch_size: int) -> Iterator[Crops]:
+def validation_batches(
+    loader: Loader, split: Split, params: TrainParams, crops: MakeOf = CentreWindows
+) -> Iterator[Crops]:
     """Central crops of the loader's share of a split; over all ranks each image occurs exactly once."""
+    size, batch_size = params.input_size, params.batch_size
     mine = np.arange(loader.rank, len(split), loader.world_size)
 
     def wanted(delivered: int) -> Iterator[np.ndarray]:
         for first in range(delivered * batch_size, len(mine), batch_size):
             yield mine[first : first + batch_size]
 
-    return loader.load(CentreWindows(split, scale, _cut(loader)), wanted, batch_size, (size, size, 3))
+    return loader.load(crops(split, params, _cut(loader)), wanted, batch_size, (size, size, 3))
 
 
 def _cut(loader: Loader) -> Cut:

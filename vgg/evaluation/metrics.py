@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional
 
 
 def ranks_of_labels(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -25,7 +24,7 @@ def ranks_of_labels(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class Counts:
-    """Sums over images.  total: float64 (4,): images, top-1 hits, top-5 hits, sum of the loss.
+    """Sums over images.  total: float64 (4,): images, how many are right in two senses, sum of the loss.
 
     Counts are integers far below 2^53 and therefore exact in float64.  A single tensor needs one all-reduce and one
     transfer from the device.
@@ -37,22 +36,18 @@ class Counts:
     def zeros(cls, device: torch.device) -> Counts:
         return cls(torch.zeros(4, dtype=torch.float64, device=device))
 
-    def add(self, scores: torch.Tensor, labels: torch.Tensor) -> None:
-        """Add images, without waiting for the device.  scores: float (n, classes), before the softmax."""
-        scores = scores.float()
-        ranks = ranks_of_labels(scores, labels)
-        loss = functional.cross_entropy(scores, labels, reduction="sum")
-        hits = torch.stack([(ranks < 1).sum(), (ranks < 5).sum()])
-        self.total[1:3] += hits
+    def add(self, num_images: int, right: torch.Tensor, loss: torch.Tensor) -> None:
+        """Add images, without waiting for the device.  right: (2,).  loss: (), summed over them."""
+        self.total[1:3] += right
         self.total[3] += loss.detach()
-        self.total[0] += len(labels)
+        self.total[0] += num_images
 
-    def values(self) -> dict[str, float]:
-        """num_images, top1_error and top5_error (fractions), loss (mean, nats).  Waits for the device."""
-        images, top1, top5, loss = self.total.tolist()
+    def values(self, errors: tuple[str, str]) -> dict[str, float]:
+        """num_images, the two errors (fractions) under these names, loss (mean).  Waits for the device."""
+        images, first, second, loss = self.total.tolist()
         return {
             "num_images": int(images),
-            "top1_error": (images - top1) / images,
-            "top5_error": (images - top5) / images,
+            errors[0]: (images - first) / images,
+            errors[1]: (images - second) / images,
             "loss": loss / images,
         }

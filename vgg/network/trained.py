@@ -10,6 +10,7 @@ import torch
 
 from runtime import checkpoint, manifest
 from runtime.checkpoint import Expected, Step
+from runtime.errors import Refused
 from vgg.network.model import VGG, Architecture, blank
 
 DTYPES = {torch.float32: "F32", torch.int64: "I64"}  # types of a VGG, as named in safetensors
@@ -57,6 +58,11 @@ class Trained:
     def weights_sha256(self) -> str:
         entries = {entry["path"]: entry["sha256"] for entry in self.step.metadata["files"]}
         return str(entries["weights.safetensors"])
+
+    def expect_network(self, architecture: Architecture) -> None:
+        """Raises Refused unless it is a network of this architecture."""
+        if changes := list(checkpoint.differences(self.manifest["network"], architecture.as_dict())):
+            raise Refused(f"{self.directory}: init 'checkpoint' needs the same network; {'; '.join(changes)}")
 
     def network(self) -> VGG:
         """The network with its weights, in evaluation mode."""

@@ -11,7 +11,6 @@ import logging
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from runtime.distributed import Group
 from runtime.errors import Preempted, WrongParameters
@@ -41,7 +40,7 @@ def train(task: Task, group: Group, reporter: Reporter, stop: Stop) -> Trained |
     Raises WrongParameters if a rank would have no image, and Refused if the directory contains another unfinished run
     or a loss or gradient is not finite.
     """
-    params, split = task.params, task.shards.split("train")
+    params, split, objective = task.params, task.split("train"), task.objective
     if params.batch_size < group.world_size:
         raise WrongParameters(f"train.batch_size: {params.batch_size} is below the number of ranks, {group.world_size}")
     metadata = describe(task, group.device)
@@ -63,14 +62,15 @@ def train(task: Task, group: Group, reporter: Reporter, stop: Stop) -> Trained |
         for line in without_effect(params, group.device.type, group.world_size, len(split)):
             log.warning("train.%s", line)
     loader = Loader.of(group, roi.DeviceDecoder(group.device) if params.decoder == "device" else None)
-    feed = Feed(training_batches(loader, split, params, range(run.state.step, num_steps)), group.device, stop)
+    steps = range(run.state.step, num_steps)
+    feed = Feed(training_batches(loader, split, params, steps, objective.training_crops), group.device, stop)
     saver = Saver(task.directory, metadata, params.keep_checkpoints, reporter.saved)
     agenda = Agenda(run, len(split), num_steps, saved_step=run.state.step if isinstance(found, Continue) else None)
     agenda.agree_on_stop(stop() or (agenda.needs_data() and not feed.fetch()))
     with contextlib.closing(saver):
         while True:
             if agenda.validation_is_due():
-                agenda.validated(validate(run, agenda.epoch, task.shards.split("val"), loader, reporter, stop))
+                agenda.validated(validate(run, agenda.epoch, task.split("val"), loader, reporter, stop))
             if agenda.must_save():
                 stop_if_not_finite(run, split, task.directory)
                 save(run, saver)
@@ -107,10 +107,10 @@ def update(run: Run, crops: Crops) -> None:
     for number, part in enumerate(parts, 1):  # gradients accumulate and are exchanged with the last part
         local = group.world_size == 1 or number == len(parts)
         with contextlib.nullcontext() if local else run.replica.no_sync():  # type: ignore[operator]
-            loss, scores = losses(run, part)
+            loss, counts = losses(run, part)
             loss.backward()  # type: ignore[no-untyped-call]
-        run.window.add(scores, part.labels)
-        run.epoch.add(scores, part.labels)
+        run.window.add(*counts)
+        run.epoch.add(*counts)
     gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
     finite = torch.isfinite(nn.utils.get_total_norm(gradients, foreach=True))
     run.trouble_step.copy_(torch.where((run.trouble == 0) & ~finite, step, run.trouble_step))
@@ -118,17 +118,14 @@ def update(run: Run, crops: Crops) -> None:
     run.optimiser.step()
 
 
-def losses(run: Run, crops: Crops) -> tuple[torch.Tensor, torch.Tensor]:
-    """The contribution of these images to the loss of the global batch, and their scores.
-
-    Returns the loss, float32 (), and the scores, float32 (n, classes), detached.
-    """
+def losses(run: Run, crops: Crops) -> tuple[torch.Tensor, tuple[int, torch.Tensor, torch.Tensor]]:
+    """The contribution of these images to the loss of the global batch, float32 (), and what Counts.add takes."""
     inputs = run.prepare(crops.images, crops.flip, crops.colour)
     with torch.autocast(run.group.device.type, run.precision, enabled=run.precision != torch.float32):
-        scores = run.replica(inputs, crops.dropout)
-    scores = scores.float()
+        outputs = run.replica(inputs, crops.dropout)
+    total, right = run.objective.measure(outputs.float(), crops)
     # the mean over the global batch; DDP averages over ranks, whose shares may differ by one image
-    loss = functional.cross_entropy(scores, crops.labels, reduction="sum")
-    loss = loss * (run.group.world_size / run.params.batch_size)
+    loss = total * (run.group.world_size / run.params.batch_size)
     # a loss that is not finite makes all gradients NaN, by their exchange on every rank
-    return loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan), scores.detach()
+    loss = loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
+    return loss, (len(crops.labels), right, total)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -30,14 +29,15 @@ class Reporter(Protocol):
 
 def read_window(run: Run, num_images: int, feed: Feed, reporter: Reporter) -> None:
     """Read the counts from the device and report a point of the curves; called every LOG_STEPS."""
-    values = Counts(run.group.sum_(run.window.total)).values()
+    error = run.objective.errors[0]
+    values = Counts(run.group.sum_(run.window.total)).values(run.objective.errors)
     run.window = Counts.zeros(run.group.device)
     step, rate = run.state.step, run.schedule.rate(run.state.step - 1)
     reporter.point(
         step,
         {
             "train/loss": values["loss"],
-            "train/top1_error": values["top1_error"],
+            f"train/{error}": values[error],
             "learning_rate": rate,
             "perf/data_wait_seconds": feed.waited_seconds,
         },
@@ -48,10 +48,15 @@ def read_window(run: Run, num_images: int, feed: Feed, reporter: Reporter) -> No
         warn_if_stuck(run, values["loss"], f"after half an epoch (step {step})")
 
 
+def shown(error: str) -> str:
+    """top1_error as people say it: top-1."""
+    return error.removesuffix("_error").replace("top", "top-").replace("_", " ")
+
+
 def warn_if_stuck(run: Run, loss: float, when: str) -> None:
     """Warn if the loss stays at ln(classes), as in deep nets with small initial weights.  when: for the message."""
-    params, chance = run.params, math.log(run.model.architecture.num_classes)
-    if not (run.group.is_first and STUCK < loss / chance < 2 - STUCK):
+    params, chance = run.params, run.objective.chance(run.model)
+    if chance is None or not (run.group.is_first and STUCK < loss / chance < 2 - STUCK):
         return
     remedies = [f"init {name!r}" for name in ("glorot", "kaiming", "shallower") if name != params.init]
     remedies += [] if params.schedule.warmup_epochs else ["a warm-up of one epoch"]

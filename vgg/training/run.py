@@ -18,17 +18,16 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 
 from runtime import checkpoint
 from runtime.distributed import Group
-from runtime.errors import Preempted, Problem, Refused
+from runtime.errors import Preempted, Problem
 from runtime.saver import Saver
 from runtime.shards.batches import Crops
 from vgg import draws
 from vgg.data.augment import Prepare
 from vgg.evaluation.metrics import Counts
-from vgg.network.init import for_pixels, initialise, transplant
 from vgg.network.model import VGG, Architecture, blank
 from vgg.network.precision import precision_on
-from vgg.network.trained import Trained
 from vgg.params.train import TrainParams
+from vgg.training.objective import Objective
 from vgg.training.schedule import Schedule
 from vgg.training.task import State, Task, share_of
 
@@ -46,6 +45,7 @@ class Run:
     """One training run in memory."""
 
     params: TrainParams
+    objective: Objective
     group: Group
     model: VGG
     replica: nn.Module  # the model, or the model inside DistributedDataParallel
@@ -76,18 +76,8 @@ def start(task: Task, metadata: dict[str, Any], group: Group) -> Run:
         torch.use_deterministic_algorithms(True)
     precision = precision_on(params.precision, group.device)
     model = blank(Architecture(**metadata["network"]), params.dropout)
-    if params.init == "checkpoint":
-        initial = initial_of(task)
-        expect_same_network(initial, model)
-        model.load_state_dict(for_pixels(initial.step.weights(), initial.manifest["pixels"], metadata["pixels"]))
-    elif params.init == "shallower":
-        initialise(model, "normal", params.seed)
-        initial = initial_of(task)
-        shallower = initial.network()
-        shallower.load_state_dict(for_pixels(shallower.state_dict(), initial.manifest["pixels"], metadata["pixels"]))
-        transplant(model, shallower)
-    else:
-        initialise(model, params.init, params.seed)
+    task.objective.begin(model, task, metadata["pixels"])
+    task.objective.set_training(model)
     model = model.to(group.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     pixels = metadata["pixels"]
     prepare = Prepare(pixels["mean"], pixels["std"], params.colour_shift, precision).to(group.device)
@@ -99,14 +89,16 @@ def start(task: Task, metadata: dict[str, Any], group: Group) -> Run:
         prepare.compile(dynamic=False)
     else:
         keep_freed_memory()
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.SGD(
-        model.parameters(), params.learning_rate, params.momentum, weight_decay=params.weight_decay, fused=True
+        trainable, params.learning_rate, params.momentum, weight_decay=params.weight_decay, fused=True
     )
-    steps_per_epoch = len(task.shards.split("train")) / params.batch_size
+    steps_per_epoch = len(task.split("train")) / params.batch_size
     trouble = torch.zeros((), device=group.device)
     share = share_of(params, group.world_size)
     run = Run(
         params=params,
+        objective=task.objective,
         group=group,
         model=model,
         replica=model,
@@ -123,12 +115,6 @@ def start(task: Task, metadata: dict[str, Any], group: Group) -> Run:
     )
     optimiser.found_inf = trouble  # type: ignore[attr-defined]  # fused SGD skips updates while this is 1
     return run
-
-
-def initial_of(task: Task) -> Trained:
-    """The training of the initial weights, for init 'shallower' and 'checkpoint'."""
-    assert task.initial is not None, "init 'shallower' and 'checkpoint' need initial weights"
-    return task.initial
 
 
 def keep_freed_memory() -> None:
@@ -155,13 +141,6 @@ def connect(run: Run) -> None:
     if params.gradient_compression == "bf16":
         replica.register_comm_hook(None, bf16_compress_hook)
     run.replica = replica
-
-
-def expect_same_network(trained: Trained, model: VGG) -> None:
-    """Raises Refused unless the trained network has the architecture of the model."""
-    changes = list(checkpoint.differences(trained.manifest["network"], model.architecture.as_dict()))
-    if changes:
-        raise Refused(f"{trained.directory}: init 'checkpoint' needs the same network; {'; '.join(changes)}")
 
 
 def restore(run: Run, earlier: checkpoint.Step) -> None:

@@ -14,13 +14,14 @@ from pydantic import TypeAdapter, ValidationError
 from runtime import checkpoint
 from runtime.distributed import Group
 from runtime.errors import Preempted, Refused
-from runtime.shards.shardset import ShardSet
+from runtime.shards.shardset import ShardSet, Split
 from runtime.wording import some
 from vgg.data import roi
 from vgg.network.model import Architecture
 from vgg.network.precision import precision_on
 from vgg.network.trained import Trained, shapes_of
 from vgg.params.train import TrainParams
+from vgg.training.objective import Classification, Objective
 
 log = logging.getLogger("vgg.train")
 
@@ -46,7 +47,7 @@ class Task:
     """A training: parameters, data, and the directory of its checkpoints.
 
     initial: initial weights, for init 'shallower' and 'checkpoint'.  code: fingerprint of every file that influences
-    the result; a run is not continued with other code unless accept_code_change is set.
+    the result; a run is not continued with other code unless accept_code_change is set.  objective: what is minimised.
     """
 
     params: TrainParams
@@ -55,6 +56,16 @@ class Task:
     code: dict[str, str]
     initial: Trained | None = None
     accept_code_change: bool = False
+    objective: Objective = field(default_factory=Classification)
+
+    def split(self, name: str) -> Split:
+        """The images of a split that the objective uses."""
+        return self.objective.split(self.shards, name)
+
+    def initial_training(self) -> Trained:
+        """The training of the initial weights, for init 'shallower' and 'checkpoint'."""
+        assert self.initial is not None, "init 'shallower' and 'checkpoint' need initial weights"
+        return self.initial
 
 
 @dataclass(frozen=True)
@@ -83,14 +94,16 @@ def describe(task: Task, device: torch.device) -> dict[str, Any]:
     """The metadata of a checkpoint: the inputs of the run, and what is needed to use the network."""
     params, shards = task.params, task.shards
     network = Architecture(
-        params.configuration, params.batch_norm, params.classifier_width, len(shards.wnids), params.input_size
-    )
+        params.configuration, params.batch_norm, params.classifier_width, task.objective.num_outputs(shards),
+        params.input_size,
+    )  # fmt: skip
     run = {
         "train": params.model_dump(mode="json"),
         "data": {"digest": shards.digest, "classes_sha256": shards.classes_sha256},
         "initial": task.initial.weights_sha256 if task.initial else None,
         "precision": str(precision_on(params.precision, device)).removeprefix("torch."),
         "code": task.code,
+        **task.objective.described(),
     }
     std = shards.std if params.standardise else [1.0, 1.0, 1.0]
     decoder = roi.decoder_name(device if params.decoder == "device" else None)

@@ -39,7 +39,7 @@ def save_batch(run: Run, split: Split, step: int, directory: Path) -> tuple[str,
     Returns the folder, or a message if it could not be written, and the images.
     """
     params = run.params
-    crops = next(training_batches(Loader(), split, params, range(step, step + 1)))
+    crops = next(training_batches(Loader(), split, params, range(step, step + 1), run.objective.training_crops))
     images = [split.where(int(number)) for number in crops.numbers]
     folder = manifest.sibling(directory, ".trouble") / f"step-{step:08d}"
     metadata = {

@@ -13,7 +13,7 @@ from runtime.shards.shardset import Split
 from runtime.stopping import Stop
 from vgg.data.stream import validation_batches
 from vgg.evaluation.metrics import Counts
-from vgg.training.reporting import Reporter, warn_if_stuck
+from vgg.training.reporting import Reporter, shown, warn_if_stuck
 from vgg.training.run import Run
 
 log = logging.getLogger("vgg.train")
@@ -34,7 +34,7 @@ def validate(run: Run, epoch: int, split: Split, loader: Loader, reporter: Repor
         group.broadcast_(buffer)
     run.model.eval()
     counts = Counts.zeros(group.device)
-    batches = validation_batches(loader, split, params.validation_scale, params.input_size, params.batch_size)
+    batches = validation_batches(loader, split, params, run.objective.validation_crops)
     feed = Feed(batches, group.device, stop)
     largest_share, stopped = -(-len(split) // group.world_size), False
     num_batches = -(-largest_share // params.batch_size)
@@ -47,12 +47,14 @@ def validate(run: Run, epoch: int, split: Split, loader: Loader, reporter: Repor
             crops = feed.take()
             inputs = run.prepare(crops.images)
             with torch.autocast(group.device.type, run.precision, enabled=run.precision != torch.float32):
-                scores = run.model(inputs)
-            counts.add(scores, crops.labels)
-    run.model.train()
+                outputs = run.model(inputs)
+            loss, right = run.objective.validate(outputs.float(), crops)
+            counts.add(len(crops.labels), right, loss)
+    run.objective.set_training(run.model)
     if group.any(stopped):
         return False
-    values = Counts(group.sum_(counts.total)).values()
+    errors = run.objective.errors
+    values = Counts(group.sum_(counts.total)).values(errors)
     if values["num_images"] != len(split):
         raise AssertionError(f"validated {values['num_images']} of {len(split)} images")
     if not math.isfinite(values["loss"]):
@@ -61,27 +63,28 @@ def validate(run: Run, epoch: int, split: Split, loader: Loader, reporter: Repor
             f"{run.schedule.rate(state.step - 1):g}. Earlier checkpoints are good. Lower train.learning_rate or "
             "lengthen the warm-up."
         )
-    trained = Counts(group.sum_(run.epoch.total)).values()
+    trained = Counts(group.sum_(run.epoch.total)).values(errors)
     run.epoch = Counts.zeros(group.device)
     row = {
         "step": state.step,
         "learning_rate": run.schedule.rate(state.step - 1),
         "train_loss": trained["loss"],
-        "train_top1_error": trained["top1_error"],
+        f"train_{errors[0]}": trained[errors[0]],
         "val_loss": values["loss"],
-        "val_top1_error": values["top1_error"],
-        "val_top5_error": values["top5_error"],
+        f"val_{errors[0]}": values[errors[0]],
+        f"val_{errors[1]}": values[errors[1]],
     }
     state.history.append({"epoch": epoch, **row})
     state.validated_step = state.step
-    run.schedule.validated(values["top1_error"])
-    if values["top1_error"] < state.best_error or not state.best_step:
-        state.best_error, state.best_step = values["top1_error"], state.step
-    reporter.point(state.step, {f"val/{name}": values[name] for name in ("loss", "top1_error", "top5_error")})
+    run.schedule.validated(values[errors[0]])
+    if values[errors[0]] < state.best_error or not state.best_step:
+        state.best_error, state.best_step = values[errors[0]], state.step
+    reporter.point(state.step, {f"val/{name}": values[name] for name in ("loss", *errors)})
+    first, second = map(shown, errors)
     log.info(
-        "epoch %d, step %d: train loss %.4f, top-1 error %.2f %%; val loss %.4f, top-1 %.2f %%, top-5 %.2f %%",
-        epoch, state.step, trained["loss"], 100 * trained["top1_error"],
-        values["loss"], 100 * values["top1_error"], 100 * values["top5_error"],
+        "epoch %d, step %d: train loss %.4f, %s error %.2f %%; val loss %.4f, %s %.2f %%, %s %.2f %%",
+        epoch, state.step, trained["loss"], first, 100 * trained[errors[0]],
+        values["loss"], first, 100 * values[errors[0]], second, 100 * values[errors[1]],
     )  # fmt: skip
     if len(state.history) == 1:
         warn_if_stuck(run, min(trained["loss"], values["loss"]), "after the first epoch")
