@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "vgg.network": {"runtime", "vgg"},
     "vgg.weights": {"runtime", "runtime.shards", "vgg.network"},
     "vgg.evaluation": {"runtime", "runtime.shards", "vgg.params", "vgg.data", "vgg.network"},
+    "vgg.localisation": {"runtime", "runtime.shards", "vgg.data", "vgg.evaluation"},
     "vgg.training": {
         "runtime", "runtime.shards", "vgg", "vgg.params", "vgg.data", "vgg.network", "vgg.evaluation", "vgg.sharding",
     },
