@@ -21,6 +21,7 @@ from runtime import manifest
 from runtime.errors import WrongParameters
 from runtime.parameters import did_you_mean, read_yaml
 from vgg.params import STAGES, load_all
+from vgg.params.shard import EMBEDDED
 
 log = logging.getLogger("vgg.submit")
 
@@ -131,7 +132,7 @@ def digest(package: Package, arguments: dict[str, Any]) -> str:
 def unversioned_images(package: Package, arguments: dict[str, Any]) -> bool:
     """Whether sharding reads a folder whose content is not part of the cache key."""
     known = {**package.defaults, **arguments}
-    reads_folder = bool(known.get("images")) and known["shard"]["source"] != "digits"
+    reads_folder = bool(known.get("images")) and known["shard"]["source"] not in EMBEDDED
     return reads_folder and IMAGES_VERSION in known and not known[IMAGES_VERSION]
 
 

@@ -24,7 +24,9 @@ MAY_IMPORT = {
     "vgg.network": {"runtime", "vgg"},
     "vgg.weights": {"runtime", "runtime.shards", "vgg.network"},
     "vgg.evaluation": {"runtime", "runtime.shards", "vgg.params", "vgg.data", "vgg.network"},
-    "vgg.localisation": {"runtime", "runtime.shards", "vgg.data", "vgg.evaluation"},
+    "vgg.localisation": {
+        "runtime", "runtime.shards", "vgg", "vgg.params", "vgg.data", "vgg.network", "vgg.evaluation", "vgg.training", "vgg.sharding",
+    },
     "vgg.training": {
         "runtime", "runtime.shards", "vgg", "vgg.params", "vgg.data", "vgg.network", "vgg.evaluation", "vgg.sharding",
     },

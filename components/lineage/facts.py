@@ -10,6 +10,7 @@ from components.lineage.links import DATA, EVALUATION, SOURCE, TRAINING, Link
 from components.lineage.server import Made
 from components.stage import RECORD_SUFFIX
 from components.weights.origin import in_words
+from vgg.params.shard import EMBEDDED
 
 
 def metrics(project: Path, stage: str) -> dict[str, Any]:
@@ -68,14 +69,14 @@ def results(kind: str, own: dict[str, Any], metrics: dict[str, Any], known: dict
 
 
 def source(data: Link, own: dict[str, Any], known: dict[str, Any], runs: list[Made]) -> Link:
-    """The source of shards: archives, a folder of images, or the digits of scikit-learn."""
+    """The source of shards: archives, a folder of images, or scikit-learn for embedded data."""
     kind = str(data.params.get("source", "unknown"))
     link = Link(SOURCE, own.get("images_sha256") or known.get("images_sha256") or "", kind)
     link.facts = {"images": link.digest} if link.digest else {}
     for archive in (own.get("source") or known.get("source") or {}).get("archives", []):
         link.facts[archive["name"]] = f"{archive['size']:,} bytes, md5 {archive['md5'] or 'not published'}"
     inputs = [run.record.get("inputs", {}) for run in runs]
-    if kind == "digits":
+    if kind in EMBEDDED:
         link.where.append("scikit-learn")
     elif images := next(
         (found["images"] for found in (*inputs, data.record.get("inputs", {})) if "images" in found), ""

@@ -27,6 +27,7 @@ from components.lineage.links import DATA, EVALUATION, TRAINING, VERSION, Link
 from components.lineage.places import at
 from runtime import environment
 from runtime.errors import Refused
+from vgg.params.shard import EMBEDDED
 
 SECTIONS = {"shard": DATA, "train": TRAINING, "evaluate": EVALUATION, "register": VERSION}
 UNSET = (  # of the caller: other packages, other runs, the identity of an image
@@ -152,7 +153,7 @@ def _command(words: list[str], python: str, replaced: dict[str, str], launcher: 
 def _images(plan: Plan, repository: Path, args: argparse.Namespace) -> str:
     recorded = plan.data.record.get("inputs", {}).get("images", "data/images")
     images = Path(args.images).absolute() if args.images else repository / recorded
-    if not images.is_dir() and plan.data.params.get("source") != "digits":
+    if not images.is_dir() and plan.data.params.get("source") not in EMBEDDED:
         raise Refused(f"{images}: the source of the shards is not there. Give its folder with --images.")
     return str(images)
 

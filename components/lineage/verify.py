@@ -19,6 +19,7 @@ from components.tracking.problems import problem
 from runtime import manifest
 from runtime.errors import Problem, Refused, Unreachable
 from runtime.wording import counted
+from vgg.params.shard import EMBEDDED
 
 NUM_READERS = 4
 ADDED = ("registered_model_meta",)  # by MLflow, to a downloaded version
@@ -221,7 +222,7 @@ def _source(link: Link, chain: Link, locator: Locator, report: Progress) -> None
     if data.state == DAMAGED:
         return _not_reached(link, "its images are compared with the shards, which are damaged")
     images = locator.project / (link.where[0] if link.where else "data/images")
-    if link.title != "digits" and not images.is_dir():
+    if link.title not in EMBEDDED and not images.is_dir():
         return _not_reached(link, f"{images} is not here")
     num_images, findings = compare(images, place, report)
     if findings:

@@ -1,1 +1,1 @@
-"""The paper's appendix A: boxes of objects, their metric, and how many predictions become one."""
+"""The paper's appendix A: where in the image the class is."""

@@ -9,12 +9,23 @@ from pydantic import Field
 
 from vgg.params import Section
 
+EMBEDDED = ("digits", "digit-scenes")  # sources that need no files
+
 
 class ShardParams(Section):
-    source: Literal["digits", "folder", "ilsvrc2012", "ilsvrc2010", "kaggle", "tiny-imagenet", "huggingface"] = Field(
-        description="source of the images: the digits in scikit-learn, <images>/{train,val}/<class>/*, the published "
-        "archives of a year in <images>, or there the unpacked download of Kaggle's ILSVRC, Tiny ImageNet, or parquet "
-        "files of Hugging Face"
+    source: Literal[
+        "digits",
+        "digit-scenes",
+        "folder",
+        "ilsvrc2012",
+        "ilsvrc2010",
+        "kaggle",
+        "tiny-imagenet",
+        "huggingface",
+    ] = Field(
+        description="source of the images: the digits in scikit-learn, scenes of these with boxes, "
+        "<images>/{train,val}/<class>/*, the published archives of a year in <images>, or there the unpacked download "
+        "of Kaggle's ILSVRC, Tiny ImageNet, or parquet files of Hugging Face"
     )
     check_md5: bool = Field(
         description="first compare archives with their published md5 (minutes; false: already done)"

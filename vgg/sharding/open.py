@@ -11,6 +11,7 @@ from vgg.sharding.huggingface import HuggingFace
 from vgg.sharding.ilsvrc import Archives
 from vgg.sharding.labelled import Labelled
 from vgg.sharding.layouts import LAYOUTS
+from vgg.sharding.scenes import DigitScenes
 from vgg.sharding.sources import Digits, Folder, Source
 
 
@@ -19,9 +20,11 @@ def temporary_folder() -> Path:
 
 
 def open_source(kind: str, images: Path, scratch: Callable[[], Path] = temporary_folder) -> Source:
-    """images: the folder to read (unused for the digits).  scratch: gives a folder for large temporary files."""
+    """images: the folder to read (unused for embedded data).  scratch: gives a folder for large temporary files."""
     if kind == "digits":
         return Digits()
+    if kind == "digit-scenes":
+        return DigitScenes()
     if kind == "folder":
         return Folder(images)
     if kind == "huggingface":

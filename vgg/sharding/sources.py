@@ -115,6 +115,7 @@ class Digits(Source):
     """The 1,797 handwritten digits in scikit-learn (UCI, 8x8, 17 grey levels), as 32x32 JPEGs with ILSVRC-like names.
 
     Every sixth image of a class is for validation: 1,501 training and 296 validation images, the same everywhere.
+    images: uint8 (1797, 8, 8), by the number that is an original's name.
     """
 
     SIDE = 32
@@ -126,7 +127,7 @@ class Digits(Source):
         digits = load_digits()
         self.classes = [ImageClass(f"n{digit:08d}", f"digit {name}") for digit, name in enumerate(self.NAMES)]
         self._labels = digits.target.tolist()
-        self._images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+        self.images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
 
     def originals(self, split: str) -> list[Original]:
         found, seen = [], [0] * len(self.classes)
@@ -139,7 +140,7 @@ class Digits(Source):
         return found
 
     def read(self, original: Original) -> bytes:
-        grey = Image.fromarray(self._images[int(original.name)])
+        grey = Image.fromarray(self.images[int(original.name)])
         large = grey.resize((self.SIDE, self.SIDE), Image.Resampling.BICUBIC).convert("RGB")
         file = io.BytesIO()
         large.save(file, "JPEG", quality=95)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from runtime.errors import WrongParameters
 from runtime.wording import counted
 from vgg.network.model import VGG, Architecture, Dropout
 from vgg.params import load
-from vgg.params.shard import ShardParams
+from vgg.params.shard import EMBEDDED, ShardParams
 from vgg.params.train import Plateau, Steps, TrainParams
 from vgg.sharding.editions import EDITIONS
 from vgg.sharding.layouts import LAYOUTS
@@ -71,11 +72,11 @@ def _in_source(params: str) -> tuple[tuple[int, int], str]:
     if source in LAYOUTS:
         layout = LAYOUTS[source]
         return (layout.num_train, layout.num_classes), layout.title
-    if source == "digits":
-        from vgg.sharding.sources import Digits
+    if source in EMBEDDED:
+        from vgg.sharding.open import open_source
 
-        digits = Digits()
-        return (len(digits.originals("train")), len(digits.classes)), "digits"
+        embedded = open_source(source, Path())
+        return (len(embedded.originals("train")), len(embedded.classes)), source
     what = "a section 'train' alone does" if section else f"shard.source {source!r} does"
     raise WrongParameters(
         f"{what} not determine the number of images: give --num-images and --num-classes, or --shards of a finished "
