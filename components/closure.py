@@ -101,10 +101,10 @@ def _modules(tree: ast.Module) -> Iterator[str]:
 
 def main() -> None:
     from components.program import Parser
-    from vgg.params import STAGES
+    from vgg.params import OPTIONAL, STAGES
 
     flags = Parser("components.closure", __doc__)
-    flags.add_argument("stage", choices=STAGES)
+    flags.add_argument("stage", choices=(*STAGES, *OPTIONAL))
     print("\n".join(closure(flags.parse_args().stage)))
 
 

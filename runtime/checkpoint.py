@@ -175,7 +175,7 @@ def open_step(directory: Path, step: int, shapes_of: ShapesOf, known: list[dict[
             manifest.verify_file(path, entry)
     if metadata["step"] != step:
         raise Refused(f"{path}: contains step {metadata['step']}. The folder was renamed; restore its name.")
-    _expect_tensors(path, metadata["network"], shapes_of)
+    _expect_tensors(path, metadata, shapes_of)
     return Step(path, step, _read_state(path / "state.json", step), metadata)
 
 
@@ -208,8 +208,9 @@ def _read_state(path: Path, step: int) -> dict[str, Any]:
     return state
 
 
-def _expect_tensors(path: Path, network: dict[str, Any], shapes_of: ShapesOf) -> None:
+def _expect_tensors(path: Path, metadata: dict[str, Any], shapes_of: ShapesOf) -> None:
     """Raises Refused unless the tensors of a step match its network.  Reads headers only."""
+    network, frozen = metadata["network"], metadata["run"].get("frozen", [])
     try:
         wanted = shapes_of(network)
     except ValueError as error:
@@ -219,7 +220,8 @@ def _expect_tensors(path: Path, network: dict[str, Any], shapes_of: ShapesOf) ->
             found = _header(path / file)
         except (SafetensorError, OSError, ValueError) as error:
             raise Refused(f"{path / file}: not a safetensors file ({error}). {NOT_OURS}") from None
-        expected = wanted.weights if file == FILES[0] else {name: wanted.weights[name] for name in wanted.trainable}
+        trained = {name: wanted.weights[name] for name in wanted.trainable if name not in frozen}
+        expected = wanted.weights if file == FILES[0] else trained
         if file == FILES[1] and not found:  # none before the first update or without momentum
             continue
         for wrong in sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)):

@@ -130,7 +130,7 @@ def permitted(schema: dict[str, Any]) -> str:
     if alternatives := [permitted(one) for one in schema.get("anyOf", [])]:
         return " or ".join(alternatives)
     if "const" in schema or "enum" in schema:
-        return ", ".join(schema.get("enum", [schema.get("const")]))
+        return ", ".join(map(str, schema.get("enum", [schema.get("const")])))
     kind = schema.get("type")
     if kind == "array":
         least, most = schema.get("minItems", 0), schema.get("maxItems")

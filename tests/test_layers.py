@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "vgg.weights": {"runtime", "runtime.shards", "vgg.network"},
     "vgg.evaluation": {"runtime", "runtime.shards", "vgg.params", "vgg.data", "vgg.network"},
     "vgg.localisation": {
-        "runtime", "runtime.shards", "vgg", "vgg.params", "vgg.data", "vgg.network", "vgg.evaluation", "vgg.training", "vgg.sharding",
+        "runtime", "runtime.shards", "vgg", "vgg.params", "vgg.data", "vgg.network", "vgg.evaluation", "vgg.training",
+        "vgg.sharding",
     },
     "vgg.training": {
         "runtime", "runtime.shards", "vgg", "vgg.params", "vgg.data", "vgg.network", "vgg.evaluation", "vgg.sharding",

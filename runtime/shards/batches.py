@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 ROW = np.dtype(  # one image; the fields are those of Crops
-    [("label", "<i8"), ("number", "<i8"), ("flip", "?"), ("colour", "<f4", 3), ("dropout", "<i8")]
+    [("label", "<i8"), ("number", "<i8"), ("flip", "?"), ("colour", "<f4", 3), ("dropout", "<i8"), ("box", "<f4", 4)]
 )
 PREFETCH = 2  # batches that a decoding process prepares in advance
 SLOTS = PREFETCH + 3  # per process: the prefetched ones, one in transit, two still used by the consumer
@@ -24,6 +24,7 @@ class Crops(NamedTuple):
     labels: int64 (n,).  numbers: int64 (n,), rows of the index.
     flip: bool (n,).  colour: float32 (n, 3), standard normal, the three alphas of the RGB shift.
     dropout: int64 (n,), 64 random bits per image that select the outputs of fc6 and fc7 to drop.
+    boxes: float32 (n, 4), what localisation is to find; 0 in classification.
     """
 
     images: torch.Tensor
@@ -32,6 +33,7 @@ class Crops(NamedTuple):
     flip: torch.Tensor
     colour: torch.Tensor
     dropout: torch.Tensor
+    boxes: torch.Tensor
 
 
 def as_crops(images: torch.Tensor, rows: NDArray[np.void]) -> Crops:

@@ -221,8 +221,7 @@ def test_counts_do_not_depend_on_the_number_of_ranks() -> None:
     def counted(part: slice) -> Counts:
         counts = Counts.zeros(torch.device("cpu"))
         crops = as_crops(torch.zeros(0), np.zeros(0, ROW))._replace(labels=labels[part])
-        loss, right = Classification().measure(scores[part], crops)
-        counts.add(len(labels[part]), right, loss)
+        counts.add(*Classification().measure(scores[part], crops))
         return counts
 
     whole = counted(slice(None))

@@ -86,7 +86,7 @@ class TrainingCrops:
 
     def __call__(self, wanted: tuple[np.ndarray, np.ndarray], into: Any) -> NDArray[np.void]:
         (numbers, epochs), params = wanted, self.params
-        windows = windows_of(self.split, numbers, random_windows(params, into.shape[1], numbers, epochs))
+        windows = self.windows(numbers, epochs, into.shape[1])
         bad = self.cut([self.split.read(int(number)) for number in numbers], windows, into[: len(numbers)])
         rows = rows_of(self.split, numbers, bad)
         rows["flip"] = (draws.uniform("flip", params.seed, epochs, numbers) < 0.5) & params.flip
@@ -94,6 +94,10 @@ class TrainingCrops:
             rows["colour"][:, i] = draws.normal(f"colour/{i}", params.seed, epochs, numbers)
         rows["dropout"] = draws.bits("dropout", params.seed, epochs, numbers).view(np.int64)
         return rows
+
+    def windows(self, numbers: np.ndarray, epochs: np.ndarray, size: int) -> list[Window]:
+        """The parts of the images that become crops of this side."""
+        return windows_of(self.split, numbers, random_windows(self.params, size, numbers, epochs))
 
 
 @dataclass(frozen=True)
@@ -109,10 +113,14 @@ class CentreWindows:
     cut: Cut
 
     def __call__(self, numbers: np.ndarray, into: Any) -> NDArray[np.void]:
-        size, scale = into.shape[1], self.params.validation_scale
-        windows = windows_of(self.split, numbers, lambda w, h, _: centre_window(w, h, scale, size))
+        windows = self.windows(numbers, into.shape[1])
         bad = self.cut([self.split.read(int(number)) for number in numbers], windows, into[: len(numbers)])
         return rows_of(self.split, numbers, bad)
+
+    def windows(self, numbers: np.ndarray, size: int) -> list[Window]:
+        """The parts of the images that become crops of this side."""
+        scale = self.params.validation_scale
+        return windows_of(self.split, numbers, lambda w, h, _: centre_window(w, h, scale, size))
 
 
 MakeOf = Callable[[Split, TrainParams, Cut], Make]  # what makes the crops of a split

@@ -83,7 +83,8 @@ def evaluate(
     seen = partial(pixels_seen, views.bases, params.flip, views.side)
     chunks = list(chunks_by_size(sizes, left, params.test_scales, params.batch_pixels, seen))
     own = chunks[group.rank :: group.world_size]
-    batches = _loaded(split, own, views.bases, params, shards.manifest["parameters"]["max_pixels"], group)
+    max_pixels = shards.manifest["parameters"]["max_pixels"]
+    batches = pictures_of(split, own, views.bases, params.filter, max_pixels, group)
     done, total, saved = len(split) - len(left), len(split), time.monotonic()
     found: list[NDArray[np.void]] = []
     late: _Late | None = None
@@ -217,16 +218,16 @@ class Scaled:
         return found
 
 
-def _loaded(
+def pictures_of(
     split: Split,
     chunks: Sequence[NDArray[np.int64]],
     bases: Sequence[Base],
-    params: EvaluateParams,
+    kernel: str,
     max_pixels: int,
     group: Group,
 ) -> Iterator[list[Picture]]:
-    """The pictures of every chunk, made in decoding processes."""
-    make = Scaled(split, bases, params.filter, max_pixels)
+    """The pictures of every chunk, made in decoding processes.  kernel: as of resize()."""
+    make = Scaled(split, bases, kernel, max_pixels)
     num_bytes = max((make.num_bytes(int(number)) for chunk in chunks for number in chunk), default=0)
     loader = Loader.of(group, None)
     batches = loader.load(make, lambda done: iter(chunks[done:]), max(map(len, chunks), default=0), (num_bytes,))

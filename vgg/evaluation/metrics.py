@@ -36,8 +36,8 @@ class Counts:
     def zeros(cls, device: torch.device) -> Counts:
         return cls(torch.zeros(4, dtype=torch.float64, device=device))
 
-    def add(self, num_images: int, right: torch.Tensor, loss: torch.Tensor) -> None:
-        """Add images, without waiting for the device.  right: (2,).  loss: (), summed over them."""
+    def add(self, loss: torch.Tensor, num_images: int | torch.Tensor, right: torch.Tensor) -> None:
+        """Add images, without waiting for the device.  loss: (), summed over them.  right: (2,)."""
         self.total[1:3] += right
         self.total[3] += loss.detach()
         self.total[0] += num_images
@@ -45,9 +45,10 @@ class Counts:
     def values(self, errors: tuple[str, str]) -> dict[str, float]:
         """num_images, the two errors (fractions) under these names, loss (mean).  Waits for the device."""
         images, first, second, loss = self.total.tolist()
+        divisor = images or 1.0
         return {
             "num_images": int(images),
-            errors[0]: (images - first) / images,
-            errors[1]: (images - second) / images,
-            "loss": loss / images,
+            errors[0]: (images - first) / divisor,
+            errors[1]: (images - second) / divisor,
+            "loss": loss / divisor,
         }

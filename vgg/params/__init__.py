@@ -23,6 +23,7 @@ from runtime.wording import counted
 log = logging.getLogger("vgg.params")
 
 STAGES = ("shard", "train", "evaluate", "register")
+OPTIONAL = ("localise",)  # stages that exist if the file has their section, and it is not null
 
 
 class Section(BaseModel):
@@ -62,9 +63,11 @@ def load(source: str, stage: str, model: type[S]) -> S:
         document, lines, mistakes = read_yaml(Path(source))
         sections = load_all(document, source, lines, mistakes)
     # the first stage speaks for all: later ones may follow a week later
-    for name in STAGES if stage == STAGES[0] else (stage,):
+    for name in (*STAGES, *OPTIONAL) if stage == STAGES[0] else (stage,):
         for line in sections[name].without_effect() if name in sections else ():
             log.warning("%s.%s", name, line)
+    if stage not in sections:
+        raise WrongParameters(f"{source}: has no section {stage!r}. Copy one from recipes/digit-scenes.yaml.")
     found_section = sections[stage]
     assert isinstance(found_section, model)
     return found_section
@@ -89,9 +92,16 @@ def load_all(
         mistakes += found
         if loaded:
             sections[name] = loaded
-    for name in document.keys() - set(STAGES):
+    for name in OPTIONAL:
+        if document.get(name) is not None:
+            loaded, found = check(name, section_model(name), document[name], source, lines)
+            mistakes += found
+            if loaded:
+                sections[name] = loaded
+    known = (*STAGES, *OPTIONAL)
+    for name in document.keys() - set(known):
         where = f"{source}:{lines.get((str(name),), 1)}"
-        mistakes.append(f"{where}: {name}: unknown section{did_you_mean(name, STAGES)}")
+        mistakes.append(f"{where}: {name}: unknown section{did_you_mean(name, known)}")
     for path, contradiction in contradictions(sections):
         line = f":{lines[path]}" if path in lines else ""
         mistakes.append(f"{source}{line}: {'.'.join(path)}: {contradiction}")
@@ -101,10 +111,15 @@ def load_all(
 
 def contradictions(sections: dict[str, Any]) -> Iterator[tuple[tuple[str, str], str]]:
     """(section, key) and a message for every parameter that contradicts one of another section."""
-    train, evaluate = sections.get("train"), sections.get("evaluate")
-    if train and evaluate and (small := [q for q in evaluate.test_scales if q < train.input_size]):
-        below = ", ".join(map(str, small))
-        yield ("evaluate", "test_scales"), f"{below} below train.input_size, {train.input_size}"
+    train = sections.get("train")
+    for name in ("evaluate", "localise"):
+        section = sections.get(name)
+        if train and section and (small := [q for q in section.test_scales if q < train.input_size]):
+            below = ", ".join(map(str, small))
+            yield (name, "test_scales"), f"{below} below train.input_size, {train.input_size}"
+    localise = sections.get("localise")
+    if train and localise and localise.train_scale < train.input_size:
+        yield ("localise", "train_scale"), f"{localise.train_scale} below train.input_size, {train.input_size}"
 
 
 def _raise_if(mistakes: list[str], source: str) -> None:

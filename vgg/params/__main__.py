@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from runtime.commandline import Parser
 from runtime.parameters import models_in, permitted
 from runtime.wording import print_in_every_locale
-from vgg.params import STAGES, section_model
+from vgg.params import OPTIONAL, STAGES, section_model
 
 
 def rows(path: str, model: type[BaseModel]) -> Iterator[tuple[str, str, str]]:
@@ -25,7 +25,7 @@ def rows(path: str, model: type[BaseModel]) -> Iterator[tuple[str, str, str]]:
 
 def main() -> None:
     print("| parameter | values | meaning |\n|---|---|---|")
-    for stage in STAGES:
+    for stage in (*STAGES, *OPTIONAL):
         for name, values, description in rows(stage, section_model(stage)):
             print(f"| `{name}` | {values} | {description} |")
 

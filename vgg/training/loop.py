@@ -22,6 +22,7 @@ from vgg.data import roi
 from vgg.data.stream import training_batches
 from vgg.network.trained import Trained
 from vgg.training.agenda import Agenda, num_steps_of
+from vgg.training.objective import Measured
 from vgg.training.reporting import LOG_STEPS, Reporter, arithmetic, read_window, without_effect
 from vgg.training.run import Run, connect, restore, samples_digest, save, settle, start
 from vgg.training.task import Continue, Finished, Task, describe, find_run
@@ -107,10 +108,10 @@ def update(run: Run, crops: Crops) -> None:
     for number, part in enumerate(parts, 1):  # gradients accumulate and are exchanged with the last part
         local = group.world_size == 1 or number == len(parts)
         with contextlib.nullcontext() if local else run.replica.no_sync():  # type: ignore[operator]
-            loss, counts = losses(run, part)
+            loss, measured = losses(run, part)
             loss.backward()  # type: ignore[no-untyped-call]
-        run.window.add(*counts)
-        run.epoch.add(*counts)
+        run.window.add(*measured)
+        run.epoch.add(*measured)
     gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
     finite = torch.isfinite(nn.utils.get_total_norm(gradients, foreach=True))
     run.trouble_step.copy_(torch.where((run.trouble == 0) & ~finite, step, run.trouble_step))
@@ -118,14 +119,14 @@ def update(run: Run, crops: Crops) -> None:
     run.optimiser.step()
 
 
-def losses(run: Run, crops: Crops) -> tuple[torch.Tensor, tuple[int, torch.Tensor, torch.Tensor]]:
-    """The contribution of these images to the loss of the global batch, float32 (), and what Counts.add takes."""
+def losses(run: Run, crops: Crops) -> tuple[torch.Tensor, Measured]:
+    """The contribution of these images to the loss of the global batch, float32 (), and what is counted of them."""
     inputs = run.prepare(crops.images, crops.flip, crops.colour)
     with torch.autocast(run.group.device.type, run.precision, enabled=run.precision != torch.float32):
         outputs = run.replica(inputs, crops.dropout)
-    total, right = run.objective.measure(outputs.float(), crops)
+    measured = run.objective.measure(outputs.float(), crops)
     # the mean over the global batch; DDP averages over ranks, whose shares may differ by one image
-    loss = total * (run.group.world_size / run.params.batch_size)
+    loss = measured.loss * (run.group.world_size / run.params.batch_size)
     # a loss that is not finite makes all gradients NaN, by their exchange on every rank
     loss = loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
-    return loss, (len(crops.labels), right, total)
+    return loss, measured

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.nn import functional
@@ -14,11 +14,19 @@ from runtime.shards.shardset import ShardSet, Split
 from vgg.data.stream import CentreWindows, Cut, TrainingCrops
 from vgg.evaluation.metrics import ranks_of_labels
 from vgg.network.init import for_pixels, initialise, transplant
-from vgg.network.model import VGG
+from vgg.network.model import VGG, Architecture
+from vgg.network.trained import Trained
 from vgg.params.train import TrainParams
 
-if TYPE_CHECKING:
-    from vgg.training.task import Task
+Pixels = dict[str, list[float]]
+
+
+class Measured(NamedTuple):
+    """loss: summed over the images, float32 ().  num_images: that count.  right: (2,), in the sense of each error."""
+
+    loss: torch.Tensor
+    num_images: int | torch.Tensor
+    right: torch.Tensor
 
 
 class Objective(Protocol):
@@ -37,12 +45,15 @@ class Objective(Protocol):
         """Outputs of fc8."""
         ...
 
-    def described(self) -> dict[str, Any]:
+    def described(self, architecture: Architecture) -> dict[str, Any]:
         """What identifies a run besides parameters, images, first weights and code: JSON."""
         ...
 
-    def begin(self, model: VGG, task: Task, pixels: dict[str, list[float]]) -> None:
-        """Give the network its first weights, and freeze the parameters that are not trained."""
+    def begin(self, model: VGG, params: TrainParams, shards: ShardSet, initial: Trained | None, pixels: Pixels) -> None:
+        """Give the network its first weights, and freeze the parameters that are not trained.
+
+        initial: for init 'shallower' and 'checkpoint'.  pixels: mean and std that the network will get.
+        """
         ...
 
     def set_training(self, model: VGG) -> None:
@@ -52,15 +63,12 @@ class Objective(Protocol):
     def training_crops(self, split: Split, params: TrainParams, cut: Cut) -> Make: ...
     def validation_crops(self, split: Split, params: TrainParams, cut: Cut) -> Make: ...
 
-    def measure(self, outputs: torch.Tensor, crops: Crops) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss summed over the images, float32 (), and (2,): how many are right in the sense of each error.
-
-        outputs: float32 (n, num_outputs).  The host does not wait for the device.
-        """
+    def measure(self, outputs: torch.Tensor, crops: Crops) -> Measured:
+        """Of training_crops.  outputs: float32 (n, num_outputs).  The host does not wait for the device."""
         ...
 
-    def validate(self, outputs: torch.Tensor, crops: Crops) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same of validation_crops; the host may wait."""
+    def validate(self, outputs: torch.Tensor, crops: Crops) -> Measured:
+        """Of validation_crops; the host may wait."""
         ...
 
     def chance(self, model: VGG) -> float | None:
@@ -79,23 +87,29 @@ class Classification:
     def num_outputs(self, shards: ShardSet) -> int:
         return len(shards.wnids)
 
-    def described(self) -> dict[str, Any]:
+    def described(self, architecture: Architecture) -> dict[str, Any]:  # noqa: ARG002
         return {}
 
-    def begin(self, model: VGG, task: Task, pixels: dict[str, list[float]]) -> None:
-        params = task.params
+    def begin(
+        self,
+        model: VGG,
+        params: TrainParams,
+        shards: ShardSet,  # noqa: ARG002
+        initial: Trained | None,
+        pixels: Pixels,
+    ) -> None:
+        if params.init != "checkpoint" and params.init != "shallower":  # mypy understands this
+            initialise(model, params.init, params.seed)
+            return
+        assert initial is not None
         if params.init == "checkpoint":
-            initial = task.initial_training()
             initial.expect_network(model.architecture)
             model.load_state_dict(for_pixels(initial.step.weights(), initial.manifest["pixels"], pixels))
-        elif params.init == "shallower":
+        else:
             initialise(model, "normal", params.seed)
-            initial = task.initial_training()
             shallower = initial.network()
             shallower.load_state_dict(for_pixels(shallower.state_dict(), initial.manifest["pixels"], pixels))
             transplant(model, shallower)
-        else:
-            initialise(model, params.init, params.seed)
 
     def set_training(self, model: VGG) -> None:
         model.train()
@@ -106,12 +120,12 @@ class Classification:
     def validation_crops(self, split: Split, params: TrainParams, cut: Cut) -> Make:
         return CentreWindows(split, params, cut)
 
-    def measure(self, outputs: torch.Tensor, crops: Crops) -> tuple[torch.Tensor, torch.Tensor]:
+    def measure(self, outputs: torch.Tensor, crops: Crops) -> Measured:
         ranks = ranks_of_labels(outputs.detach(), crops.labels)
         loss = functional.cross_entropy(outputs, crops.labels, reduction="sum")
-        return loss, torch.stack([(ranks < 1).sum(), (ranks < 5).sum()])
+        return Measured(loss, len(ranks), torch.stack([(ranks < 1).sum(), (ranks < 5).sum()]))
 
-    def validate(self, outputs: torch.Tensor, crops: Crops) -> tuple[torch.Tensor, torch.Tensor]:
+    def validate(self, outputs: torch.Tensor, crops: Crops) -> Measured:
         return self.measure(outputs, crops)
 
     def chance(self, model: VGG) -> float | None:

@@ -76,7 +76,7 @@ def start(task: Task, metadata: dict[str, Any], group: Group) -> Run:
         torch.use_deterministic_algorithms(True)
     precision = precision_on(params.precision, group.device)
     model = blank(Architecture(**metadata["network"]), params.dropout)
-    task.objective.begin(model, task, metadata["pixels"])
+    task.objective.begin(model, params, task.shards, task.initial, metadata["pixels"])
     task.objective.set_training(model)
     model = model.to(group.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     pixels = metadata["pixels"]

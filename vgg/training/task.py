@@ -62,11 +62,6 @@ class Task:
         """The images of a split that the objective uses."""
         return self.objective.split(self.shards, name)
 
-    def initial_training(self) -> Trained:
-        """The training of the initial weights, for init 'shallower' and 'checkpoint'."""
-        assert self.initial is not None, "init 'shallower' and 'checkpoint' need initial weights"
-        return self.initial
-
 
 @dataclass(frozen=True)
 class Fresh:
@@ -103,7 +98,7 @@ def describe(task: Task, device: torch.device) -> dict[str, Any]:
         "initial": task.initial.weights_sha256 if task.initial else None,
         "precision": str(precision_on(params.precision, device)).removeprefix("torch."),
         "code": task.code,
-        **task.objective.described(),
+        **task.objective.described(network),
     }
     std = shards.std if params.standardise else [1.0, 1.0, 1.0]
     decoder = roi.decoder_name(device if params.decoder == "device" else None)

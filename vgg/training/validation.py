@@ -48,8 +48,7 @@ def validate(run: Run, epoch: int, split: Split, loader: Loader, reporter: Repor
             inputs = run.prepare(crops.images)
             with torch.autocast(group.device.type, run.precision, enabled=run.precision != torch.float32):
                 outputs = run.model(inputs)
-            loss, right = run.objective.validate(outputs.float(), crops)
-            counts.add(len(crops.labels), right, loss)
+            counts.add(*run.objective.validate(outputs.float(), crops))
     run.objective.set_training(run.model)
     if group.any(stopped):
         return False
