@@ -94,8 +94,9 @@ def test_it_does_what_a_naive_loop_does(match: str, threshold: float) -> None:
 
 
 def test_equal_matches_are_settled_by_index() -> None:
-    """Four boxes in a row, equally far apart: the first two merge, then the last two."""
+    """Boxes in a row, equally far apart: the first two merge, then the last two."""
     row = np.array([[x, 0.0, x + 8, 8] for x in (0, 2, 4, 6)])
+    assert merge(row[:3], np.ones(3), 0.7).boxes.tolist() == [[1, 0, 9, 8], [4, 0, 12, 8]]
     for match, threshold in (("centre_iou", 0.7), ("overfeat_literal", 51.0)):
         expected = naive_merge(row, np.ones(4), threshold, match)
         assert merge(row, np.ones(4), threshold, match).boxes.tolist() == [box for box, _, _ in expected]
