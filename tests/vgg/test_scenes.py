@@ -89,9 +89,9 @@ def test_scenes_are_the_same_everywhere(source: DigitScenes) -> None:
     for number in range(40):
         digest.update(source.scene("train", number).pixels.tobytes())
         digest.update(source.scene("val", number).pixels.tobytes())
-    assert digest.hexdigest() == "646464b368135b88ffe64696285e569fa9c33907655e8a67d0724ff622fd172d"
+    assert digest.hexdigest() == "37f113849c81d299ce91311ee5a538f8d6db03236271b7404deb441b98f6a4d3"
     archive = hashlib.sha256(source.annotation_archive("val")).hexdigest()
-    assert archive == "001b3d1c152539dc1b990a596a14a167fd95f05e8b55a59180c797f17319f5eb"
+    assert archive == "9e1703d9e44db6ad0c076c10ce72ba449324eb28a08af78d40da1cde0b2ad67b"
 
 
 def test_workers_read_the_same_jpegs_and_they_show_the_scene(source: DigitScenes) -> None:

@@ -39,15 +39,25 @@ TRIES = 50  # of a place that is free
 
 @dataclass(frozen=True)
 class Pasted:
-    """A digit in a scene.  label: its class index.  mask: bool (SIDE, SIDE), the pixels that were pasted."""
+    """A digit in a scene.
+
+    label: its class index.  ink: grey level.  strength: of the ink, float64 (SIDE, SIDE) from 0 to 1.
+    """
 
     label: int
-    mask: NDArray[np.bool_]
+    ink: float
+    strength: NDArray[np.float64]
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """bool (SIDE, SIDE): the pixels that were pasted."""
+        return self.strength > 0
 
     @property
     def box(self) -> tuple[int, int, int, int]:
         """xmin, ymin, xmax, ymax: the first and last column and row with a pasted pixel, from 0."""
-        rows, columns = np.flatnonzero(self.mask.any(axis=1)), np.flatnonzero(self.mask.any(axis=0))
+        mask = self.mask
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
 
 
@@ -114,10 +124,17 @@ class DigitScenes(Source):
 
     def scene(self, split: str, number: int) -> Scene:
         random = Draws(split, number)
+        pasted = self._pasted(random, split, number)  # first: annotations need nothing else
         background = _background(random)
+        canvas = background.astype(np.float64)
+        for digit in pasted:
+            canvas += digit.strength[..., None] * (digit.ink - canvas)
+        return Scene(np.rint(canvas).astype(np.uint8), background, pasted)
+
+    def _pasted(self, random: Draws, split: str, number: int) -> list[Pasted]:
         label, share = self._label(number), float(random.uniform())
-        sizes = [random.integer(*(SIZES if share < ONE or share >= TWO else PAIR_SIZES))]
         labels, inks = [label], [random.between(*INK)]
+        sizes = [random.integer(*(PAIR_SIZES if ONE <= share < TWO else SIZES))]
         if ONE <= share < TWO:
             labels.append(label)
             sizes.append(random.integer(*PAIR_SIZES))
@@ -126,15 +143,13 @@ class DigitScenes(Source):
             labels.append((label + random.integer(1, len(self.classes) - 1)) % len(self.classes))
             sizes.append(random.integer(*CLUTTER_SIZES))
             inks.append(random.between(*FAINT_INK))
-        canvas, pasted = background.astype(np.float64), []
+        found = []
         for which, (left, top) in enumerate(_places(random, sizes)):
-            digit = self._digit(split, labels[which], number, which)
             strength = np.zeros((SIDE, SIDE))
             window = slice(top, top + sizes[which]), slice(left, left + sizes[which])
-            strength[window] = _enlarged(digit, sizes[which])
-            pasted.append(Pasted(labels[which], strength > 0))
-            canvas += strength[..., None] * (inks[which] - canvas)
-        return Scene(np.rint(canvas).astype(np.uint8), background, pasted)
+            strength[window] = _enlarged(self._digit(split, labels[which], number, which), sizes[which])
+            found.append(Pasted(labels[which], inks[which], strength))
+        return found
 
     def _digit(self, split: str, label: int, number: int, which: int) -> NDArray[np.uint8]:
         """An 8x8 digit of the split.  In turn, so that all are used; the two of a scene are half a round apart."""
@@ -149,7 +164,7 @@ class DigitScenes(Source):
         for number in range(NUM_SCENES[split]):
             key = self._key(split, number)
             folder = self.classes[self._label(number)].wnid if split == "train" else split
-            boxes = [(self.classes[p.label].wnid, p.box) for p in self.scene(split, number).pasted]
+            boxes = [(self.classes[p.label].wnid, p.box) for p in self._pasted(Draws(split, number), split, number)]
             yield f"{folder}/{key}.xml", voc_xml(key, SIDE, SIDE, boxes)
 
     def annotation_archive(self, split: str) -> bytes:
