@@ -107,7 +107,7 @@ def _write_confusion(directory: Path, shards: ShardSet, confusion: np.ndarray) -
     total = int(confusion.sum())
     title = f"{total - int(confusion.trace()):,} of {total:,} images misclassified"
     axes.set_title(title if len(shown) == len(confusion) else f"{title}; the {len(shown)} most misclassified classes")
-    _save(figure, directory / "confusion.png")
+    save_figure(figure, directory / "confusion.png")
 
 
 def _write_mistakes(directory: Path, shards: ShardSet, rows: np.ndarray) -> None:
@@ -123,7 +123,7 @@ def _write_mistakes(directory: Path, shards: ShardSet, rows: np.ndarray) -> None
     manifest.write_atomically(directory / "mistakes.csv", lambda file: file.write(table))
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     from matplotlib import pyplot
 
     with warnings.catch_warnings(record=True) as caught:  # matplotlib has one for every letter

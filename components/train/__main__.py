@@ -9,18 +9,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 from components import program
 
 if TYPE_CHECKING:
     from components.stage import Stage
     from runtime.distributed import Group
-    from runtime.ranks.watched import Heartbeat
-    from runtime.shards.shardset import ShardSet
     from runtime.targets import Output
     from vgg.network.trained import Trained
     from vgg.params.train import TrainParams
@@ -54,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     from components.stage import Stage
+    from components.train.reporter import Reporter, reporting
     from runtime import environment
     from runtime.cores import usable_cores
     from runtime.ranks import nodes
@@ -94,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             accept_code_change=args.accept_code_change,
         )  # fmt: skip
         with output.writing() if group.is_first else contextlib.nullcontext():
-            with reporting(stage, location, shards, heartbeat, output, group) as reporter:
+            with reporting(stage, task, location, heartbeat, output, group) as reporter:
                 download_checkpoints(output, group)
                 finished = train(task, group, reporter, stop)
                 if finished and isinstance(reporter, Reporter):
@@ -162,97 +160,6 @@ def expect_same_run(trained: Trained, stage: Stage[TrainParams]) -> None:
     recorded = {**{name: run.get(name) for name in expected}, "data": run.get("data", {}).get("digest")}
     if changes := list(checkpoint.differences(recorded, expected)):
         raise Refused(f"{trained.directory}: belongs to another training:\n{listing(changes)}", changes)
-
-
-def reporting(
-    stage: Stage[TrainParams], location: str, shards: ShardSet, heartbeat: Heartbeat, output: Output, group: Group
-) -> Silent:
-    """The reporter of this rank; only rank 0 reports and logs."""
-    if group.is_first:
-        return Reporter(stage, location, shards, heartbeat, output)
-    program.log.setLevel("WARNING")
-    return Silent(heartbeat)
-
-
-class Silent:
-    """Reports only heartbeats: a vgg.training.reporting.Reporter."""
-
-    def __init__(self, heartbeat: Heartbeat) -> None:
-        self.heartbeat = heartbeat
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: Any) -> None: ...
-
-    def progress(self, step: int, num_steps: int) -> None:  # noqa: ARG002
-        self.heartbeat.training()
-
-    def point(self, step: int, values: dict[str, float]) -> None: ...
-    def saved(self) -> None: ...
-
-
-class Reporter(Silent):
-    """The reporter of rank 0: progress bar, curves in MLflow, uploads of checkpoints."""
-
-    def __init__(
-        self, stage: Stage[TrainParams], location: str, shards: ShardSet, heartbeat: Heartbeat, output: Output
-    ) -> None:
-        from components.progress import Progress
-        from components.tracking import names
-
-        super().__init__(heartbeat)
-        self.stage, self.location, self.output, self.curves = stage, location, output, Path(stage.args.curves)
-        self.steps, self.batch_size = 0, stage.params.batch_size
-        self.bar = Progress("train", scale=self.batch_size, warm=True)
-        self.tracker = stage.tracked(location)
-        self.tracker.name(names.title(shards.manifest["dataset"], stage.params.model_dump()))
-        stage.track_shards(self.tracker, shards, "train", "train")
-        self.since = time.monotonic()
-
-    def __enter__(self) -> Self:
-        self.tracker.__enter__()
-        self.bar.__enter__()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self.bar.__exit__(*exception)
-        self.tracker.__exit__(*exception)
-
-    def saved(self) -> None:
-        self.tracker.journal.sync()  # a resumed run does not compute earlier points again
-        self.output.upload_checkpoints()
-
-    def progress(self, step: int, num_steps: int) -> None:
-        self.heartbeat.training()
-        self.steps += 1
-        self.bar(step, num_steps)
-
-    def point(self, step: int, values: dict[str, float]) -> None:
-        from components.tracking import names
-
-        if "train/loss" in values:
-            now = time.monotonic()
-            values[names.SPEED] = self.steps * self.batch_size / (now - self.since)
-            values[names.DATA_WAIT] = 100 * values.pop("perf/data_wait_seconds") / (now - self.since)
-            self.since, self.steps = now, 0
-            self.bar.figures(loss=values["train/loss"], error=values["train/top1_error"])
-        else:  # a validation, whose time does not count as training
-            self.since, self.steps = time.monotonic(), 0
-        self.tracker.point(step, names.curves(values))
-
-    def finished(self, trained: Trained) -> None:
-        from components.tracking import names
-
-        last = trained.step.state["history"][-1]
-        errors = {
-            "final_val_top1_error": last["val_top1_error"],
-            "best_val_top1_error": trained.step.state["best_error"],
-        }
-        self.tracker.metrics(names.results(errors))
-        self.tracker.tags({"vgg.weights_sha256": trained.weights_sha256}, to="both")
-        self.stage.made(self.tracker, "checkpoint", self.location, trained.digest)
-        self.tracker.artifact(self.curves, "curves", to="both")
 
 
 def write_outputs(stage: Stage[TrainParams], location: str, trained: Trained) -> None:

@@ -25,6 +25,8 @@ from runtime.shards.shardset import ShardSet
 from runtime.targets import Directory, holding
 from runtime.wording import counted, listing, some
 from vgg.localisation.annotations import Annotations, ArchivedXml, FolderXml, KaggleTable
+from vgg.localisation.boxes import half_open
+from vgg.localisation.instances import Instances
 from vgg.localisation.joining import KINDS, Join, OnMismatch
 from vgg.sharding.editions import EDITIONS
 from vgg.sharding.scenes import DigitScenes
@@ -181,19 +183,6 @@ def _name(split: str) -> str:
 
 
 @dataclass(frozen=True)
-class SplitBoxes:
-    """The boxes of the images of a split that are of the image's own class, in the order of its index.
-
-    first: int64 (n + 1,); those of image i are boxes[first[i] : first[i + 1]], in the order of its annotation.
-    boxes: float64 (k, 4), half-open source pixels x1, y1, x2, y2.  has_box: bool (n,).
-    """
-
-    first: NDArray[np.int64]
-    boxes: NDArray[np.float64]
-    has_box: NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
 class BoxSet:
     """A finished artefact.  digest: of its directory.  pixel_origin: number of the first pixel in its files, 0 or 1."""
 
@@ -226,12 +215,11 @@ class BoxSet:
         found: NDArray[Any] = np.load(self.directory / self.manifest["splits"][split]["boxes"], allow_pickle=False)
         return found
 
-    def split(self, name: str) -> SplitBoxes:
+    def split(self, name: str) -> Instances:
         """The boxes that are of their image's class."""
         rows, labels = self.rows(name), self.shards.split(name).rows["label"]
         own = rows[rows["label"] == labels[rows["number"]]]
         counts = np.bincount(own["number"], minlength=len(labels))
         first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        sides = np.stack([own[side] for side in ("xmin", "ymin", "xmax", "ymax")], axis=1).astype(np.float64)
-        o = self.pixel_origin
-        return SplitBoxes(first, sides + np.array([-o, -o, 1 - o, 1 - o]), counts > 0)
+        sides = np.stack([own[side] for side in ("xmin", "ymin", "xmax", "ymax")], axis=1)
+        return Instances(first, half_open(sides, self.pixel_origin))
