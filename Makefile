@@ -13,6 +13,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: run repository install test test-images test-services faults lint security ui doctor compile images push locks clean
 
 run: repository install  ## the whole pipeline on params.yaml; re-runs only what changed
+	@python -m pipelines.optional
 	@dvc repro
 	@python -m components.summary
 
@@ -86,4 +87,4 @@ locks: install         ## update requirements.lock and the lock file of each ima
 		--no-emit-index-url --python-version 3.11 -c ../requirements.lock $$target.in -o $$target.lock; done
 
 clean:                 ## remove everything that a run creates; keeps .venv
-	rm -rf data/shards data/predictions data/predictions.parts models build .tracking mlflow.db mlruns dvc_plots metrics/register.json metrics/gate.* .dvc/cache .dvc/tmp
+	rm -rf data/shards data/predictions data/predictions.parts data/boxes data/localisations models build .tracking mlflow.db mlruns dvc_plots metrics/register.json metrics/gate.* .dvc/cache .dvc/tmp

@@ -8,22 +8,30 @@ from typing import Any
 
 from components import program
 from components.evaluate.table import table
+from components.localise.table import table as localised
 from runtime.errors import WrongParameters
 
 
 def main() -> None:
     program.Parser("components.summary", __doc__).parse_args()
     try:
-        text = summary({stage: read(stage) for stage in ("shard", "train", "evaluate", "register")})
+        text = summary({stage: read(stage) for stage in ("shard", "train", "evaluate", "register")}, localisation())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WrongParameters(f"metrics/: not the results of a whole run ({error}). Run: make run") from None
     print(text)
 
 
-def summary(metrics: dict[str, dict[str, Any]]) -> str:
+def localisation() -> dict[str, Any] | None:
+    """The metrics of the optional stage, if dvc.yaml has it."""
+    return read("localise") if "\n  localise:\n" in Path("dvc.yaml").read_text(encoding="utf-8") else None
+
+
+def summary(metrics: dict[str, dict[str, Any]], boxes: dict[str, Any] | None = None) -> str:
     data, evaluation, model = metrics["shard"], metrics["evaluate"], metrics["register"]
     correct = f"{100 * (1 - evaluation['top1_error']):.2f} % top-1 on {evaluation['num_images']:,} validation images"
     lines = ["", table(evaluation), "", correct, ""]
+    if boxes:
+        lines += [localised(boxes), ""]
     for name, description in (
         ("shards", f"data/shards          {data['num_train']:,} + {data['num_val']:,} images, {data['digest']}"),
         ("network", f"models/vgg           weights {metrics['train']['weights_sha256'][:16]}…"),

@@ -193,6 +193,7 @@ def write_outputs(
 ) -> None:
     """Write and track the results, the metrics last."""
     from components.localise import report
+    from components.localise.table import table
     from components.tracking import names
     from runtime.store import storage
     from runtime.store.place import output_at
@@ -227,7 +228,7 @@ def write_outputs(
     }
     stage.write_dvc_metrics(metrics, "top5_localisation_error", "class_given_error", "centre_crop_error", "mean_iou")
     stage.finish(metrics, addresses, {"curves": (args.curves, {})})
-    program.log.info("%s", report.table(metrics))
+    program.log.info("%s", table(metrics))
 
 
 if __name__ == "__main__":

@@ -15,9 +15,8 @@ from runtime import manifest
 from runtime.shards.shardset import ShardSet
 from vgg.data.images import image_of
 from vgg.localisation import devkit
-from vgg.localisation.dense import MODES
 from vgg.localisation.instances import Instances
-from vgg.localisation.results import GIVEN, Results
+from vgg.localisation.results import Results
 
 SCHEMA = "vgg.localisations/1"
 DEVKIT = "val.pred.det.txt"
@@ -68,23 +67,6 @@ def ids(shards: ShardSet) -> list[int]:
 
     by_wnid = {synset["wnid"]: synset["id"] for synset in json.loads(path.read_text(encoding="utf-8"))}
     return [int(by_wnid[wnid]) for wnid in shards.wnids]
-
-
-def table(metrics: dict[str, Any]) -> str:
-    """For the terminal: both protocols, and what they are compared with."""
-    lines = [f"{'class given (Table 8)':<28}{'error %':>9}{'mean IoU':>10}"]
-    for mode in GIVEN:
-        found = metrics["class_given"][mode]
-        lines.append(f"{mode.replace('_', ' '):<28}{100 * found['error']:>9.2f}{found['mean_iou']:>10.3f}")
-    for name, error in metrics["floors"].items():
-        lines.append(f"{name.replace('_', ' ') + ' (nothing learnt)':<28}{100 * error:>9.2f}")
-    lines.append(f"{'five guesses (Table 9)':<28}{'top-1 %':>9}{'top-5 %':>10}")
-    for mode in MODES:
-        found = metrics["localisation"][mode]
-        lines.append(f"{mode.replace('_', ' '):<28}{100 * found['top1_error']:>9.2f}{100 * found['top5_error']:>10.2f}")
-    found = metrics["classification"]
-    lines.append(f"{'classes alone':<28}{100 * found['top1_error']:>9.2f}{100 * found['top5_error']:>10.2f}")
-    return "\n".join(lines)
 
 
 def _save(array: NDArray[Any], file: BinaryIO) -> None:

@@ -126,6 +126,7 @@ def test_killed_at_random_times(shards: ShardSet, attempts: Attempts, tmp_path: 
         assert batches == planned(shards, len(batches))
 
 
+@pytest.mark.faults
 def test_another_world_at_every_restart(narrow: None, shards: ShardSet, attempts: Attempts, tmp_path: Path) -> None:
     """4 ranks, then 2, 1 and 3: every image at its position, and the network of one process to float tolerance."""
     stop = {"rank": 1, "at": "update", "call": 3}

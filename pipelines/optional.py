@@ -1,0 +1,54 @@
+"""python -m pipelines.optional: give dvc.yaml the optional stages whose section params.yaml has, and only those.
+
+DVC cannot leave a stage out by a parameter: a stage whose section is missing is an error.  make run calls this first.
+A stage's text is in pipelines/stages/STAGE.yaml and is put before the stage `register`; nothing else is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from components.program import Parser, log, run
+from runtime import manifest
+from runtime.errors import WrongParameters
+
+TEXTS = Path(__file__).resolve().parent / "stages"
+BEFORE = "  register:\n"
+
+
+def with_stages(dvc: str, wanted: Sequence[str]) -> str:
+    """dvc.yaml with these optional stages.  Raises WrongParameters if it was changed by hand where they belong."""
+    for path in sorted(TEXTS.glob("*.yaml")):
+        name, text = path.stem, path.read_text(encoding="utf-8")
+        there = f"\n  {name}:\n" in dvc
+        if there and name not in wanted:
+            if text not in dvc:
+                raise WrongParameters(f"dvc.yaml: stage {name!r} is not the text of {path}. Remove it by hand.")
+            dvc = dvc.replace(text, "")
+        elif name in wanted and not there:
+            if dvc.count(f"\n{BEFORE}") != 1:
+                raise WrongParameters(f"dvc.yaml: no stage 'register' before which to put {name!r}; add {path} by hand")
+            dvc = dvc.replace(f"\n{BEFORE}", f"\n{text}{BEFORE}")
+    return dvc
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    flags = Parser("pipelines.optional", __doc__)
+    flags.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE")
+    flags.add_argument("--dvc", type=Path, default=Path("dvc.yaml"), metavar="FILE")
+    args = flags.parse_args(argv)
+    from runtime.parameters import read_yaml
+    from vgg.params import OPTIONAL
+
+    document, _, _ = read_yaml(args.params)  # mistakes are reported by the first stage
+    sections = document if isinstance(document, dict) else {}
+    before = args.dvc.read_text(encoding="utf-8")
+    after = with_stages(before, [name for name in OPTIONAL if sections.get(name) is not None])
+    if after != before:
+        manifest.write_atomically(args.dvc, lambda file: file.write(after.encode()))
+        log.info("%s: its optional stages are now those of %s", args.dvc, args.params)
+
+
+if __name__ == "__main__":
+    run(main)
