@@ -20,7 +20,7 @@ from pipelines.definition.package import Package
 from runtime import manifest
 from runtime.errors import WrongParameters
 from runtime.parameters import did_you_mean, read_yaml
-from vgg.params import STAGES, load_all
+from vgg.params import OPTIONAL, STAGES, load_all
 from vgg.params.shard import EMBEDDED
 
 log = logging.getLogger("vgg.submit")
@@ -118,7 +118,7 @@ def sections(path: str, overrides: list[str]) -> dict[str, dict[str, Any]]:
     for stage, section in checked.items():
         for line in section.without_effect():
             log.warning("%s.%s", stage, line)
-    return {stage: document[stage] for stage in STAGES}
+    return {stage: document[stage] for stage in (*STAGES, *OPTIONAL) if stage in checked}
 
 
 def digest(package: Package, arguments: dict[str, Any]) -> str:

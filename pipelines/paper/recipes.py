@@ -30,6 +30,7 @@ class Run:
     sections: dict[str, Any]
     train: TrainParams
     before: str | None = None
+    localises: bool = False
 
     @property
     def train_scale(self) -> Scale:
@@ -66,7 +67,8 @@ def read(paths: Sequence[Path], seeds: Sequence[int], pattern: str = "*.yaml") -
     runs = []
     for file in dict.fromkeys(files):
         run = _run(file)
-        if file in paths or (not run.train.batch_norm and run.train.crop == "scale"):
+        plain = not run.train.batch_norm and run.train.crop == "scale" and not run.localises
+        if file in paths or plain:
             runs.append(run)
     if not runs:
         raise WrongParameters(f"--recipes {', '.join(map(str, paths))}: no recipes (*.yaml) there")
@@ -99,7 +101,7 @@ def _run(file: Path) -> Run:
     train = checked["train"]
     assert isinstance(train, TrainParams)
     complete = {stage: section.model_dump(mode="json") for stage, section in checked.items()}
-    return Run(file.stem, file, train.seed, complete, train)
+    return Run(file.stem, file, train.seed, complete, train, localises="localise" in checked)
 
 
 def _seeded(run: Run, seed: int) -> Run:

@@ -16,6 +16,7 @@ from pipelines import arguments
 from runtime.errors import WrongParameters
 from vgg.params import STAGES, load, section_model
 from vgg.params.evaluate import EvaluateParams
+from vgg.params.localise import LocaliseParams
 from vgg.params.register import RegisterParams
 from vgg.params.shard import ShardParams
 from vgg.params.train import TrainParams
@@ -71,6 +72,11 @@ TORCHVISION = {  # recipe: batch norm, learning rate, top-1 and top-5 accuracy %
     "d-bn": (True, 0.1, 73.360, 91.516),
 }
 
+LOCALISED = {  # recipe: that of its classification network, Q, claims (appendix A, %)
+    "d-localise-256": ("d-256", [256], ("29.5",)),
+    "d-localise-384": ("d-384", [352, 384], ("33.1", "34.3", "36.4", "28.2", "27.5", "26.9")),
+}
+
 
 def recipe(name: str) -> tuple[str, TrainParams, EvaluateParams, RegisterParams]:
     """Header and sections of an ImageNet recipe."""
@@ -82,10 +88,23 @@ def recipe(name: str) -> tuple[str, TrainParams, EvaluateParams, RegisterParams]
 
 def test_every_imagenet_recipe_is_from_the_paper_or_torchvision() -> None:
     found = {path.stem.removeprefix("imagenet-") for path in SHIPPED if path.stem.startswith("imagenet-")}
-    assert found == {*PAPER, *TORCHVISION}
+    assert found == {*PAPER, *TORCHVISION, *LOCALISED}
 
 
-@pytest.mark.parametrize("name", [*PAPER, *TORCHVISION])
+@pytest.mark.parametrize("name", LOCALISED)
+def test_localisation_recipes_have_the_numbers_of_appendix_a(name: str) -> None:
+    classifier, test_scales, claims = LOCALISED[name]
+    header, *sections = recipe(name)
+    assert sections == list(recipe(classifier)[1:])
+    localise = load(str(ROOT / f"recipes/imagenet-{name}.yaml"), "localise", LocaliseParams)
+    assert all(claim in header for claim in claims)
+    assert (localise.regression, localise.trainable, localise.learning_rate) == ("per_class", "all", 0.001)
+    assert (localise.train_scale, localise.test_scales) == (sections[0].train_scale, test_scales)  # type: ignore[attr-defined]
+    wanted = localise.of_training({**TRAIN, "num_classes": 1000}, None)
+    assert (wanted.init, wanted.dropout, wanted.weight_decay, wanted.colour_shift) == ("checkpoint", 0.5, 0.0005, 0.1)
+
+
+@pytest.mark.parametrize("name", [*PAPER, *TORCHVISION, *LOCALISED])
 def test_common_values_of_all_imagenet_recipes(name: str) -> None:
     header, train, evaluate, register = recipe(name)
     assert (train.batch_size, train.momentum, train.dropout) == (256, 0.9, 0.5)
