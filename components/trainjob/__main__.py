@@ -93,22 +93,26 @@ def find_or_create(cluster: Cluster, job: dict[str, Any]) -> dict[str, Any]:
 
     Raises Refused if the cluster's Trainer is too old.
     """
-    name, started = job["metadata"]["name"], time.monotonic()
+    name, started, waiting_for = job["metadata"]["name"], time.monotonic(), list[str]()
     while True:
-        if new := cluster.create(job):
+        found = cluster.trainjob(name)
+        if found and not found["metadata"].get("deletionTimestamp"):
+            if not has_failed(found):
+                log.info("TrainJob %s exists: following it", name)
+                return found
+            log.info("TrainJob %s has failed: deleting it and creating it again", name)
+        if found:
+            cluster.delete(name)
+        # pods of both would write the same checkpoints
+        if not (left := cluster.remains(name)) and (new := cluster.create(job)):
             require_patches(cluster, new)
             log.info("created TrainJob %s: %d nodes", name, job["spec"]["trainer"]["numNodes"])
             return new
-        found = cluster.trainjob(name)
-        deleting = bool(found and found["metadata"].get("deletionTimestamp"))
-        if found and not deleting and not has_failed(found):
-            log.info("TrainJob %s exists: following it", name)
-            return found
-        if found and not deleting:
-            log.info("TrainJob %s has failed: deleting it and creating it again", name)
-            cluster.delete(name)
+        if left != waiting_for:
+            log.info("waiting for the end of what an earlier attempt made: %s", ", ".join(left))
+            waiting_for = left
         if time.monotonic() - started > DELETE_SECONDS:
-            raise Preempted(f"TrainJob {name} is still being deleted after {DELETE_SECONDS:.0f} s; run again")
+            raise Preempted(f"not gone after {DELETE_SECONDS:.0f} s: {', '.join(left)}; run again")
         time.sleep(POLL_SECONDS)
 
 
@@ -152,17 +156,26 @@ def stop(cluster: Cluster | None, name: str) -> Preempted:
     """
     from components.trainjob.cluster import connect
 
-    started = time.monotonic()
+    until = time.monotonic() + STOP_SECONDS
     try:
         cluster = cluster or connect()
         cluster.patience = STOP_SECONDS
         cluster.delete(name)
-        log.info("stop signal: deleting TrainJob %s, its pods save a checkpoint", name)
-        while cluster.trainjob(name) and time.monotonic() - started < STOP_SECONDS:
-            time.sleep(POLL_SECONDS)
     except Problem as problem:
         return Preempted(f"stopped, but TrainJob {name} could not be deleted: {problem}")
-    return Preempted(f"stopped, and TrainJob {name} was deleted; run again to continue from the last checkpoint")
+    log.info("stop signal: TrainJob %s is deleted, its pods save a checkpoint", name)
+    try:
+        while (left := cluster.remains(name)) and time.monotonic() < until:
+            cluster.delete(name)  # in case that the signal came while it was being created
+            time.sleep(POLL_SECONDS)
+    except Problem as problem:
+        return Preempted(f"stopped, and TrainJob {name} was deleted; whether its pods have ended is unknown: {problem}")
+    if left:
+        return Preempted(
+            f"stopped, and TrainJob {name} was deleted; not gone after {STOP_SECONDS:.0f} s: {', '.join(left)}. Look "
+            "whether they end; run again to continue from the last checkpoint"
+        )
+    return Preempted(f"stopped, and TrainJob {name} is gone with its pods; run again to continue")
 
 
 if __name__ == "__main__":

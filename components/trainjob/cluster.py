@@ -1,10 +1,9 @@
-"""The part of the Kubernetes API that the training step uses: requests with retries, watches, refusals explained."""
+"""The part of the Kubernetes API that the training step uses: requests with retries, watches."""
 
 from __future__ import annotations
 
 import json
 import logging
-import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,34 +12,24 @@ from typing import Any
 from kubernetes import client, config
 from kubernetes.client import ApiException
 from kubernetes.watch import Watch
-from urllib3.exceptions import HTTPError
 
 from components.trainjob.body import GROUP, PLURAL, VERSION
+from components.trainjob.refusals import ApiErrors
 from runtime import environment
-from runtime.errors import Problem, Refused, Unreachable, WrongParameters
+from runtime.errors import WrongParameters
 from runtime.retry import Outage, Retry
 
 log = logging.getLogger("vgg.cluster")
 
 Object = dict[str, Any]  # parsed JSON
 
+JOBSETS = ("jobset.x-k8s.io", "v1alpha2", "jobsets")
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 TIMEOUT = (10, 30)  # seconds: to connect, and between two bytes
 WATCH_SECONDS = 60  # after which a watch is opened again, because a dead connection may go unnoticed
 QUIET_SECONDS = 2.0  # between two watches at least: those of a server that shuts down end at once
 EXPIRED = 410  # the status of a watch whose resource version is too old
 EXPIRED_SECONDS = 1.0  # before listing again
-
-# Refusals that share their status with others, so that only the text tells them apart.
-# tests/components/test_trainjob.py has the whole messages with their sources.
-TEXTS = {
-    # 403, kube-apiserver, written for any authorizer.  Quotas and admission webhooks answer 403 with other texts.
-    "not authorized": re.compile(r'User ".*" cannot \S+ (resource|path) '),
-    # 400, kube-apiserver with strict field validation (stable in 1.27), if the CRD is that of Trainer 2.0 or 2.1
-    "no runtimePatches": re.compile(r'unknown field "spec\.runtimePatches'),
-    # 403 or 422, validating webhook of Trainer 2.0.0-2.3.0
-    "no runtime": re.compile(r"must be created before the TrainJob"),
-}
 
 
 class Cluster:
@@ -70,11 +59,29 @@ class Cluster:
         return made
 
     def delete(self, name: str) -> None:
-        """Start to delete a TrainJob, if it exists: it is gone when its pods are."""
+        """Start to delete a TrainJob, if it exists; remains() tells what of it is left.
+
+        Not in the foreground, where it waits for its JobSet: Trainer (2.3), which does not look at deletionTimestamp,
+        makes that anew every two seconds, with pods.  This also ends a deletion in the foreground.
+        """
         self.ask(
             "delete trainjobs", self.objects.delete_namespaced_custom_object, *self._plural, name,
-            propagation_policy="Foreground", absent=(404, 409),
+            propagation_policy="Background", absent=(404, 409),
         )  # fmt: skip
+
+    def remains(self, name: str) -> list[str]:
+        """What exists of a TrainJob: the object, its JobSet, its pods.  [] when it has given its nodes back."""
+        group, version, plural = JOBSETS
+        found = [f"TrainJob {name}"] if self.trainjob(name) else []  # first: it may be about to make the others
+        if self.ask(
+            "get jobsets", self.objects.get_namespaced_custom_object, group, version, self.namespace, plural, name,
+            absent=(404,),
+        ):  # fmt: skip
+            found.append(f"JobSet {name}")
+        answer = self.ask(
+            "list pods", self.core.list_namespaced_pod, self.namespace, label_selector=_of(name), _preload_content=False
+        )
+        return [*found, *(f"pod {pod['metadata']['name']}" for pod in json.loads(answer.data)["items"])]
 
     def pod_owners(self, name: str) -> list[Object]:
         """The owners of a pod in this namespace; none if it does not exist."""
@@ -95,8 +102,8 @@ class Cluster:
         return self._watched("trainjobs", call, **where, field_selector=f"metadata.name={name}")
 
     def pods(self, trainjob: str) -> Iterator[dict[str, Object]]:
-        selector = f"jobset.sigs.k8s.io/jobset-name={trainjob}"  # a TrainJob's JobSet has its name
-        return self._watched("pods", self.core.list_namespaced_pod, namespace=self.namespace, label_selector=selector)
+        where = {"namespace": self.namespace, "label_selector": _of(trainjob)}
+        return self._watched("pods", self.core.list_namespaced_pod, **where)
 
     def events(self) -> Iterator[dict[str, Object]]:
         return self._watched("events", self.core.list_namespaced_event, namespace=self.namespace)
@@ -161,38 +168,18 @@ class Cluster:
         return Retry(ApiErrors(what, self.namespace), self.patience, self._outage)
 
 
-class ApiErrors:
-    """A runtime.retry.Classifier."""
-
-    errors: tuple[type[Exception], ...] = (ApiException, HTTPError, OSError)
-
-    def __init__(self, what: str, namespace: str) -> None:
-        self.what, self.namespace = what, namespace
-
-    def is_temporary(self, error: Exception) -> bool:
-        # status 0: no HTTP answer
-        return not isinstance(error, ApiException) or error.status in (0, 408, 429) or error.status >= 500
-
-    def refusal(self, error: Exception) -> Problem:
-        return explain(error, self.what, self.namespace)
-
-    def gave_up(self, error: Exception, seconds: float) -> Problem:
-        return Unreachable(
-            f"the Kubernetes API has not answered for {seconds:.0f} s ({self.brief(error)}). A TrainJob that exists "
-            "continues; run again to follow it."
-        )
-
-    def brief(self, error: Exception) -> str:
-        return f"{self.what}: {brief(error)}"
+def _of(trainjob: str) -> str:
+    """The label of its pods: its JobSet has its name."""
+    return f"jobset.sigs.k8s.io/jobset-name={trainjob}"
 
 
 def connect() -> Cluster:
     """The cluster of KUBECONFIG if that is set, else the one this pod runs in.  Raises WrongParameters."""
     configuration = client.Configuration()
     try:
-        if environment.KUBECONFIG.get():
-            config.load_kube_config(client_configuration=configuration)
-            context = config.list_kube_config_contexts()[1]["context"]
+        if path := environment.KUBECONFIG.get():  # the library itself reads it only on import
+            config.load_kube_config(path, client_configuration=configuration)
+            context = config.list_kube_config_contexts(path)[1]["context"]
             return Cluster(configuration, context.get("namespace", "default"))
         config.load_incluster_config(configuration)
         return Cluster(configuration, NAMESPACE_FILE.read_text(encoding="utf-8").strip())
@@ -201,39 +188,3 @@ def connect() -> Cluster:
             f"training on several nodes needs Kubernetes, for a TrainJob ({error}). Run this in a pod with a service "
             "account, or set KUBECONFIG."
         ) from None
-
-
-def explain(error: Any, what: str, namespace: str) -> Problem:
-    """The message of a refusal (an ApiException)."""
-    reason = brief(error)
-    if error.status == 401:
-        return Refused(f"{what}: the Kubernetes API does not accept the credentials ({reason}). Check the account.")
-    if error.status == 403 and TEXTS["not authorized"].search(reason):
-        return Refused(
-            f"{what}, in namespace {namespace}: {reason}. deploy/ ships the Role and RoleBinding that the step's "
-            "service account needs; apply them to this namespace."
-        )
-    if error.status == 404 and what.endswith("trainjobs"):
-        return Refused(
-            f"{what}: {reason}. Kubeflow Trainer 2.2 or later has to be installed in the cluster: training on several "
-            "nodes creates a TrainJob."
-        )
-    if TEXTS["no runtimePatches"].search(reason):
-        return Refused(f"{what}: {reason}. This needs Kubeflow Trainer 2.2 or later; the cluster has an older one.")
-    if TEXTS["no runtime"].search(reason):
-        return Refused(f"{what}: {reason}. deploy/ ships the TrainingRuntime; apply it to namespace {namespace}.")
-    if error.status in (400, 422):
-        return WrongParameters(f"{what}: {reason}. Check the step's arguments for nodes, CPU, memory and GPUs.")
-    return Refused(f"{what}: {reason}")
-
-
-def brief(error: Exception) -> str:
-    """The message of the API, or the error of the network."""
-    if not isinstance(error, ApiException):
-        return str(error).rstrip(".")
-    text = error.body.decode(errors="replace") if isinstance(error.body, bytes) else error.body or ""
-    try:
-        message = str(json.loads(text)["message"])
-    except (ValueError, KeyError, TypeError):
-        message = text.strip()[:300]
-    return f"{error.status} {error.reason}{': ' if message else ''}{message}".rstrip(".")

@@ -13,7 +13,8 @@ from kubernetes.client import ApiException
 from urllib3.exceptions import ReadTimeoutError
 
 from components.trainjob.body import NODE
-from components.trainjob.cluster import QUIET_SECONDS, TIMEOUT, ApiErrors, Cluster, brief, explain, log
+from components.trainjob.cluster import QUIET_SECONDS, TIMEOUT, Cluster, log
+from components.trainjob.refusals import ApiErrors, brief, explain
 from runtime.errors import Problem, Unreachable
 
 SILENT_SECONDS = 120  # without a line, after which the log is requested again: the connection may be dead

@@ -20,9 +20,10 @@ from kubeserver import KubeServer, wait_for
 
 from components.trainjob import __main__ as trainjob
 from components.trainjob.body import body
-from components.trainjob.cluster import ApiException, explain
+from components.trainjob.cluster import ApiException, connect
 from components.trainjob.ended import end, exit_code
 from components.trainjob.podlog import Position
+from components.trainjob.refusals import explain
 from runtime.errors import WrongParameters
 from runtime.shards.shardset import ShardSet
 
@@ -45,7 +46,7 @@ def cluster() -> Iterator[KubeServer]:
         yield made
     finally:
         made.close()
-    assert made.unknown == []
+    assert made.unknown == [] and made.mixed == [] and made.ghosts == 0
 
 
 class Step:
@@ -225,14 +226,47 @@ def test_a_stopped_step_deletes_its_trainjob(cluster: KubeServer, tmp_path: Path
     assert time.monotonic() - began < 0.5  # Kubeflow's launcher ends at once, and the container with it
     step.process.send_signal(signal.SIGTERM)
     assert step.ended() == 75, step.text()
-    assert not cluster.objects["trainjobs"]
-    assert "and TrainJob vgg-" in step.text() and "Traceback" not in step.text()
+    assert [cluster.objects[kind] for kind in ("trainjobs", "jobsets", "pods")] == [{}, {}, {}]
+    assert "is gone with its pods" in step.text() and "Traceback" not in step.text()
+
+
+def test_what_a_stopped_step_leaves_is_said(
+    cluster: KubeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = cluster.make({"metadata": {"name": "vgg-1"}})["metadata"]["name"]
+    pods = both_run(cluster)
+    monkeypatch.setenv("KUBECONFIG", cluster.kubeconfig(tmp_path / "kubeconfig"))
+    monkeypatch.setattr(trainjob, "STOP_SECONDS", 1.0)
+    monkeypatch.setattr(trainjob, "POLL_SECONDS", 0.2)
+    cluster.end_seconds = 2.0  # the JobSet is gone earlier
+    left = f"not gone after 1 s: pod {pods[0]['metadata']['name']}, pod {pods[1]['metadata']['name']}."
+    assert left in str(trainjob.stop(connect(), name))
+    wait_for(lambda: not cluster.objects["pods"], 5)
+    assert "is gone with its pods" in str(trainjob.stop(connect(), name))
+    cluster.forbidden = {"get jobsets"}  # an older Role
+    assert "was deleted; whether its pods have ended is unknown: get jobsets" in str(trainjob.stop(connect(), name))
+
+
+def test_a_deletion_in_the_foreground_is_ended_and_its_pods_are_awaited(cluster: KubeServer, tmp_path: Path) -> None:
+    """Of an older version, or by hand."""
+    first = Step(cluster, tmp_path)
+    name = cluster.made()["metadata"]["name"]
+    both_run(cluster)
+    first.process.kill()
+    cluster.begin_deletion(name, "Foreground")
+    wait_for(lambda: cluster.ghosts > 4, 5)
+    again = Step(cluster, tmp_path)
+    again.prints(f"waiting for the end of what an earlier attempt made: JobSet {name}, pod ")
+    cluster.made(count=2)
+    cluster.ghosts = 0
+    complete(cluster, both_run(cluster))
+    assert again.ended() == 0, again.text()
 
 
 def test_deleted_by_somebody_else(cluster: KubeServer, tmp_path: Path) -> None:
     step = Step(cluster, tmp_path)
     name = cluster.made()["metadata"]["name"]
-    cluster.begin_deletion(name)
+    cluster.begin_deletion(name, "Background")
     assert step.ended() == 75
     assert "was deleted by somebody else" in step.text()
 

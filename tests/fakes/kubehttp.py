@@ -20,10 +20,12 @@ Object = dict[str, Any]
 
 NAMESPACE, TOKEN = "team", "a-token"
 TRAINJOBS = f"/apis/trainer.kubeflow.org/v1alpha1/namespaces/{NAMESPACE}/trainjobs"
+JOBSETS = f"/apis/jobset.x-k8s.io/v1alpha2/namespaces/{NAMESPACE}/jobsets"
 CORE = f"/api/v1/namespaces/{NAMESPACE}"
 LIST = {"fieldSelector", "labelSelector", "watch", "resourceVersion", "timeoutSeconds"}
 PARAMETERS = {
     ("GET", "trainjobs"): LIST, ("GET", "pods"): LIST, ("GET", "events"): LIST,
+    ("GET", "jobsets"): set(),
     ("POST", "trainjobs"): {"fieldValidation"},
     ("DELETE", "trainjobs"): {"propagationPolicy"},
     ("GET", "pods/log"): {"container", "follow", "timestamps", "sinceTime", "tailLines"},
@@ -119,17 +121,14 @@ class Handler(BaseHTTPRequestHandler):
         with state.changed:
             if body["metadata"]["name"] in state.objects[plural]:
                 raise Failure(409, "AlreadyExists", f'trainjobs "{body["metadata"]["name"]}" already exists')
-            made = state.put(plural, body)
-            state.requests["made trainjobs"] += 1
+            made = state.make(body)
         self._send(201, made)
 
     def _delete(self, plural: str, name: str, query: dict[str, str], _body: Object) -> None:
         state = self.server_state
         if name not in state.objects[plural]:
             raise Failure(404, "NotFound", f'{plural} "{name}" not found')
-        assert query == {"propagationPolicy": "Foreground"}
-        state.begin_deletion(name)
-        self._send(200, state.objects[plural][name])
+        self._send(200, state.begin_deletion(name, query["propagationPolicy"]))
 
     def _watch(self, plural: str, _name: str, query: dict[str, str], _body: Object) -> None:
         state, since = self.server_state, int(query["resourceVersion"])
@@ -204,6 +203,8 @@ def resource(path: str) -> tuple[str, str]:
     """Plural and name of a path, '' for any other path."""
     if match := re.fullmatch(f"{re.escape(TRAINJOBS)}(?:/([^/]+))?", path):
         return "trainjobs", match[1] or ""
+    if match := re.fullmatch(f"{re.escape(JOBSETS)}/([^/]+)", path):
+        return "jobsets", match[1]
     if match := re.fullmatch(f"{re.escape(CORE)}/pods/([^/]+)/log", path):
         return "pods/log", match[1]
     if match := re.fullmatch(f"{re.escape(CORE)}/(pods|events)(?:/([^/]+))?", path):

@@ -43,7 +43,7 @@ class KubeServer:
     def __init__(self) -> None:
         self.changed = threading.Condition()
         self.version, self.oldest = 100, 0
-        self.objects: dict[str, dict[str, Object]] = {"trainjobs": {}, "pods": {}, "events": {}}
+        self.objects: dict[str, dict[str, Object]] = {"trainjobs": {}, "jobsets": {}, "pods": {}, "events": {}}
         self.changes: list[tuple[int, str, str, Object]] = []  # version, plural, type, object
         self.logs: dict[str, Log] = {}
         self.unknown: list[str] = []
@@ -56,6 +56,8 @@ class KubeServer:
         self.trainer, self.lenient = "2.3", False  # lenient: an API server without strict validation
         self.runtimes = {RUNTIME}
         self.end_seconds = 0.3  # from SIGTERM to the end of a pod
+        self.ghosts = 0  # pods made for a TrainJob that is being deleted
+        self.mixed: list[str] = []  # TrainJobs created before the pods of an earlier one were gone
         self.clients: list[subprocess.Popen[bytes]] = []  # killed by close()
         handler = type("Handler", (Handler,), {"server_state": self})
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -115,9 +117,10 @@ class KubeServer:
         wait_for(lambda: self.requests["made trainjobs"] >= count and self.objects["trainjobs"], timeout)
         return next(iter(self.objects["trainjobs"].values()))
 
-    def pod(self, node: int, attempt: int = 0) -> Object:
-        """A pod of the TrainJob, pending."""
-        (job,) = self.objects["trainjobs"]
+    def pod(self, node: int, attempt: int = 0, job: str = "") -> Object:
+        """A pod of a TrainJob, pending.  job: its name; '' for the only one."""
+        if not job:
+            (job,) = self.objects["trainjobs"]
         labels = {
             "jobset.sigs.k8s.io/jobset-name": job, "jobset.sigs.k8s.io/replicatedjob-name": "node",
             "jobset.sigs.k8s.io/restart-attempt": str(attempt), "batch.kubernetes.io/job-completion-index": str(node),
@@ -151,7 +154,8 @@ class KubeServer:
     def delete_pod(self, pod: Object) -> None:
         self.remove("pods", pod["metadata"]["name"])
         with self.changed:
-            self.logs.pop(pod["metadata"]["name"]).ended = True
+            if log := self.logs.pop(pod["metadata"]["name"], None):
+                log.ended = True
             self.changed.notify_all()
 
     def event(self, about: Object, reason: str, message: str, kind: str = "Pod", warning: bool = True) -> None:
@@ -168,18 +172,55 @@ class KubeServer:
         known.append({**new, "lastTransitionTime": "2026-01-01T00:00:00Z"})
         self.put("trainjobs", job)
 
-    def begin_deletion(self, name: str) -> None:
-        """In the foreground: pods get SIGTERM and end, then the object is removed."""
-        job = self.objects["trainjobs"][name]
-        if not job["metadata"].get("deletionTimestamp"):
-            job["metadata"]["deletionTimestamp"] = stamp(datetime.now(UTC))[:19] + "Z"
-            self.put("trainjobs", job)
-            threading.Timer(self.end_seconds, self._finish_deletion, (name,)).start()
+    def make(self, job: Object) -> Object:
+        """A new TrainJob, with its JobSet."""
+        name = job["metadata"]["name"]
+        if name in self.objects["jobsets"] or self._pods_of(name):
+            self.mixed.append(name)
+        made = self.put("trainjobs", job)
+        self.put("jobsets", {"metadata": {"name": name}})
+        self.requests["made trainjobs"] += 1
+        return made
 
-    def _finish_deletion(self, name: str) -> None:
-        for pod in list(self.objects["pods"].values()):
+    def begin_deletion(self, name: str, policy: str) -> Object:
+        """As the API server, the garbage collector and Trainer 2.3 do; returns the TrainJob.
+
+        Background: the TrainJob is gone at once, then its JobSet, and its pods when they have ended.
+        Foreground: it stays until its JobSet is gone, but Trainer makes that anew, with pods.  A later deletion in the
+        background takes the finalizer away.
+        """
+        job = self.objects["trainjobs"][name]
+        if policy == "Background":
+            self.remove("trainjobs", name)
+            threading.Timer(self.end_seconds / 3, self.remove, ("jobsets", name)).start()
+            threading.Timer(self.end_seconds, self._remove_pods, (name,)).start()
+        elif not job["metadata"].get("deletionTimestamp"):
+            assert policy == "Foreground"
+            job["metadata"] |= {"deletionTimestamp": stamp(datetime.now(UTC))[:19] + "Z"}
+            job["metadata"] |= {"finalizers": ["foregroundDeletion"]}
+            self.put("trainjobs", job)
+            threading.Thread(target=self._make_anew, args=(name, len(self._pods_of(name))), daemon=True).start()
+        return job
+
+    def _make_anew(self, name: str, pods: int) -> None:
+        """For real every two seconds, for half a minute or longer."""
+        while name in self.objects["trainjobs"] and not self.down:
+            self.remove("jobsets", name)
+            self._remove_pods(name)
+            if name in self.objects["trainjobs"]:
+                self.put("jobsets", {"metadata": {"name": name}})
+                self.ghosts += len([self.pod(node, job=name) for node in range(pods)])
+            time.sleep(self.end_seconds)
+
+    def _pods_of(self, name: str) -> list[Object]:
+        return [
+            pod for pod in list(self.objects["pods"].values())
+            if pod["metadata"].get("labels", {}).get("jobset.sigs.k8s.io/jobset-name") == name
+        ]  # fmt: skip
+
+    def _remove_pods(self, name: str) -> None:
+        for pod in self._pods_of(name):
             self.delete_pod(pod)
-        self.remove("trainjobs", name)
 
     # -- admission
 

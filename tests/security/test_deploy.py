@@ -50,6 +50,7 @@ def test_the_pipeline_may_do_this_and_nothing_else() -> None:
     }
     assert allowed == {
         ("trainer.kubeflow.org", "trainjobs"): {"create", "get", "list", "watch", "delete"},
+        ("jobset.x-k8s.io", "jobsets"): {"get"},
         ("", "pods"): {"get", "list", "watch"},
         ("", "pods/log"): {"get"},
         ("", "events"): {"list", "watch"},
@@ -192,8 +193,8 @@ NODE_POD = f"{NODES}.spec.template.spec"
         ("Role", "vgg-pipeline", "kind", "ClusterRole", "rights in the whole cluster"),
         ("Role", "vgg-pipeline", "rules.0.verbs", ["*"], "* is not allowed"),
         ("Role", "vgg-pipeline", "rules.0.resources", ["*"], "* is not allowed"),
-        ("Role", "vgg-pipeline", "rules.2.resources", ["pods", "secrets"], "secrets is not allowed"),
-        ("Role", "vgg-pipeline", "rules.2.resources", ["pods/exec"], "pods/exec is not allowed"),
+        ("Role", "vgg-pipeline", "rules.3.resources", ["pods", "secrets"], "secrets is not allowed"),
+        ("Role", "vgg-pipeline", "rules.3.resources", ["pods/exec"], "pods/exec is not allowed"),
         ("RoleBinding", "vgg-pipeline", "roleRef.kind", "ClusterRole", "bind one of our Roles"),
         # networks
         ("NetworkPolicy", "vgg-services", "spec.egress.4.to.0.ipBlock.except", None, "reaches 169.254.169.254"),
