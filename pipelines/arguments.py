@@ -148,7 +148,7 @@ def _training_step(package: Package, arguments: dict[str, Any]) -> dict[str, Any
             step |= dict.fromkeys((f"step_{name}", f"step_{name}_request"), known[f"train_{name}"])
     else:
         step = {"step_gpus": "0", "step_cpu": "2", "step_memory": "8Gi"}
-        step |= {"step_cpu_request": "100m", "step_memory_request": "1Gi"}
+        step |= {"step_cpu_request": "100m", "step_memory_request": "2Gi"}
     step |= {f"step_{name}_request": known[f"step_{name}"] for name in ("cpu", "memory") if f"step_{name}" in arguments}
     if not known["gpus"]:
         step["evaluate_gpus"] = "0"

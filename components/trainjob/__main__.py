@@ -5,7 +5,7 @@
 With one node it is replaced by components.launch.  With several it creates a TrainJob (Kubeflow Trainer 2.2 or later),
 shows why pods wait and the log of node 0, and after completion verifies the checkpoint and writes the step's outputs.
 If it runs again, it finds the same TrainJob and follows it; a failed one is deleted and created again, and continues
-from the last checkpoint.  On SIGTERM it deletes the TrainJob.
+from the last checkpoint.  On SIGTERM it deletes the TrainJob, unless only its own pod is moved to another node.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from components import given, program
 from components.trainjob.body import body, processes
-from runtime import environment, stopping
+from runtime import stopping
 from runtime.errors import Preempted, Problem, Refused
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("vgg.cluster")
 
 STOP_SECONDS = 20.0  # for the pods to save and end after a stop signal; Kubernetes waits 30 s for this step
+MOVED_SECONDS = 3.0  # of these, to find out what the signal means
 DELETE_SECONDS = 900.0  # for the deletion of a failed TrainJob: its pods may have minutes to end
 POLL_SECONDS = 2.0
 
@@ -76,13 +77,14 @@ def train(job: dict[str, Any]) -> int:
     """
     name, cluster = job["metadata"]["name"], None
     try:
+        from components.trainjob import ownpod
         from components.trainjob.cluster import connect
         from components.trainjob.follow import Follower
 
         cluster = connect()
         follower = Follower(cluster, name)
         follower.begin()
-        job["metadata"] |= owner_metadata(cluster)
+        job["metadata"] |= ownpod.owner_metadata(cluster)
         return follower.to_the_end(find_or_create(cluster, job))
     except KeyboardInterrupt:
         raise stop(cluster, name) from None
@@ -131,27 +133,11 @@ def has_failed(found: dict[str, Any]) -> bool:
     return any(condition["type"] == "Failed" and condition["status"] == "True" for condition in conditions)
 
 
-def owner_metadata(cluster: Cluster) -> dict[str, Any]:
-    """Metadata that makes the run's Workflow, the owner of this step's pod, own the TrainJob: deleted together."""
-    pod_name = environment.POD_NAME.get() or environment.HOST_NAME.get()
-    try:
-        owners = cluster.pod_owners(pod_name) if pod_name else []
-    except Problem as problem:
-        log.warning("%s", problem)
-        owners = []
-    owner = next((owner for owner in owners if owner.get("controller")), None)
-    if owner is None:
-        log.warning(
-            "pod %r has no owner, so the run of this step is unknown: deleting the run keeps its TrainJob", pod_name
-        )
-        return {}
-    # neither controller nor blockOwnerDeletion: these need permissions on Workflows
-    return {"ownerReferences": [{key: owner[key] for key in ("apiVersion", "kind", "name", "uid")}]}
-
-
 def stop(cluster: Cluster | None, name: str) -> Preempted:
     """Delete the TrainJob at once, because there may be little time.  Then wait a while for its pods to save.
 
+    If only this step's pod is moved, it leaves the TrainJob to its successor: the nodes go on, and no queue gives them
+    to somebody else.
     cluster: None if the signal came before the connection; an earlier attempt may still have created the TrainJob.
     """
     from components.trainjob.cluster import connect
@@ -159,6 +145,8 @@ def stop(cluster: Cluster | None, name: str) -> Preempted:
     until = time.monotonic() + STOP_SECONDS
     try:
         cluster = cluster or connect()
+        if is_moved(cluster):
+            return Preempted(f"this step's pod is moved: TrainJob {name} goes on, and the step's next pod follows it")
         cluster.patience = STOP_SECONDS
         cluster.delete(name)
     except Problem as problem:
@@ -176,6 +164,18 @@ def stop(cluster: Cluster | None, name: str) -> Preempted:
             "whether they end; run again to continue from the last checkpoint"
         )
     return Preempted(f"stopped, and TrainJob {name} is gone with its pods; run again to continue")
+
+
+def is_moved(cluster: Cluster) -> bool:
+    """False if it cannot be found out: then a run that was stopped gives its nodes back in any case."""
+    from components.trainjob import ownpod
+
+    cluster.patience = MOVED_SECONDS
+    try:
+        return ownpod.is_moved(cluster)
+    except Problem as problem:
+        log.warning("whether this step's pod is moved is unknown: %s", problem)
+        return False
 
 
 if __name__ == "__main__":

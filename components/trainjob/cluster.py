@@ -83,12 +83,11 @@ class Cluster:
         )
         return [*found, *(f"pod {pod['metadata']['name']}" for pod in json.loads(answer.data)["items"])]
 
-    def pod_owners(self, name: str) -> list[Object]:
-        """The owners of a pod in this namespace; none if it does not exist."""
-        answer = self.ask(
-            "get pods", self.core.read_namespaced_pod, name, self.namespace, _preload_content=False, absent=(404,)
-        )
-        return list(json.loads(answer.data)["metadata"].get("ownerReferences") or []) if answer else []
+    def pod(self, name: str) -> Object | None:
+        """A pod in this namespace; None if it does not exist."""
+        call = self.core.read_namespaced_pod
+        answer = self.ask("get pods", call, name, self.namespace, _preload_content=False, absent=(404,))
+        return dict(json.loads(answer.data)) if answer else None
 
     @property
     def _plural(self) -> tuple[str, str, str, str]:

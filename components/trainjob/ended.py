@@ -59,15 +59,19 @@ def is_pending(pod: Pod) -> bool:
     return not has_started(pod) and bool(pod.get("status", {}).get("phase", "Pending") == "Pending")
 
 
+def disruption(pod: Pod) -> dict[str, Any] | None:
+    """The condition of a pod that Kubernetes ends for another reason than its program: drained, preempted, evicted."""
+    known = pod.get("status", {}).get("conditions") or []
+    return next((one for one in known if one["type"] == "DisruptionTarget" and one["status"] == "True"), None)
+
+
 def end(pod: Pod) -> End | None:
     """How a pod failed; None if it has not."""
     status = pod.get("status", {})
     terminated = container(pod).get("state", {}).get("terminated")
     if status.get("phase") != "Failed" and not (terminated and terminated["exitCode"]):
         return None
-    disrupted = next(
-        (c for c in status.get("conditions") or [] if c["type"] == "DisruptionTarget" and c["status"] == "True"), None
-    )
+    disrupted = disruption(pod)
     texts = [_text(terminated)] if terminated else ["ended without an exit code"]
     if status.get("reason"):
         texts.append(f"{status['reason']}: {status.get('message', '')}".rstrip(": "))

@@ -89,15 +89,17 @@ def complete(cluster: KubeServer, pods: list[dict[str, Any]]) -> None:
     cluster.condition("Complete", "AllJobsCompleted")
 
 
+WORKFLOW = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "run", "uid": "u1", "controller": True}
+
+
+def own_pod(cluster: KubeServer) -> dict[str, Any]:
+    """The pod of the step, which the run's workflow owns."""
+    metadata = {"name": "step", "ownerReferences": [WORKFLOW]}
+    return cluster.put("pods", {"metadata": metadata, "status": {"phase": "Running"}})
+
+
 def test_from_pending_to_complete(cluster: KubeServer, tmp_path: Path) -> None:
-    workflow = {
-        "apiVersion": "argoproj.io/v1alpha1",
-        "kind": "Workflow",
-        "name": "run",
-        "uid": "u1",
-        "controller": True,
-    }
-    cluster.put("pods", {"metadata": {"name": "step", "ownerReferences": [workflow]}, "status": {"phase": "Running"}})
+    own_pod(cluster)
     step = Step(cluster, tmp_path)
     made = cluster.made()
     first, second = cluster.pod(0), cluster.pod(1)
@@ -122,7 +124,7 @@ def test_from_pending_to_complete(cluster: KubeServer, tmp_path: Path) -> None:
     # only the step gets the arguments for Kubeflow
     assert f"the end: {['--finished', *ARGUMENTS, '--executor-input', executor_input('/out.json')]}" in said
     assert made["metadata"]["ownerReferences"] == [
-        {key: workflow[key] for key in ("apiVersion", "kind", "name", "uid")}
+        {key: WORKFLOW[key] for key in ("apiVersion", "kind", "name", "uid")}
     ]
     trainer = made["spec"]["trainer"]
     assert trainer["args"] == [
@@ -214,6 +216,7 @@ def test_an_evicted_pod_and_the_restart_of_all(cluster: KubeServer, tmp_path: Pa
 
 
 def test_a_stopped_step_deletes_its_trainjob(cluster: KubeServer, tmp_path: Path) -> None:
+    own = own_pod(cluster)
     step = Step(cluster, tmp_path)
     cluster.made()
     pods = both_run(cluster)
@@ -226,8 +229,45 @@ def test_a_stopped_step_deletes_its_trainjob(cluster: KubeServer, tmp_path: Path
     assert time.monotonic() - began < 0.5  # Kubeflow's launcher ends at once, and the container with it
     step.process.send_signal(signal.SIGTERM)
     assert step.ended() == 75, step.text()
-    assert [cluster.objects[kind] for kind in ("trainjobs", "jobsets", "pods")] == [{}, {}, {}]
+    assert [cluster.objects[kind] for kind in ("trainjobs", "jobsets")] == [{}, {}]
+    assert list(cluster.objects["pods"].values()) == [own]
     assert "is gone with its pods" in step.text() and "Traceback" not in step.text()
+
+
+@pytest.mark.parametrize("how", ["deleted", "disrupted"])
+def test_a_step_whose_pod_is_moved_leaves_the_trainjob_to_the_next(
+    how: str, cluster: KubeServer, tmp_path: Path
+) -> None:
+    own = own_pod(cluster)
+    first = Step(cluster, tmp_path)
+    cluster.made()
+    pods = both_run(cluster)
+    cluster.say(pods[0], "under way")
+    first.prints("under way")
+    if how == "deleted":
+        own["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    else:  # by the scheduler, which deletes it a little later
+        own["status"] |= DISRUPTED
+    cluster.put("pods", own)
+    first.process.send_signal(signal.SIGTERM)
+    assert first.ended() == 75 and "this step's pod is moved: TrainJob vgg-" in first.text(), first.text()
+    cluster.delete_pod(own)
+    own_pod(cluster)
+    again = Step(cluster, tmp_path)
+    again.prints("exists: following it")
+    complete(cluster, pods)
+    assert again.ended() == 0, again.text()
+    assert cluster.requests["made trainjobs"] == 1 and not cluster.requests["delete trainjobs"]
+
+
+def test_a_stopped_step_that_cannot_read_its_pod_deletes_its_trainjob(
+    cluster: KubeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = cluster.make({"metadata": {"name": "vgg-1"}})["metadata"]["name"]
+    monkeypatch.setenv("KUBECONFIG", cluster.kubeconfig(tmp_path / "kubeconfig"))
+    monkeypatch.setenv("HOSTNAME", "step")
+    cluster.forbidden = {"get pods"}
+    assert "is gone with its pods" in str(trainjob.stop(connect(), name))
 
 
 def test_what_a_stopped_step_leaves_is_said(

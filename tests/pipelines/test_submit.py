@@ -134,8 +134,8 @@ def test_resources_of_the_training_step(package: Package) -> None:
         return [found[f"step_{name}"] for name in ("cpu", "cpu_request", "memory", "memory_request")]
 
     assert step("train_cpu=4", "train_memory=9Gi") == ["4", "4", "9Gi", "9Gi"]
-    assert step("nodes=2") == ["2", "100m", "8Gi", "1Gi"]
-    assert step("nodes=2", "step_cpu=1") == ["1", "1", "8Gi", "1Gi"]
+    assert step("nodes=2") == ["2", "100m", "8Gi", "2Gi"]
+    assert step("nodes=2", "step_cpu=1") == ["1", "1", "8Gi", "2Gi"]
     with pytest.raises(WrongParameters) as caught:
         step("report_cpu_request=3", "gate_memory_request=4097Mi", "register_memory=2Gi")
     assert str(caught.value).splitlines() == [
