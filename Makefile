@@ -62,7 +62,8 @@ lint: install          ## formatting, lint, types; any finding fails
 security: install      ## checks of our code, its dependencies and the deployment
 	@bandit -q -ll -c pyproject.toml -r vgg runtime components pipelines benchmarks security
 	@python -m security.audit
-	@kubectl kustomize deploy/overlays/gpu | python -m security.manifests -
+	@for folder in overlays/gpu components/trainer-gpu; do \
+	    kubectl kustomize deploy/$$folder | python -m security.manifests - || exit; done
 
 ui: install            ## the runs in MLflow's pages: serves mlflow.db, prints the address and opens it; PORT=…
 	@python -m components.tracking ui $(if $(PORT),--port $(PORT))

@@ -66,7 +66,9 @@ def explain(error: Any, what: str, namespace: str) -> Problem:
     if TEXTS["no runtimePatches"].search(reason):
         return Refused(f"{what}: {reason}. This needs Kubeflow Trainer 2.2 or later; the cluster has an older one.")
     if TEXTS["no runtime"].search(reason):
-        return Refused(f"{what}: {reason}. deploy/ ships the TrainingRuntime; apply it to namespace {namespace}.")
+        return Refused(
+            f"{what}: {reason}. deploy/components/trainer ships the TrainingRuntime; apply it to namespace {namespace}."
+        )
     if error.status in (400, 422):
         return WrongParameters(f"{what}: {reason}. Check the step's arguments for nodes, CPU, memory and GPUs.")
     return Refused(f"{what}: {reason}")

@@ -179,7 +179,8 @@ class Preflight:
                 f"the cluster serves no TrainJobs ({'/'.join(TRAINER)}). Install Trainer 2, or use nodes=1",
             )
         elif not cluster.has(*TRAINER, "trainingruntimes", runtime):
-            self.add(what, MISSING, f"no TrainingRuntime {runtime} in namespace {cluster.namespace}. Apply deploy/")
+            apply = "Apply deploy/components/trainer with the site's kustomization (docs/cluster.md, 4)"
+            self.add(what, MISSING, f"no TrainingRuntime {runtime} in namespace {cluster.namespace}. {apply}")
         else:
             self.add(what, OK, f"TrainingRuntime {runtime}")
 

@@ -329,7 +329,7 @@ def test_refusals_of_the_cluster(tmp_path: Path) -> None:
         ({"trainer": ""}, [], 78, "Kubeflow Trainer 2.2 or later has to be installed"),
         ({"trainer": "2.1"}, [], 78, "the cluster has an older one"),
         ({"trainer": "2.1", "lenient": True}, [], 78, "The TrainJob was deleted"),
-        ({"runtimes": set()}, [], 78, "deploy/ ships the TrainingRuntime"),
+        ({"runtimes": set()}, [], 78, "trainer ships the TrainingRuntime"),
         ({}, ["--memory", "plenty"], 64, "Check the step's arguments for nodes, CPU, memory and GPUs"),
     ]
     running = []
@@ -409,7 +409,7 @@ def test_the_text_of_a_pods_end() -> None:
 
 RBAC = """pods is forbidden: User "system:serviceaccount:team:runner" cannot list resource "pods" in API group "" in \
 the namespace "team\""""
-ROLE, OLD, RUNTIME = "deploy/ ships the Role", "the cluster has an older one", "deploy/ ships the TrainingRuntime"
+ROLE, OLD, RUNTIME = "deploy/ ships the Role", "the cluster has an older one", "trainer ships the TrainingRuntime"
 
 
 @pytest.mark.parametrize(

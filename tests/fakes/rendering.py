@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from conftest import ROOT
 from security.manifests import load
 
 Json = dict[str, Any]
-OVERLAYS = ("base", "overlays/kind", "overlays/gpu")
+OVERLAYS = {"base": "trainer", "overlays/kind": "trainer-kind", "overlays/gpu": "trainer-gpu"}  # with their components
 
 
 def render(folder: Path) -> str:
@@ -30,7 +31,19 @@ def render(folder: Path) -> str:
 
 @cache
 def rendered(overlay: str) -> list[Json]:
-    return load(render(ROOT / "deploy" / overlay))
+    """Everything that a site with several nodes applies."""
+    with tempfile.TemporaryDirectory() as folder:
+        site(Path(folder), overlay)
+        return load(render(Path(folder)))
+
+
+def site(folder: Path, overlay: str, namespace: str = "kubeflow", trainer: bool = True) -> None:
+    """Write a site's kustomization.  trainer: with the objects for which Kubeflow Trainer has to be installed."""
+    deploy = os.path.relpath(ROOT / "deploy", folder.resolve())  # kustomize refuses absolute paths
+    lines = ["apiVersion: kustomize.config.k8s.io/v1beta1", "kind: Kustomization", f"namespace: {namespace}"]
+    lines += [f"resources: [{deploy}/{overlay}]"]
+    lines += [f"components: [{deploy}/components/{OVERLAYS[overlay]}]"] if trainer else []
+    (folder / "kustomization.yaml").write_text("\n".join(lines))
 
 
 def named(kind: str, name: str, overlay: str = "base") -> Json:
