@@ -41,7 +41,7 @@ def site(folder: Path, overlay: str, namespace: str = "kubeflow", trainer: bool 
     """Write a site's kustomization.  trainer: with the objects for which Kubeflow Trainer has to be installed."""
     deploy = os.path.relpath(ROOT / "deploy", folder.resolve())  # kustomize refuses absolute paths
     lines = ["apiVersion: kustomize.config.k8s.io/v1beta1", "kind: Kustomization", f"namespace: {namespace}"]
-    lines += [f"resources: [{deploy}/{overlay}]"]
+    lines += [f"resources: [{deploy}/{overlay}, {deploy}/store-writable]"]
     lines += [f"components: [{deploy}/components/{OVERLAYS[overlay]}]"] if trainer else []
     (folder / "kustomization.yaml").write_text("\n".join(lines))
 
