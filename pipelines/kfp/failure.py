@@ -19,11 +19,12 @@ from runtime.errors import Problem
 
 LOG_LINES = 30
 DRIVER = r".*-driver"  # pod that Kubeflow runs before a step
+ATTEMPT = r".*\(\d+\)"  # of a Retry node
 # The server lists steps and other nodes of the graph together; only their display names differ (2.17).
 NOT_STEPS = (
     r"executor",  # pod of a step, inside the step's own graph
     DRIVER,
-    r".*\(\d+\)",  # attempt of a Retry node
+    ATTEMPT,
     r"root",
     r"(exit-handler|condition|for-loop)-.*",
     rf"{NAME}-.*",  # the workflow
@@ -67,6 +68,10 @@ def is_step(name: str) -> bool:
 
 def is_driver(name: str) -> bool:
     return bool(re.fullmatch(DRIVER, name))
+
+
+def is_attempt(name: str) -> bool:
+    return bool(re.fullmatch(ATTEMPT, name))
 
 
 def workflow_of(server: Server, run_id: str) -> dict[str, Any]:
@@ -179,9 +184,12 @@ def _reason(pod: dict[str, Any]) -> str:
 
 
 def from_details(run: Any) -> list[FailedTask]:
-    """From Kubeflow's list of tasks: names, and errors if the server gives any."""
+    """From Kubeflow's list of tasks: names, and errors if the server gives any.
+
+    Attempts stay FAILED when another one succeeded; the Retry node around them has the task's own state.
+    """
     details = (run.run_details.task_details if run.run_details else None) or []
-    failed = [task for task in details if task.state == "FAILED"]
+    failed = [task for task in details if task.state == "FAILED" and not is_attempt(task.display_name or "")]
     steps = [task for task in failed if is_step(task.display_name or "")] or failed
     return [
         FailedTask(task.display_name, task.pod_name or "", (task.error and task.error.message) or "") for task in steps

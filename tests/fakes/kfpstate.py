@@ -200,7 +200,8 @@ class KfpState:
             more: Item = {}
             if self.task_errors and node["phase"] == "Failed" and "boundaryID" in node:
                 more = {"pod_name": f"pod-of-{node['displayName']}", "error": {"code": 2, "message": "out of memory"}}
-            yield {"run_id": run["run_id"], "display_name": node["displayName"], "state": node["phase"].upper(), **more}
+            state = "FAILED" if node["phase"] == "Error" else node["phase"].upper()
+            yield {"run_id": run["run_id"], "display_name": node["displayName"], "state": state, **more}
 
 
 def _new(kind: str, items: list[Item], **fields: Any) -> Item:

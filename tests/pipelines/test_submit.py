@@ -210,6 +210,18 @@ def test_failed_tasks_are_in_order_and_have_exit_codes_without_a_log(world: Worl
     assert tasks == [(step, f"main: Error (exit code 1): {words}") for step, words in messages.items()]
 
 
+def test_an_attempt_that_was_retried_is_no_failure(world: World) -> None:
+    """A training pod was deleted and created again; the run failed for a reason that the server does not tell."""
+    steps = {"shard": "SUCCEEDED", "train": "SUCCEEDED", "report": "SUCCEEDED"}
+    world.kfp.frames = [Frame("FAILED", steps, lost=("train",))]
+    world.submit("--no-image-check")
+    for workflows in (True, False):  # without: from the list of tasks
+        world.kfp.workflows = workflows
+        with pytest.raises(Problem, match="FAILED") as caught:
+            world.submit("wait", world.run()["run_id"])
+        assert not re.findall(r"train|executor|\(0\)", str(caught.value))
+
+
 def test_a_failed_run_is_explained_from_its_pods_if_kubeflow_has_no_reason(world: World) -> None:
     world.kfp.frames, world.kfp.workflows = [FAILED], False
     world.submit("--no-image-check")
