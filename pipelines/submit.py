@@ -199,14 +199,15 @@ def continue_run(args: argparse.Namespace, command: str, run_id: str) -> None:
 def wait(args: argparse.Namespace, pipelines: Pipelines, run_id: str) -> None:
     """Wait until the run ends.  Raises RunFailed, or Preempted if it was canceled."""
     from pipelines.kfp import failure, waiting
+    from pipelines.kfp.pending import Pending
 
+    cluster = functools.cache(lambda: kubernetes(args.namespace, args.kube_context))
     log.info("waiting; to wait again later: python -m pipelines.submit --host %s wait %s", args.host, run_id)
-    ended, canceled = waiting.wait(pipelines, run_id, args.poll)
+    ended, canceled = waiting.wait(pipelines, run_id, args.poll, Pending(cluster, run_id))
     workflow = failure.workflow_of(pipelines.server, run_id) if ended.state == "FAILED" else {}
     if canceled or failure.was_terminated(workflow):
         raise Preempted(f"run {ended.display_name} was canceled; to continue: resume {run_id}")
     if ended.state == "FAILED":
-        cluster = functools.cache(lambda: kubernetes(args.namespace, args.kube_context))
         raise failure.explain(pipelines.server, ended, workflow, cluster)
     print(f"run {ended.display_name} {ended.state}")
 

@@ -20,7 +20,7 @@ GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 MANAGER = "vgg.imagenet/train"  # of a patch of the runtime; Trainer requires a domain-like name
 NODE = "node"  # the runtime's replicated job, and the container in it
 LABELS = {"app.kubernetes.io/part-of": "vgg-imagenet", "vgg.stage": "train"}
-RUN_LABEL = "vgg.pipeline-run"
+RUN_LABEL = "vgg.pipeline-run"  # pipelines.preflight.cluster finds the pods by it
 SCRATCH = "/tmp"  # noqa: S108  # an emptyDir of the runtime
 
 FROM_ADDRESSES = [name for name in given.ADDRESSES if not name.startswith("VGG_")]  # the step passes the others on
@@ -36,6 +36,8 @@ EXECUTOR_INPUT = "--executor-input"  # for the step only
 
 def body(args: argparse.Namespace) -> dict[str, Any]:
     """The complete object except its owner.  args: of components.trainjob.  Raises WrongParameters."""
+    run = environment.PIPELINE_RUN.get()
+    labels = {**LABELS, RUN_LABEL: run} if re.fullmatch(r"[a-zA-Z0-9]([-\w.]{0,61}[a-zA-Z0-9])?", run) else LABELS
     spec = {
         "runtimeRef": {"apiGroup": GROUP, "kind": "TrainingRuntime", "name": args.runtime},
         "trainer": {
@@ -47,10 +49,8 @@ def body(args: argparse.Namespace) -> dict[str, Any]:
             "numProcPerNode": processes(args.gpus),
             "resourcesPerNode": resources(args),
         },
-        "runtimePatches": [patch(args)],
+        "runtimePatches": [patch(args, labels)],
     }
-    run = environment.PIPELINE_RUN.get()
-    labels = {**LABELS, RUN_LABEL: run} if re.fullmatch(r"[a-zA-Z0-9]([-\w.]{0,61}[a-zA-Z0-9])?", run) else LABELS
     # from the content, so that a step that runs again finds its job; short, because pod names contain it
     name = f"vgg-{manifest.digest_of({'run': run, 'spec': spec})[:16]}"
     return {
@@ -116,7 +116,7 @@ def pod_environment(args: argparse.Namespace) -> list[dict[str, Any]]:
     return env
 
 
-def patch(args: argparse.Namespace) -> dict[str, Any]:
+def patch(args: argparse.Namespace, labels: dict[str, str]) -> dict[str, Any]:
     """Pod settings that a TrainJob can make only by patching the runtime: store, node pool, labels."""
     pod: dict[str, Any] = {}
     if args.claim:
@@ -126,7 +126,7 @@ def patch(args: argparse.Namespace) -> dict[str, Any]:
         pod["nodeSelector"] = selector
     if tolerated := tolerations(args.tolerations):
         pod["tolerations"] = tolerated
-    template = {"metadata": {"labels": LABELS}, **({"spec": pod} if pod else {})}
+    template = {"metadata": {"labels": labels}, **({"spec": pod} if pod else {})}
     job = {"name": NODE, "template": {"spec": {"template": template}}}
     return {"manager": MANAGER, "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [job]}}}}
 

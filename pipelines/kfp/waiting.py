@@ -1,4 +1,4 @@
-"""Wait for a run: log every state change, and retry while the server is unreachable."""
+"""Wait for a run: log every state change and why pods wait, and retry while the server is unreachable."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import time
 from typing import Any
 
 from pipelines.kfp.failure import is_driver, is_step
+from pipelines.kfp.pending import Pending
 from pipelines.kfp.runs import ENDED, Pipelines
 
 log = logging.getLogger("vgg.submit")
 
 
-def wait(pipelines: Pipelines, run_id: str, poll_seconds: float) -> tuple[Any, bool]:
+def wait(pipelines: Pipelines, run_id: str, poll_seconds: float, pending: Pending) -> tuple[Any, bool]:
     """The run after its end, and whether it was canceled.  Raises Unreachable if the server does not answer in time."""
     states: dict[str, str] = {}
     canceling = False
@@ -22,6 +23,8 @@ def wait(pipelines: Pipelines, run_id: str, poll_seconds: float) -> tuple[Any, b
         canceling = canceling or run.state == "CANCELING"
         if run.state in ENDED:
             return run, run.state == "CANCELED" or (run.state == "FAILED" and (canceling or _was_canceled(run)))
+        for line in pending.news():
+            log.info("%s  %s", time.strftime("%H:%M:%S"), line)
         time.sleep(poll_seconds)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from components.tracking.address import check_address
 from pipelines.definition.package import Package
 from pipelines.preflight.cluster import Cluster, NotAllowed
 from pipelines.preflight.registry import Registries
-from pipelines.preflight.scheduling import fitting
+from pipelines.preflight.scheduling import fitting, too_large
 from runtime.errors import Problem, Refused, Unreachable, WrongParameters
 from runtime.wording import counted, some
 
@@ -69,7 +69,7 @@ class Preflight:
         return pinned
 
     def cluster(self, cluster: Cluster, gpus: bool = True) -> None:
-        """Everything in Kubernetes.  gpus: whether nodes with GPUs must exist already."""
+        """Everything in Kubernetes.  gpus: whether the nodes must exist already."""
         arguments = self.arguments
         self._check(f"ConfigMap {arguments['addresses']}", lambda what: self._config_map(cluster, what))
         for name in ("store_secret", "tracking_secret"):
@@ -81,6 +81,8 @@ class Preflight:
             self._check("Kubeflow Trainer", lambda what: self._trainer(cluster, what))
         if int(arguments["gpus"]) and gpus:
             self._check("GPUs", lambda what: self._gpus(cluster, what))
+        if gpus:
+            self._check("size of the nodes", lambda what: self._sizes(cluster, what))
 
     def _check(self, what: str, check: Callable[[str], None]) -> None:
         try:
@@ -194,3 +196,26 @@ class Preflight:
         why = f": {some(others, '; ')}" if others else ""
         change = "-C gpus, gpu_type, node_selector, tolerations; --no-gpu-check if nodes are created on demand"
         self.add(what, MISSING, f"{needed} nodes with {gpus} {kind} needed, {len(fit)} found{why}. Change {change}")
+
+    def _sizes(self, cluster: Cluster, what: str) -> None:
+        """What the pods request, against the largest node: a pod that asks for more stays Pending for ever."""
+        nodes, few = cluster.nodes(), len(self.findings)
+        for pod, cpu, memory, pool in requests(self.arguments):
+            where = (self.arguments["node_selector"], self.arguments["tolerations"]) if pool else ({}, [])
+            if why := too_large(nodes, cpu, memory, *where):
+                change = "Request less (docs/cluster.md, 6); --no-gpu-check if nodes are created on demand"
+                self.add(what, MISSING, f"no node has the {cpu} CPUs and {memory} of {pod}: {why}. {change}")
+        if len(self.findings) == few:
+            self.add(what, OK, "every pod fits into an empty node")
+
+
+def requests(arguments: dict[str, Any]) -> Iterator[tuple[str, str, str, bool]]:
+    """Of the pods of a run: what it is, CPUs, memory, and whether it is in the node pool of the run."""
+    if int(arguments["nodes"]) > 1:
+        yield "a node of the training", str(arguments["train_cpu"]), str(arguments["train_memory"]), True
+    for step, prefix in (("train", "step"), *((name, name) for name in ("shard", "evaluate", "gate", "register"))):
+        cpu, memory = (
+            arguments.get(f"{prefix}_{kind}_request", arguments.get(f"{prefix}_{kind}")) for kind in ("cpu", "memory")
+        )
+        if cpu and memory:
+            yield f"step {step}", str(cpu), str(memory), step in ("train", "evaluate")

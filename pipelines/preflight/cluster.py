@@ -81,8 +81,15 @@ class Cluster:
         return list((self._get("/api/v1/nodes") or {}).get("items", []))
 
     def pods(self, run_id: str) -> list[dict[str, Any]]:
-        """Of a pipeline run."""
-        query = [("labelSelector", f"pipeline/runid={run_id}")]
+        """Of the steps of a pipeline run."""
+        return self._pods(f"pipeline/runid={run_id}")
+
+    def training_pods(self, run_id: str) -> list[dict[str, Any]]:
+        """The nodes of a run's TrainJob."""
+        return self._pods(f"vgg.pipeline-run={run_id}")
+
+    def _pods(self, selector: str) -> list[dict[str, Any]]:
+        query = [("labelSelector", selector)]
         return list((self._get(f"/api/v1/namespaces/{self.namespace}/pods", query) or {}).get("items", []))
 
     def pod_log(self, name: str, lines: int) -> str | None:

@@ -22,6 +22,27 @@ def fitting(
     return fit, others
 
 
+def too_large(
+    nodes: list[dict[str, Any]], cpu: str, memory: str, selector: dict[str, str], tolerations: list[Toleration]
+) -> str:
+    """Why no node is large enough for a pod that requests this, even when it is empty; '' if one is.
+
+    Also '' if no node is open to the pod at all, which is another fault.
+    """
+    from kubernetes.utils.quantity import parse_quantity
+
+    rooms = []
+    for node in nodes:
+        if not _unfit(node, selector, tolerations):
+            have = node["status"].get("allocatable", {})
+            rooms.append((parse_quantity(have.get("cpu", "0")), parse_quantity(have.get("memory", "0")), node))
+    needed = parse_quantity(cpu), parse_quantity(memory)
+    if not rooms or any(cpus >= needed[0] and room >= needed[1] for cpus, room, _ in rooms):
+        return ""
+    cpus, room, node = max(rooms, key=lambda one: (one[1], one[0]))
+    return f"the largest, {node['metadata']['name']}, offers {float(cpus):g} CPUs and {room / 2**30:.1f} GiB"
+
+
 def _unfit(node: dict[str, Any], selector: dict[str, str], tolerations: list[Toleration]) -> str:
     """Why Kubernetes schedules no such pod there; '' if it does."""
     if node["spec"].get("unschedulable"):

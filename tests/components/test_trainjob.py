@@ -133,6 +133,7 @@ def test_from_pending_to_complete(cluster: KubeServer, tmp_path: Path) -> None:
     assert trainer["resourcesPerNode"]["limits"] == {"cpu": "16", "memory": "64Gi", "nvidia.com/gpu": "4"}
     assert (trainer["numNodes"], trainer["numProcPerNode"]) == (2, 4)
     (patched,) = made["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    assert patched["template"]["spec"]["template"]["metadata"]["labels"]["vgg.pipeline-run"] == RUN  # --wait finds it
     pod_spec = patched["template"]["spec"]["template"]["spec"]
     assert pod_spec["volumes"][0]["persistentVolumeClaim"] == {"claimName": "vgg-store"}
     assert pod_spec["nodeSelector"] == {"pool": "gpu"} and pod_spec["tolerations"][0]["tolerationSeconds"] == 300

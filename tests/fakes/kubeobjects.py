@@ -91,11 +91,12 @@ class KubeObjects(Http):
         self.nodes(a={"gpus": 8}, b={"gpus": 8})
 
     def nodes(self, **nodes: dict[str, Any]) -> None:
-        """Create nodes.  Of each: gpus, labels, taints, unschedulable."""
+        """Create nodes.  Of each: gpus, labels, taints, unschedulable, cpu, memory."""
         items = []
         for name, node in nodes.items():
             spec = {"unschedulable": node.get("unschedulable", False), "taints": node.get("taints", [])}
-            status = {"allocatable": {"cpu": "64", "nvidia.com/gpu": str(node.get("gpus", 0))}}
+            status = {"allocatable": {"cpu": node.get("cpu", "64"), "memory": node.get("memory", "263856076Ki")}}
+            status["allocatable"]["nvidia.com/gpu"] = str(node.get("gpus", 0))
             items.append({"metadata": {"name": name, "labels": node.get("labels", {})}, "spec": spec, "status": status})
         self.put("/api/v1/nodes", items=items)
 

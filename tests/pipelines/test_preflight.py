@@ -64,6 +64,24 @@ def test_the_preflight_reports_what_exists_and_what_it_could_not_check(world: Wo
     assert not [line for line in world.kfp.seen if line.startswith("POST")]
 
 
+def test_a_pod_that_fits_into_no_node_is_noticed(world: World) -> None:
+    flags = [*world.images(), "-C", "gpus=0", "-C", "nodes=2", "-C", "node_selector={pool: gpu}", "--preflight"]
+    small = {"cpu": "15890m", "memory": "64Gi"}  # of 16 and 66: the system has the rest
+    world.kube.nodes(a={"labels": {"pool": "gpu"}, **small}, b={"labels": {"pool": "gpu"}, "unschedulable": True}, c={})
+    with pytest.raises(Refused) as caught:
+        world.submit(*flags)
+    assert str(caught.value).splitlines()[1:] == [
+        "  size of the nodes: no node has the 16 CPUs and 64Gi of a node of the training: the largest, a, offers 15.89 "
+        "CPUs and 64.0 GiB. Request less (docs/cluster.md, 6); --no-gpu-check if nodes are created on demand"
+    ]
+    assert "MISSING" not in world.submit(*flags, "--no-gpu-check")
+    fits = world.submit(*flags, "-C", "train_cpu=15")
+    assert "ok           size of the nodes: every pod fits into an empty node" in fits
+    world.kube.nodes(a={"labels": {"pool": "gpu"}, "cpu": "4", "memory": "16Gi"})
+    with pytest.raises(Refused, match=r"16 CPUs and 32Gi of step shard: the largest, a, offers 4 CPUs and 16.0 GiB"):
+        world.submit(*flags)
+
+
 def test_without_kubernetes_the_submission_continues(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", "/nowhere")
     output = world.submit(*world.images())

@@ -291,6 +291,34 @@ def test_a_canceled_run_is_distinguished_from_a_failed_one(states: str, world: W
         world.submit("wait", world.run()["run_id"])
 
 
+def test_why_pods_wait_is_said_once(world: World) -> None:
+    world.kfp.frames = [Frame("RUNNING"), Frame("RUNNING"), Frame("SUCCEEDED")]
+    world.submit("--no-image-check")
+    run_id = world.run()["run_id"]
+    full = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+    full |= {"message": "0/2 nodes are available: 2 Insufficient memory."}
+    back = {"name": "node", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}}}
+    made = {"name": "node", "state": {"waiting": {"reason": "ContainerCreating"}}}
+    pods = [
+        {"metadata": {"name": name, "labels": {label: run_id}}, "status": {"phase": phase, **status}}
+        for name, label, phase, status in (
+            ("step", "pipeline/runid", "Running", {"conditions": [{**full, "status": "True"}]}),
+            ("node-0", "vgg.pipeline-run", "Pending", {"conditions": [full]}),
+            ("node-1", "vgg.pipeline-run", "Pending", {"containerStatuses": [back]}),
+            ("node-2", "vgg.pipeline-run", "Pending", {"containerStatuses": [made]}),
+        )
+    ]
+    world.kube.put("pods", items=pods)
+    said = re.findall(r"pod \S+ waits: .*", world.submit("wait", run_id))
+    assert said == [
+        "pod node-0 waits: Unschedulable: 0/2 nodes are available: 2 Insufficient memory.",
+        "pod node-1 waits: ImagePullBackOff: Back-off pulling image",
+    ]
+    world.kube.forbidden = {"/pods"}
+    world.kfp.upcoming[run_id] = [Frame("RUNNING"), Frame("RUNNING"), Frame("SUCCEEDED")]
+    assert world.submit("wait", run_id).count("is not shown: no permission to read") == 1
+
+
 def test_waiting_for_a_lost_server_ends(world: World) -> None:
     world.kfp.frames = [Frame("RUNNING")]
     world.kfp.faults = [Fault("GET", "/runs/", 503, times=9999)]
