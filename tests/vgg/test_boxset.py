@@ -162,12 +162,12 @@ def test_boxes_of_other_classes_are_kept_but_not_used(annotated: Path, shards: S
 def test_annotations_of_images_of_another_size(annotated: Path, shards: ShardSet, tmp_path: Path) -> None:
     width, height = size_of(shards, "train", 4)
     wnid = shards.wnids[int(shards.split("train").rows["label"][4])]
-    key = rewrite(annotated, shards, [(wnid, (10, 0, 19, 1))], size=(width * 2, height * 3))
+    key = rewrite(annotated, shards, [(wnid, (10, 0, 19, 4)), (wnid, (0, 0, 0, 0))], size=(width * 2, height * 3))
     text = message(lambda: write(shards, annotated, tmp_path / "boxes"))
     assert f"{key}: its annotation says {width * 2} x {height * 3}, the image is {width} x {height}" in text
     assert "on_box_mismatch: scale" in text
     scaled = write(shards, annotated, tmp_path / "boxes", on_box_mismatch="scale")
-    assert scaled.split("train").boxes[4].tolist() == [5, 0, 10, 1]
+    assert scaled.split("train").boxes[4:6].tolist() == [[5, 0, 10, 2], [0, 0, 1, 1]]  # 5 / 3 rounded; never empty
     dropped = write(shards, annotated, tmp_path / "boxes", on_box_mismatch="drop")
     assert np.flatnonzero(~dropped.split("train").has_box).tolist() == [4]
     for found in (scaled, dropped):
@@ -177,12 +177,16 @@ def test_annotations_of_images_of_another_size(annotated: Path, shards: ShardSet
 def test_an_image_without_a_box(annotated: Path, shards: ShardSet, tmp_path: Path) -> None:
     """Legal in train; in val every one is named, with the reason."""
     place(annotated, shards, "train", 7).unlink()
-    put(annotated / "annotations/train/cat/9999.xml", voc_xml("%s", 1, 1, []))
+    others = [shards.split("train").key(i).split("_") for i in (8, 9)]
+    strangers = ["cat/9999", *(f"{'dog' if wnid != 'dog' else 'cat'}/{stem}" for wnid, stem in others)]
+    strangers.append(f"{'dog' if others[0][0] != 'dog' else 'cat'}/{'_'.join(others[0])}")  # in another class's folder
+    for name in strangers:
+        put(annotated / "annotations/train" / f"{name}.xml", voc_xml("%s", 1, 1, []))
     found = write(shards, annotated, tmp_path / "boxes")
     assert np.flatnonzero(~found.split("train").has_box).tolist() == [7]
     assert found.manifest["anomalies"]["train"] == {
         "without_annotation": {"count": 1, "first": [shards.split("train").key(7)]},
-        "without_image": {"count": 1, "first": ["cat/9999"]},
+        "without_image": {"count": 4, "first": sorted(strangers)},
     }
     label = int(shards.split("val").rows["label"][4])
     key = rewrite(annotated, shards, [(shards.wnids[(label + 1) % 3], (1, 1, 9, 9))], "val")
