@@ -25,7 +25,9 @@ from runtime.shards.shardset import ShardSet
 
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::sqlalchemy.exc.SADeprecationWarning")
+@pytest.mark.parametrize("further", [False, pytest.param(True, marks=pytest.mark.faults)])
 def test_from_evaluation_to_served_model(
+    further: bool,
     shards: ShardSet,
     params_file: Path,
     tmp_path: Path,
@@ -71,6 +73,8 @@ def test_from_evaluation_to_served_model(
         assert database.execute("select alias, version from registered_model_aliases").fetchall() == [("champion", 1)]
 
     check_the_model(tmp_path, shards)
+    if not further:  # damage, classify, files that are gone, other evaluations
+        return
     damaged_weights_are_noticed(tmp_path, arguments)
     classify(tmp_path, shards, capsys)
     shutil.rmtree(tmp_path / "mlruns")  # somebody cleaned up: the version is there, its files are not

@@ -235,7 +235,7 @@ def test_a_stopped_step_deletes_its_trainjob(cluster: KubeServer, tmp_path: Path
     assert "is gone with its pods" in step.text() and "Traceback" not in step.text()
 
 
-@pytest.mark.parametrize("how", ["deleted", "disrupted"])
+@pytest.mark.parametrize("how", [pytest.param("deleted", marks=pytest.mark.faults), "disrupted"])
 def test_a_step_whose_pod_is_moved_leaves_the_trainjob_to_the_next(
     how: str, cluster: KubeServer, tmp_path: Path
 ) -> None:

@@ -229,7 +229,7 @@ def test_kubeflows_pods_have_the_resources_of_the_run_arguments() -> None:
     train, evaluate = PODS["train"], PODS["evaluate"]
     resources = train["containers"][0]["resources"]
     assert resources["limits"] == {"cpu": "2", "memory": "8Gi", "nvidia.com/gpu": "0"}
-    assert resources["requests"] == {"cpu": "100m", "memory": "1Gi"}
+    assert resources["requests"] == {"cpu": "100m", "memory": "2Gi"}
     requests = {name: pod["containers"][0]["resources"]["requests"] for name, pod in PODS.items()}
     assert requests["report"] == {"cpu": "100m", "memory": "512Mi"}  # fits beside a step that fills its node
     assert requests["gate"] == {"cpu": "100m", "memory": "1Gi"}

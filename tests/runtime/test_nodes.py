@@ -227,6 +227,7 @@ def alone(number: int, **env: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.faults
 def test_a_node_without_the_others_reports_them_and_gives_up_or_is_stopped() -> None:
     children = [alone(number, VGG_HANG_SECONDS="1") for number in (0, 1)]
     stopped = alone(0)

@@ -266,6 +266,7 @@ def test_workers_do_not_outlive_a_killed_parent(images: Path, params_file: Path,
     pytest.fail("processes of the killed run are still alive")
 
 
+@pytest.mark.faults
 def test_killed_at_any_moment_and_run_again(images: Path, params_file: Path, shards: ShardSet, tmp_path: Path) -> None:
     """kill -9 at five moments: finished shards are kept, and the result equals an uninterrupted run."""
     expected = contents(shards.directory)
