@@ -29,7 +29,7 @@ from vgg.training.run import start
 from vgg.training.task import Task, describe
 
 LOCALISE = {
-    "pixel_origin": 0, "on_box_mismatch": "fail", "regression": "per_class", "trainable": "all", "min_visible": 0.5,
+    "pixel_origin": 0, "on_box_mismatch": "fail", "regression": "per_class", "trainable": "all", "min_visible": 0.5, "instances": "drawn",
     "train_scale": 36, "flip": True, "epochs": 2, "batch_size": 8, "learning_rate": 0.01,
     "schedule": {"rule": "steps", "warmup_epochs": 0, "drop_factor": 10, "drop_epochs": [1]}, "seed": 3,
     "test_scales": [36], "match": "centre_iou", "merge_threshold": 0.7, "fuse": [], "classify": [],
@@ -139,6 +139,12 @@ def test_targets_are_where_the_boxes_are(shards: ShardSet) -> None:
         assert np.abs(source - instances.of(number)).max(1).min() < 1e-4
     assert 0 < hidden < len(split)
     assert rows["flip"].any() and not rows["flip"].all()
+
+
+def test_the_largest_box_of_every_image() -> None:
+    boxes = np.array([[0.0, 0, 2, 2], [0, 0, 3, 3], [5, 5, 8, 8], [1, 1, 2, 2]])
+    largest = Instances(np.array([0, 3, 3, 4]), boxes).largest()
+    assert (largest.first.tolist(), largest.boxes.tolist()) == ([0, 1, 1, 2], [boxes[1].tolist(), boxes[3].tolist()])
 
 
 def test_units_round_trip() -> None:

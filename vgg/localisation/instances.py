@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,13 @@ class Instances:
         counts = np.diff(self.first)
         kept = self.boxes[np.repeat(chosen, counts)]
         return Instances(np.concatenate([np.zeros(1, np.int64), np.cumsum(counts[chosen])]), kept)
+
+    def largest(self) -> Instances:
+        """Only the largest box of every image, the first of equal ones."""
+        size = (self.boxes[:, 2] - self.boxes[:, 0]) * (self.boxes[:, 3] - self.boxes[:, 1])
+        kept = [first + int(size[first:last].argmax()) for first, last in pairwise(self.first.tolist()) if last > first]
+        has_box = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.has_box)])
+        return Instances(has_box, self.boxes[kept])
 
     def drawn(self, seed: int, epochs: NDArray[np.int64], numbers: NDArray[np.int64]) -> NDArray[np.float64]:
         """One box of each image, (n, 4), a function of (seed, epoch, image).  Every image must have one."""

@@ -63,7 +63,9 @@ class Localisation:
         with torch.device("meta"):
             names = [name for name, _ in VGG(architecture).named_parameters()]
         return {
-            "localise": self.params.model_dump(mode="json", include={"regression", "trainable", "min_visible"}),
+            "localise": self.params.model_dump(
+                mode="json", include={"regression", "trainable", "min_visible", "instances"}
+            ),
             "boxes": self.digest,
             "frozen": [name for name in names if name.startswith(FROZEN[self.params.trainable])],
         }
@@ -87,7 +89,10 @@ class Localisation:
             model.features.eval()  # running statistics of batch norm stay
 
     def training_crops(self, split: Split, params: TrainParams, cut: Cut) -> Make:
-        return BoxCrops(TrainingCrops(split, params, cut), self.instances["train"], self.params.min_visible)
+        instances = self.instances["train"]
+        if self.params.instances == "largest":
+            instances = instances.largest()
+        return BoxCrops(TrainingCrops(split, params, cut), instances, self.params.min_visible)
 
     def validation_crops(self, split: Split, params: TrainParams, cut: Cut) -> Make:
         self._windows = CentreWindows(split, params, cut)
