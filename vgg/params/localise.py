@@ -33,8 +33,8 @@ class LocaliseParams(Section):
         ge=0, le=1, description="crops that show less than this share of the box are not trained on; not in the paper"
     )
     instances: Literal["drawn", "largest"] = Field(
-        description="what a crop is for if the image has several boxes: one drawn for each crop, or always the largest; "
-        "not in the paper"
+        description="what a crop is for if the image has several boxes: one drawn for each crop, or the largest; not "
+        "in the paper"
     )
     train_scale: int = Field(ge=32, le=4096, description="S, short side after rescaling, pixels; paper: 256 or 384")
     flip: bool = Field(description="mirror half of the crops; paper: true")
