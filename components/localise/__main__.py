@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     from components.stage import Stage
-    from components.train.__main__ import download_checkpoints
+    from components.train.outputs import download_checkpoints, write_curves
     from components.train.reporter import Reporter, reporting
     from components.weights import origin
     from runtime import environment
@@ -173,14 +173,6 @@ def find_boxes(
 
     with Progress("localise") as bar:
         return localise(stage.params, classifier, localisers, shards, group, bar, posteriors)
-
-
-def write_curves(path: str, trained: Trained) -> None:
-    from runtime import manifest
-    from vgg.training.reporting import curves
-
-    table = "\n".join(",".join(row) for row in curves(trained.step.state)) + "\n"
-    manifest.write_atomically(Path(path), lambda file: file.write(table.encode()))
 
 
 def write_outputs(

@@ -10,15 +10,12 @@ import argparse
 import contextlib
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components import program
 
 if TYPE_CHECKING:
     from components.stage import Stage
-    from runtime.distributed import Group
-    from runtime.targets import Output
     from vgg.network.trained import Trained
     from vgg.params.train import TrainParams
 
@@ -51,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     from components.stage import Stage
+    from components.train.outputs import download_checkpoints
     from components.train.reporter import Reporter, reporting
     from runtime import environment
     from runtime.cores import usable_cores
@@ -135,17 +133,6 @@ def open_initial(stage: Stage[TrainParams]) -> Trained | None:
     return initial
 
 
-def download_checkpoints(output: Output, group: Group) -> None:
-    """Download the same checkpoints to every node: first to the one that writes them, then to the others."""
-    if group.is_first:
-        output.download_checkpoints()
-        output.upload_checkpoints(only_add=True)  # those not uploaded while the store could not be reached
-    group.barrier()
-    if group.local_rank == 0 and not group.is_first:
-        output.download_checkpoints()
-    group.barrier()
-
-
 def expect_same_run(trained: Trained, stage: Stage[TrainParams]) -> None:
     """Raises Refused if a finished training has other parameters, data, first weights or code."""
     from runtime import checkpoint
@@ -164,13 +151,11 @@ def expect_same_run(trained: Trained, stage: Stage[TrainParams]) -> None:
 
 def write_outputs(stage: Stage[TrainParams], location: str, trained: Trained) -> None:
     """Write the outputs besides the checkpoint, the metrics last."""
-    from runtime import manifest
+    from components.train.outputs import write_curves
     from runtime.store import storage
-    from vgg.training.reporting import curves
 
     args, state = stage.args, trained.step.state
-    table = "\n".join(",".join(row) for row in curves(state)) + "\n"
-    manifest.write_atomically(Path(args.curves), lambda file: file.write(table.encode()))
+    write_curves(args.curves, trained)
     metrics = {
         **state["history"][-1],
         "best_step": state["best_step"],

@@ -66,13 +66,12 @@ class Found(NamedTuple):
     """The boxes of one image, float64, pixels of the source; they may leave it.
 
     classes: int64 (k,), the most probable ones.  boxes: (modes, k, 4), theirs in MODES.  given: (1 + modes, 4), of the
-    class that is given: of the central crop (Table 8), then in MODES.  posteriors: float32 (all classes,).
+    class that is given: of the central crop (Table 8), then in MODES.
     """
 
     classes: NDArray[np.int64]
     boxes: NDArray[np.float64]
     given: NDArray[np.float64]
-    posteriors: NDArray[np.float32]
 
 
 class Dense:
@@ -112,7 +111,7 @@ class Dense:
         together, score = np.concatenate(boxes, 1), np.concatenate(weights, 1)
         found = np.stack([self._modes(*of_class) for of_class in zip(together, score, strict=True)], 1)
         central = self._central(picture, given)
-        return Found(top, found[:, :-1], np.concatenate([central[None], found[:, -1]]), own)
+        return Found(top, found[:, :-1], np.concatenate([central[None], found[:, -1]]))
 
     def _image(self, picture: Picture, base: Base) -> torch.Tensor:
         image = picture.scaled[size_at(base, picture.height, picture.width)]

@@ -71,7 +71,7 @@ def localise(
         for number, picture in zip(chunk.tolist(), pictures, strict=True):
             label = int(split.rows[number]["label"])
             better = posteriors[number].astype(np.float32) if posteriors is not None else None
-            classes_of, boxes, given, _ = dense(picture, label, better)
+            classes_of, boxes, given = dense(picture, label, better)
             if not (np.isfinite(boxes).all() and np.isfinite(given).all()):
                 raise Refused(f"{split.where(number)}: a box is not finite. The weights cannot be used.")
             row, count = found[done : done + 1], len(classes_of)
