@@ -67,6 +67,9 @@ def gather(package: Package, params: str, overrides: list[str], settings: list[s
     init = arguments.get("train", {}).get("init")
     if init in ("shallower", "checkpoint") and "initial" in package.inputs and not arguments.get("initial"):
         mistakes.append(f"-C initial=… is missing: train.init {init!r} needs the weights of a finished checkpoint")
+    for name in OPTIONAL:
+        if name in arguments and name not in package.inputs:
+            mistakes.append(f"{params}: section {name!r} is no step of this pipeline. Remove it, or set it to null.")
     for name, properties in package.inputs.items():
         if name not in (*STAGES, *arguments, *package.defaults) and not properties.get("isOptional"):
             mistakes.append(f"-C {name}=… is missing: the pipeline has no default for it")
@@ -89,7 +92,7 @@ def _requests_above_limits(arguments: dict[str, Any]) -> Iterator[str]:
 
 
 def sections(path: str, overrides: list[str]) -> dict[str, dict[str, Any]]:
-    """The four sections of a params file with overrides, checked.  Raises WrongParameters with all errors."""
+    """The sections of a params file with overrides, checked.  Raises WrongParameters with all errors."""
     document, lines, duplicates = read_yaml(Path(path))
     checked = load_all(document, path, lines, duplicates)
     yaml = YAML(typ="safe", pure=True)

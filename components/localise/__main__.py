@@ -117,29 +117,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def open_boxes(stage: Stage[LocaliseParams], shards: ShardSet, group: Group) -> BoxSet:
-    """The annotated boxes: made by the first rank, unless they are there."""
+    """The annotated boxes, made by the first rank; anew every time, as the annotations may have changed."""
     from components.progress import Progress
-    from runtime.errors import Refused
     from runtime.store.place import output_at
     from vgg.localisation import boxset
 
     params, recorded = stage.params, shards.manifest["parameters"]
-    wanted = {"pixel_origin": params.pixel_origin, "on_box_mismatch": params.on_box_mismatch}
     output = output_at(stage.location(stage.args.boxes))
     if group.is_first:
-        with output.writing():
-            try:
-                finished = boxset.BoxSet.open(output.download(), shards).manifest["parameters"] == wanted
-            except Refused:  # not there, unfinished, damaged, or of other shards
-                finished = False
-            if not finished:
-                with Progress("boxes") as bar:
-                    boxset.write(
-                        shards.manifest["dataset"], Path(stage.args.images), shards, output.directory,
-                        pixel_origin=params.pixel_origin, on_box_mismatch=params.on_box_mismatch,
-                        check_md5=recorded["check_md5"], report=bar,
-                    )  # fmt: skip
-                output.upload()
+        with output.writing(), Progress("boxes") as bar:
+            boxset.write(
+                shards.manifest["dataset"], Path(stage.args.images), shards, output.directory,
+                pixel_origin=params.pixel_origin, on_box_mismatch=params.on_box_mismatch,
+                check_md5=recorded["check_md5"], report=bar,
+            )  # fmt: skip
+            output.upload()
     group.barrier()
     found = boxset.BoxSet.open(output.download(), shards)
     stage.inputs["boxes"] = found.digest

@@ -91,6 +91,10 @@ def test_again_nothing_is_trained_and_a_partner_must_be_a_localiser(project: Pat
     assert done.returncode == 0, done.stderr
     assert "images a step" not in done.stderr
     assert (project / "m/localise.json").read_bytes() == first
+    next((project / "images/annotations/val").rglob("*.xml")).unlink()  # not believed to be as before
+    changed = program("localise", *flags(project), cwd=project)
+    assert (changed.returncode, "without a box of its class" in changed.stderr) == (65, True), changed.stderr
+    annotate(project / "images", ShardSet(project / "shards"))
     edit(project, '"fuse": []', f'"fuse": ["{project}/localiser"]')  # with itself nothing moves but the scores
     done = program("localise", *flags(project), cwd=project)
     assert done.returncode == 0, done.stderr

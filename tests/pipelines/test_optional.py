@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, environment
@@ -14,6 +15,7 @@ from ruamel.yaml import YAML
 from components.closure import closure
 from components.localise.__main__ import parser
 from pipelines import optional
+from pipelines.arguments import gather
 from runtime.errors import WrongParameters
 
 yaml = YAML(typ="safe", pure=True)
@@ -78,6 +80,12 @@ def test_what_was_changed_by_hand_is_left_alone(project: Path) -> None:
     with pytest.raises(WrongParameters, match="stage 'localise' is not the text of"):
         optional.main([])
     assert (project / "dvc.yaml").read_text() == changed
+
+
+def test_kubeflow_has_no_such_step_and_says_so() -> None:
+    package = SimpleNamespace(inputs={}, defaults={})
+    with pytest.raises(WrongParameters, match="section 'localise' is no step of this pipeline"):
+        gather(package, str(ROOT / "recipes/digit-scenes.yaml"), [], [])  # type: ignore[arg-type]
 
 
 def test_no_other_stage_depends_on_it() -> None:
