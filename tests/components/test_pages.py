@@ -18,7 +18,7 @@ from browser import Page, browser
 from conftest import EVALUATE, REGISTER, SHARD, TRAIN, draw_images, environment, flags, program
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from s3servers import free_port
+from ports import free_port
 
 from components.tracking import access
 

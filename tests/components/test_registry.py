@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import random
 import signal
 import subprocess
@@ -46,13 +48,18 @@ def rounds(count: int, seed: int) -> list[list[tuple[int, int]]]:
 
 def promote(address: str, name: str, given: list[list[tuple[int, int]]], timeout: float, **env: str) -> list[dict]:
     """What the processes of tests/fakes/promoters.py registered."""
-    done = subprocess.run(
+    child = subprocess.Popen(
         [sys.executable, str(ROOT / "tests/fakes/promoters.py")],
-        input=json.dumps({"name": name, "rounds": given, "expiry": 60}),
-        env=environment(MLFLOW_TRACKING_URI=address, **env), capture_output=True, text=True, timeout=timeout,
+        env=environment(MLFLOW_TRACKING_URI=address, **env), text=True, start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    try:
+        output, errors = child.communicate(json.dumps({"name": name, "rounds": given, "expiry": 60}), timeout)
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # its processes try on for ever
+            os.killpg(child.pid, signal.SIGKILL)
+    lines = [json.loads(line) for line in output.splitlines()]
+    assert child.returncode == 0, output[-3000:] + errors[-3000:]
     return lines
 
 

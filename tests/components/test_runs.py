@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflowserver import server
-from s3servers import free_port
+from ports import free_port
 
 from components.tracking import access
 from components.tracking.__main__ import replay

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, environment, flags
 from mlflow import MlflowClient
 from mlflowserver import server
-from s3servers import free_port
+from ports import free_port
 
 from components.tracking import access
 from components.tracking.__main__ import replay

@@ -20,7 +20,7 @@ import pytest
 import yaml
 from conftest import ROOT, environment
 from ending import ended
-from s3servers import free_port
+from ports import free_port
 
 BINARIES = Path("/usr/lib/postgresql")  # Debian's
 VARIABLE = re.compile(r"\$\{(\w+)(?:(:[-?+])([^}]*))?\}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from socket import create_connection as connection
 
 from conftest import ROOT
-from s3servers import free_port
+from ports import free_port
 
 from pipelines.build import PYTHON
 

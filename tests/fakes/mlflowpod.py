@@ -18,8 +18,8 @@ from typing import IO
 import requests
 from conftest import environment
 from ending import ended
+from ports import free_port
 from rendering import rendered
-from s3servers import free_port
 
 PASSWORD, KEY = "a-long-enough-password", "a-key-for-sessions"  # in the secret vgg-mlflow
 STEPS_PASSWORD = "another-long-password"  # in the secret vgg-tracking

@@ -22,7 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from ending import ended
-from s3servers import free_port
+from ports import free_port
 
 START_SECONDS = 60
 

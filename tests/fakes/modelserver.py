@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import requests
 from ending import ended
+from ports import free_port
 
 START_SECONDS = 200
 
@@ -21,9 +21,7 @@ def serving(python: Path, model: object, directory: Path, env: dict[str, str]) -
 
     python: of its environment, first on PATH.  model: folder or models:/…
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [
         python, "-m", "mlflow", "models", "serve", "-m", str(model), "--env-manager", "local",
         "--host", "127.0.0.1", "--port", str(port),

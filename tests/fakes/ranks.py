@@ -21,7 +21,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -33,6 +32,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
+from ports import free_port
 
 torch.set_num_threads(1)
 
@@ -150,12 +150,6 @@ def trace(inject: str, pipe: int) -> None:
     """Have the parent attach strace to this thread; wait until it has done so."""
     os.write(pipe, json.dumps([os.getpid(), threading.get_native_id(), inject]).encode() + b"\n")
     os.kill(os.getpid(), signal.SIGSTOP)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def attempt(spec: dict[str, Any], phase: dict[str, Any]) -> dict[str, Any]:

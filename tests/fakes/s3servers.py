@@ -19,6 +19,7 @@ import boto3
 import pytest
 from conftest import environment
 from ending import ended
+from ports import free_port
 
 KEY, SECRET, BUCKET = "testing", "testing-secret", "bucket"
 
@@ -59,11 +60,6 @@ class Server:
             "VGG_S3_TIMEOUT_SECONDS": "5",
             **changes,
         }
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from s3servers import free_port
+from ports import free_port
 from torch import distributed
 
 from runtime.distributed import lost_a_rank

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from conftest import environment, flags, program
-from s3servers import free_port
+from ports import free_port
 from test_launch import MARK, none_left, rank
 from test_survival import Attempts, attempts, digest, planned  # noqa: F401  # a fixture
 

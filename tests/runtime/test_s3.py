@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 from faultproxy import KINDS, FaultProxy
-from s3servers import Server, address, free_port, moto, moto_server, rclone_server, server, use  # noqa: F401
+from ports import free_port
+from s3servers import Server, address, moto, moto_server, rclone_server, server, use  # noqa: F401
 
 from runtime import manifest
 from runtime.errors import Problem, Refused, StorageFailure, Unreachable, WrongParameters

@@ -19,7 +19,7 @@ import pytest
 import s3servers
 from conftest import ROOT, environment, executor_input, flags, program
 from mlflowserver import server
-from s3servers import free_port
+from ports import free_port
 
 from runtime.errors import BadData, Refused, WrongParameters
 from security import canary

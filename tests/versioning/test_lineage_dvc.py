@@ -9,7 +9,7 @@ import pytest
 from chain import flip
 from dvcproject import call, tiny_project
 from mlflowserver import server
-from s3servers import free_port
+from ports import free_port
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
 LINKS = ["version", "evaluation", "training", "data", "source"]
