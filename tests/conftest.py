@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from forked import Programs
 from PIL import Image
 
 from runtime.distributed import Group
@@ -234,12 +236,24 @@ def environment(**changes: str) -> dict[str, str]:
     return {**inherited, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **changes}
 
 
+UNCHANGED = environment()
+
+
+@functools.cache
+def programs() -> Programs:
+    return Programs(UNCHANGED)
+
+
 def program(
     stage: str, *arguments: object, cwd: Path, timeout: float = 150, **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Run the program of a stage to its end."""
-    command = [sys.executable, "-m", f"components.{stage}", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=timeout)
+    words, variables = [f"components.{stage}", *map(str, arguments)], environment(**env)
+    if programs().can_run(variables):
+        return programs().run(words[0], words[1:], cwd, variables, timeout)
+    return subprocess.run(
+        [sys.executable, "-m", *words], cwd=cwd, env=variables, capture_output=True, text=True, timeout=timeout
+    )
 
 
 def flags(stage: str, tmp_path: Path, params: object) -> list[object]:

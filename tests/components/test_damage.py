@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, environment, flags, program
+from conftest import flags, program
 from mlflow import MlflowClient
 
 from components.tracking import access
@@ -175,29 +172,17 @@ def test_every_small_file(stage: str, killed: bool, images: Path, params_file: P
     ]  # fmt: skip
     assert len(files) > 5
     troubles = []
-    command = [
-        sys.executable,
-        str(ROOT / "tests/fakes/forked.py"),
-        stage,
-        *map(str, flags(stage, tmp_path, params_file)),
-    ]
-    with subprocess.Popen(
-        command, cwd=tmp_path.parent, env=environment(MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/mlflow.db",
-        VGG_JOURNAL=f"{tmp_path}/.tracking"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    ) as runner:  # fmt: skip
-        assert runner.stdin and runner.stdout
-        for file in files:
-            for damage in dice.sample(("empty", "cut in half", "one bit", "random bytes"), PER_FILE):
-                shutil.rmtree(tmp_path)
-                shutil.copytree(finished, tmp_path, symlinks=True)
-                before = (tmp_path / file).read_bytes()
-                (tmp_path / file).write_bytes(DAMAGES[damage](before, dice))
-                runner.stdin.write("\n")
-                runner.stdin.flush()
-                answer = json.loads(runner.stdout.readline())
-                code, said = answer["code"], answer["stderr"]
-                named = file.name in said or str(file.parent) in said
-                if code not in CODES or "Traceback" in said or (code and not named):
-                    troubles.append(f"{file}, {damage}: {code}\n{said[-900:]}")
-        runner.stdin.close()
+    words = flags(stage, tmp_path, params_file)
+    later = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "VGG_JOURNAL": f"{tmp_path}/.tracking"}
+    for file in files:
+        for damage in dice.sample(("empty", "cut in half", "one bit", "random bytes"), PER_FILE):
+            shutil.rmtree(tmp_path)
+            shutil.copytree(finished, tmp_path, symlinks=True)
+            before = (tmp_path / file).read_bytes()
+            (tmp_path / file).write_bytes(DAMAGES[damage](before, dice))
+            done = program(stage, *words, cwd=tmp_path.parent, **later)
+            code, said = done.returncode, done.stderr
+            named = file.name in said or str(file.parent) in said
+            if code not in CODES or "Traceback" in said or (code and not named):
+                troubles.append(f"{file}, {damage}: {code}\n{said[-900:]}")
     assert not troubles, f"{len(troubles)} of {PER_FILE * len(files)}:\n" + "\n\n".join(troubles)

@@ -171,13 +171,16 @@ def test_an_evaluation_that_does_not_fit_is_refused(client: MlflowClient, shards
         evaluated.check()
 
 
+@pytest.mark.parametrize("passes", [pytest.param(True, marks=pytest.mark.faults), False])
 def test_the_component_runs_this_program_as_a_step(
-    client: MlflowClient, shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    passes: bool, client: MlflowClient, shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As Kubeflow's Python component calls it: a bool, or the program's exit code."""
     good, bad = Evaluated(tmp_path / "e", shards, 1), tmp_path / "bad.json"
     bad.write_text("{}")
-    assert gate_passes(SECTION, str(shards.directory), str(good.folder), str(good.path)) is True
+    if passes:
+        assert gate_passes(SECTION, str(shards.directory), str(good.folder), str(good.path)) is True
+        return
     with pytest.raises(SystemExit) as exited:
         gate_passes(SECTION, str(shards.directory), str(good.folder), str(bad))
     assert exited.value.code == 78

@@ -169,11 +169,17 @@ def test_a_lost_repeated_or_moved_image_is_detected() -> None:
     assert len({digest(batches) for batches in [plan, *others]}) == 5
 
 
-@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.faults), 2])
-def test_sigterm_at_any_phase(world: int, attempts: Attempts, tmp_path: Path) -> None:
+POSITIONS = [("update", 5), ("write", 2), ("validate", 1), ("update", 1), ("batch", 3), ("save", 1)]
+
+
+@pytest.mark.parametrize(
+    ("world", "positions"),
+    [(2, POSITIONS[:3]), *(pytest.param(n, POSITIONS, marks=pytest.mark.faults) for n in (1, 2))],
+    ids=["quick", "alone", "two"],
+)
+def test_sigterm_at_any_phase(world: int, positions: list[tuple[str, int]], attempts: Attempts, tmp_path: Path) -> None:
     """All ranks exit with 75 in time and leave a valid checkpoint; the next start ends with the undisturbed files."""
     straight = str(tmp_path / "straight")
-    positions = [("update", 1), ("update", 5), ("batch", 3), ("save", 1), ("write", 2), ("validate", 1)]
     phases: list[dict[str, Any]] = [{"world": world, "directory": straight}]
     for at, call in positions:
         rank = 0 if at == "write" else world - 1  # only the last rank gets the signal; only the first rank writes

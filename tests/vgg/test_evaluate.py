@@ -100,7 +100,7 @@ def test_the_numbers_of_an_image_do_not_depend_on_the_others(
     assert np.array_equal(rows, reference.predictions[numbers])
 
 
-@pytest.mark.parametrize("configuration", ["A", "A-LRN"])
+@pytest.mark.parametrize("configuration", ["A", pytest.param("A-LRN", marks=pytest.mark.faults)])
 def test_posteriors_equal_an_explicit_computation(configuration: str, shards: ShardSet, tmp_path: Path) -> None:
     """Of one image: resize, cut, mirror, mean over positions, softmax, mean."""
     run(shards, tmp_path / "other", epochs=1, configuration=configuration)

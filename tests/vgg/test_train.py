@@ -241,6 +241,7 @@ def test_a_damaged_image_in_a_worker_process_is_reported(
         run(shards, tmp_path / "model")
 
 
+@pytest.mark.faults
 def test_the_launcher_returns_the_exit_code_of_a_rank(shards: ShardSet, params_file: Path, tmp_path: Path) -> None:
     (shards.directory / "val.index.npy").write_bytes(b"")
     command = [sys.executable, "-m", "components.launch", "2", "components.train"]
