@@ -38,7 +38,10 @@ DEFAULTS: dict[str, tuple[Any, str]] = {
     "network": (331e9, "published: bus bandwidth of all-reduce on 4 nodes with 8 cards of 400 Gbit/s each"),
     "hop": (5e-6, "assumption: a message between ranks, which NCCL's trees make cheaper"),
     "host_seconds": (0.002, "model: some 200 kernels started a step"),
-    "agreement_hop": (1e-4, "measured by benchmarks.exchange --agreement over loopback: an upper bound for few ranks"),
+    "agreement_hop": (
+        1e-4,
+        "assumption: two messages of 50 us over TCP for every rank; benchmarks.exchange --agreement measures it",
+    ),
     "cores_per_node": (112, "DGX H100"),
     "decode_rate": (980, "measured by benchmarks.loader, 2026-11-25, AMD EPYC; --loader"),
     "loader_share": (0.93, "measured by benchmarks.loader, 2026-11-25, 2 workers; --loader"),
