@@ -3,14 +3,13 @@
 The environment: addresses and limits come from a ConfigMap, secrets by the names of their keys, the rest is fixed.
 
 The cluster values of a run (nodes, GPUs, names of Kubernetes objects) are declared in CLUSTER.  Flags of
-components.trainjob, the command of the training component and the help text of -C are generated from it.  kfp reads
-literal signatures, so the pipeline and the component repeat the names; tests/pipelines/test_package.py compares them.
+components.trainjob, the command of the training component and a part of pipelines.definition.inputs are made from it.
+kfp reads literal signatures, so pipeline and component repeat the names; tests/pipelines/test_package.py compares them.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,11 +62,6 @@ class ClusterValue:
     def argument(self) -> str:
         """Name for -C."""
         return self.run_argument or self.name
-
-    @property
-    def text(self) -> str:
-        """The default as text."""
-        return json.dumps(self.default) if self.kind in (dict, list) else str(self.default)
 
 
 CLUSTER = {
@@ -126,10 +120,3 @@ def command(arguments: Mapping[str, Any]) -> list[Any]:
 def from_run_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The cluster values by name, from run arguments."""
     return {value.name: arguments[value.argument] for value in CLUSTER.values()}
-
-
-def described() -> str:
-    """Help text of the run arguments (-C), one per line."""
-    return "\n".join(
-        f"{value.argument}: {value.help}" + (f" ({value.text})" if value.text else "") for value in CLUSTER.values()
-    )

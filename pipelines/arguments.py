@@ -20,6 +20,7 @@ from pipelines.definition.package import Package
 from runtime import manifest
 from runtime.errors import WrongParameters
 from runtime.parameters import did_you_mean, read_yaml
+from runtime.wording import counted
 from vgg.params import OPTIONAL, STAGES, load_all
 from vgg.params.shard import EMBEDDED
 
@@ -130,6 +131,27 @@ def digest(package: Package, arguments: dict[str, Any]) -> str:
         json.dumps({**package.defaults, **arguments}, default=str), parse_int=float
     )  # the server stores all numbers as floats
     return manifest.digest_of({"package": package.sha256, "arguments": values})
+
+
+def run_name(package: Package, arguments: dict[str, Any], version: str, identity: str) -> str:
+    """What it trains and on what, the version, and the identity, by which the same submission finds the run.
+
+    At most 191 characters, which is what the server stores: --version is limited to 100.
+    """
+    known = {**package.defaults, **arguments}
+    train, nodes, gpus = known["train"], int(known["nodes"]), int(known["gpus"])
+    scale = train["train_scale"] if isinstance(train["train_scale"], list) else [train["train_scale"]]
+    network = train["configuration"] + ("-BN" if train["batch_norm"] else "")
+    words = [f"{network} on {known['shard']['source']}", f"S {'-'.join(map(str, scale))}"]
+    words += [counted(train["epochs"], "epoch"), f"seed {train['seed']}"]
+    words.append((f"{nodes} x " if nodes > 1 else "") + (counted(gpus, "GPU") if gpus else "CPU"))
+    return ", ".join([*words, f"{version} {identity[:10]}"])
+
+
+def for_the_page(arguments: dict[str, Any]) -> str:
+    """A JSON object, one argument on each line, whose values can be pasted into the fields of Kubeflow's page."""
+    lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in arguments.items()]
+    return "{\n" + ",\n".join(lines) + "\n}"
 
 
 def unversioned_images(package: Package, arguments: dict[str, Any]) -> bool:

@@ -1,12 +1,14 @@
 """Compile the pipeline, or submit it to Kubeflow Pipelines.
 
 python -m pipelines.submit --compile build/vgg-imagenet.yaml
+python -m pipelines.submit --arguments recipes/imagenet-a-256.yaml -C images=/store/imagenet -C gpus=8
 python -m pipelines.submit --host http://localhost:8888 -C images=/store/imagenet -C gpus=8 -S train.epochs=1 --wait
-python -m pipelines.submit --host http://localhost:8888 resume RUN_ID --wait
+python -m pipelines.submit --host http://localhost:8888 logs RUN train
 
 Everything the run needs is checked first (--preflight: only check).  If the same run is already active, no other one is
 started.  Exit code with --wait: 0 (succeeded), 75 (canceled), that of the task that failed, or 1.
 Credentials: KF_PIPELINES_TOKEN or --token-file, KF_PIPELINES_COOKIES, or a pod's token (pipelines/kfp/access.py).
+From Python, in a notebook: pipelines.submit.Kubeflow.
 """
 
 from __future__ import annotations
@@ -15,15 +17,25 @@ import argparse
 import functools
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components import given
-from components.program import Parser, run
-from pipelines.arguments import IMAGES_VERSION, digest, gather, now, sections, unversioned_images
-from pipelines.definition.package import NAME, Package, compile_package, compiled, version_name
+from components.program import run
+from pipelines import existing, flags
+from pipelines.arguments import (
+    IMAGES_VERSION,
+    digest,
+    for_the_page,
+    gather,
+    now,
+    run_name,
+    sections,
+    unversioned_images,
+)
+from pipelines.definition.package import Package, compile_package, compiled, version_name
 from pipelines.kfp.access import Access
+from pipelines.notebook import Kubeflow
 from runtime import environment
 from runtime.errors import Preempted, Problem, WrongParameters
 
@@ -32,7 +44,7 @@ if TYPE_CHECKING:
     from pipelines.preflight.checks import Preflight
     from pipelines.preflight.cluster import Cluster
 
-__all__ = ["compile_package", "main", "parser", "sections"]
+__all__ = ["Kubeflow", "compile_package", "main", "parser", "sections"]
 
 log = logging.getLogger("vgg.submit")
 
@@ -40,40 +52,7 @@ POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 def parser() -> argparse.ArgumentParser:
-    flags = Parser("pipelines.submit", __doc__)
-    flags.add_argument("command", nargs="*", metavar="resume RUN_ID | wait RUN_ID", help="for an existing run")
-    what = flags.add_argument_group("what to run")
-    what.add_argument("--params", default="params.yaml", metavar="FILE", help="hyperparameters (params.yaml)")
-    what.add_argument(
-        "-S", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a parameter"
-    )
-    what.add_argument(
-        "-C", dest="settings", action="append", default=[], metavar="NAME=VALUE",
-        help="set a run argument; VALUE is YAML\nimages: source folder, as the steps see it\n" + given.described(),
-    )  # fmt: skip
-    what.add_argument("--experiment", default=NAME, metavar="NAME", help=f"Kubeflow experiment ({NAME})")
-    what.add_argument("--version", metavar="NAME", help="name of the uploaded version (the commit)")
-    what.add_argument("--again", action="store_true", help="start a run even if the same run is active")
-    what.add_argument("--recurring", metavar="CRON", help='start runs on a schedule: "SEC MIN HOUR DAY MONTH WEEKDAY"')
-    where = flags.add_argument_group("where to run")
-    where.add_argument("--host", metavar="URL", help="Kubeflow Pipelines' API ($KF_PIPELINES_ENDPOINT)")
-    where.add_argument("--ui-host", metavar="URL", help="its UI, for links (same as --host)")
-    where.add_argument("--token-file", metavar="FILE", help="file with a bearer token")
-    where.add_argument("--namespace", metavar="NS", help="namespace of the runs (kubeflow; with profiles, yours)")
-    where.add_argument("--service-account", metavar="NAME", help="service account of the pods (Kubeflow's default)")
-    where.add_argument("--kube-context", metavar="NAME", help="kubeconfig context, for the preflight")
-    where.add_argument("--local", action="store_true", help="run on this machine, in containers")
-    where.add_argument("--compile", metavar="FILE", help="do not run: write the package to FILE")
-    checks = flags.add_argument_group("checks and waiting")
-    checks.add_argument("--preflight", action="store_true", help="check only, create nothing; exit code 0 or 78")
-    checks.add_argument("--no-image-check", action="store_true", help="images are already loaded into the nodes")
-    checks.add_argument("--no-gpu-check", action="store_true", help="nodes with GPUs are created on demand")
-    checks.add_argument("--wait", action="store_true", help="wait until the run ends")
-    checks.add_argument("--poll", type=float, default=10.0, metavar="S", help="seconds between two queries (10)")
-    checks.add_argument(
-        "--patience", type=float, default=600.0, metavar="S", help="give up after S seconds without an answer (600)"
-    )
-    return flags
+    return flags.parser(__doc__)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -85,16 +64,35 @@ def main(argv: Sequence[str] | None = None) -> None:
         from pipelines.local import run as run_here
 
         run_here(gather(compiled(), args.params, args.overrides, args.settings))
+    elif args.arguments is not None:
+        print(for_the_page(gather(compiled(), args.arguments or args.params, args.overrides, args.settings)))
     elif not args.command:
         submit(args)
-    elif args.command[0] in ("resume", "wait") and len(args.command) == 2:
+    elif not flags.complete(args.command):
+        parser().error(f"{' '.join(args.command)}: write no command, or one of\n{flags.HELP}")
+    elif args.command[0] in ("resume", "wait"):
         continue_run(args, *args.command)
     else:
-        parser().error(f"{' '.join(args.command)}: write resume RUN_ID or wait RUN_ID, or no command")
+        show(args, *args.command)
 
 
-def submit(args: argparse.Namespace) -> None:
-    """Check, upload, start, and print links."""
+def show(args: argparse.Namespace, command: str, name: str = "", step: str | None = None) -> None:
+    """list, logs, and cancel."""
+    pipelines, cluster = connect(args, Access(args.host, args.token_file)), access_to_pods(args)
+    if command == "list":
+        existing.print_list(pipelines, args.experiment)
+        return
+    from pipelines.kfp import find
+
+    run_id = find.run_id(pipelines, name)
+    if command == "logs":
+        existing.print_logs(pipelines, run_id, step, cluster)
+    else:
+        existing.cancel(pipelines, run_id, args.poll, cluster)
+
+
+def submit(args: argparse.Namespace) -> str:
+    """Check, upload, start, and print links.  Returns the run's id; '' with --preflight or --recurring."""
     check_flags(args)
     access = Access(args.host, args.token_file)
     package = compiled()
@@ -106,8 +104,8 @@ def submit(args: argparse.Namespace) -> None:
     checks.refuse_missing()
     if args.preflight:
         print("preflight: nothing is missing")
-        return
-    start(args, pipelines, package, arguments, (checks.addresses or {}).get("MLFLOW_TRACKING_URI", ""))
+        return ""
+    return start(args, pipelines, package, arguments, (checks.addresses or {}).get("MLFLOW_TRACKING_URI", ""))
 
 
 def connect(args: argparse.Namespace, access: Access) -> Pipelines:
@@ -152,14 +150,19 @@ def kubernetes(namespace: str, context: str | None) -> Cluster:
     return Cluster(namespace, context)
 
 
+def access_to_pods(args: argparse.Namespace) -> Callable[[], Cluster]:
+    """Connects when it is first called; raises Unreachable without access."""
+    return functools.cache(lambda: kubernetes(args.namespace, args.kube_context))
+
+
 def start(
     args: argparse.Namespace,
     pipelines: Pipelines,
     package: Package,
     arguments: dict[str, Any],
     tracking_uri: str,
-) -> None:
-    """Upload the package and start the run, unless they exist already."""
+) -> str:
+    """Upload the package and start the run, unless they exist already.  Returns its id; '' with --recurring."""
     from pipelines.kfp import links
     from pipelines.kfp.runs import Order
 
@@ -172,7 +175,7 @@ def start(
         arguments[IMAGES_VERSION] = now()
         log.info("%s=%s: not set, so sharding reads the images again", IMAGES_VERSION, arguments[IMAGES_VERSION])
     order = Order(
-        name=f"{NAME} {version} {identity[:10]}",
+        name=run_name(package, arguments, version, identity),
         experiment=pipelines.experiment(args.experiment),
         version=pipelines.version(package, version),
         arguments=arguments,
@@ -180,16 +183,20 @@ def start(
     )
     if args.recurring:
         print(f"Kubeflow: {links.kubeflow(ui(args), 'recurringrun', pipelines.recurring(order, args.recurring))}")
-        return
+        return ""
     started = pipelines.run(order, args.again)
     print_links(args, started, tracking_uri)
     if args.wait:
         wait(args, pipelines, started.run_id)
+    return str(started.run_id)
 
 
 def continue_run(args: argparse.Namespace, command: str, run_id: str) -> None:
-    """resume: run the failed tasks again.  wait: only wait."""
+    """resume: run the failed tasks again.  wait: only wait.  run_id: or the beginning of it, or a name."""
+    from pipelines.kfp import find
+
     pipelines = connect(args, Access(args.host, args.token_file))
+    run_id = find.run_id(pipelines, run_id)
     found = pipelines.resume(run_id) if command == "resume" else pipelines.get(run_id)
     print_links(args, found, "")
     if args.wait or command == "wait":
@@ -201,7 +208,7 @@ def wait(args: argparse.Namespace, pipelines: Pipelines, run_id: str) -> None:
     from pipelines.kfp import failure, waiting
     from pipelines.kfp.pending import Pending
 
-    cluster = functools.cache(lambda: kubernetes(args.namespace, args.kube_context))
+    cluster = access_to_pods(args)
     log.info("waiting; to wait again later: python -m pipelines.submit --host %s wait %s", args.host, run_id)
     ended, canceled = waiting.wait(pipelines, run_id, args.poll, Pending(cluster, run_id))
     workflow = failure.workflow_of(pipelines.server, run_id) if ended.state == "FAILED" else {}

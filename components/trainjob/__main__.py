@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from components import given, program
 from components.trainjob.body import body, processes
-from runtime import stopping
-from runtime.errors import Preempted, Problem, Refused
+from runtime import environment, stopping
+from runtime.errors import Preempted, Problem, Refused, WrongParameters
 
 if TYPE_CHECKING:
     from components.trainjob.cluster import Cluster
@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if low := given.below_minimum(vars(args)):
         parser().error(", ".join(f"{value.flag} must be {value.minimum} or more" for value in low))
     if args.nodes == 1:
+        expect_gpus(args.gpus)
         become("components.launch", str(processes(args.gpus)), args.module, *args.arguments)
     if not args.image:
         parser().error("--image is needed for the pods of a TrainJob")
@@ -55,6 +56,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(code)
     stopping.on_stop_signal(stopping.raise_stop_requested)
     become(args.module, "--finished", *args.arguments)
+
+
+def expect_gpus(wanted: int) -> None:
+    """Raise WrongParameters if this step's pod has fewer GPUs: training would end in the middle, or use the CPU.
+
+    On Kubeflow's page gpus and the pod's step_gpus are two fields; pipelines.submit keeps them equal.
+    """
+    if not wanted or not environment.POD_NAME.is_set():
+        return
+    import torch
+
+    there = torch.cuda.device_count()
+    if there < wanted:
+        raise WrongParameters(
+            f"gpus is {wanted}, but this step's pod has {there}. Set the run argument step_gpus to {wanted}, as gpus "
+            f"(pipelines.submit -C gpus={wanted} sets both), or gpus to {there}."
+        )
 
 
 def interrupt(_number: int, _frame: object) -> NoReturn:

@@ -16,6 +16,7 @@ from components.report.component import report as report_step
 from components.shard.component import shard as shard_step
 from components.train.component import train as train_step
 from pipelines.definition.harden import HOUR, Needs, harden
+from pipelines.definition.inputs import DEFAULTS, documented
 
 DAY = 24 * HOUR
 
@@ -25,64 +26,58 @@ DAY = 24 * HOUR
     description="VGG (arXiv 1409.1556): shards, training, evaluation, gated registration",
     pipeline_config=dsl.PipelineConfig(ttl_seconds_after_finished=30 * DAY, active_deadline_seconds=21 * DAY),
 )
+@documented
 def vgg_imagenet(
     shard: dict,
     train: dict,
     evaluate: dict,
     register: dict,
-    images: str = "",
-    images_version: str = "",
-    initial: str = "",
+    images: str = DEFAULTS["images"],
+    images_version: str = DEFAULTS["images_version"],
+    initial: str = DEFAULTS["initial"],
     shard_image: str = reference("shard"),
     train_image: str = reference("train"),
     evaluate_image: str = reference("evaluate"),
     register_image: str = reference("register"),
-    nodes: int = given.DEFAULTS["nodes"],
-    gpus: int = given.DEFAULTS["gpus"],
-    gpu_type: str = given.DEFAULTS["gpu_type"],
-    shard_cpu: str = "16",
-    shard_memory: str = "32Gi",
-    train_cpu: str = given.DEFAULTS["cpu"],
-    train_memory: str = given.DEFAULTS["memory"],
-    evaluate_cpu: str = "8",
-    evaluate_memory: str = "32Gi",
-    evaluate_gpus: str = "1",
-    step_gpus: str = "1",
-    step_cpu: str = "16",
-    step_memory: str = "64Gi",
-    step_cpu_request: str = "16",
-    step_memory_request: str = "64Gi",
-    gate_cpu: str = "2",
-    gate_memory: str = "4Gi",
-    gate_cpu_request: str = "100m",
-    gate_memory_request: str = "1Gi",
-    register_cpu: str = "2",
-    register_memory: str = "8Gi",
-    register_cpu_request: str = "100m",
-    register_memory_request: str = "2Gi",
-    report_cpu: str = "2",
-    report_memory: str = "4Gi",
-    report_cpu_request: str = "100m",
-    report_memory_request: str = "512Mi",
-    node_selector: dict = given.DEFAULTS["node_selector"],
-    tolerations: list = given.DEFAULTS["tolerations"],
-    claim: str = given.DEFAULTS["claim"],
-    addresses: str = given.DEFAULTS["addresses"],
-    store_secret: str = given.DEFAULTS["store_secret"],
-    tracking_secret: str = given.DEFAULTS["tracking_secret"],
-    runtime: str = given.DEFAULTS["runtime"],
+    nodes: int = DEFAULTS["nodes"],
+    gpus: int = DEFAULTS["gpus"],
+    gpu_type: str = DEFAULTS["gpu_type"],
+    shard_cpu: str = DEFAULTS["shard_cpu"],
+    shard_memory: str = DEFAULTS["shard_memory"],
+    train_cpu: str = DEFAULTS["train_cpu"],
+    train_memory: str = DEFAULTS["train_memory"],
+    evaluate_cpu: str = DEFAULTS["evaluate_cpu"],
+    evaluate_memory: str = DEFAULTS["evaluate_memory"],
+    evaluate_gpus: str = DEFAULTS["evaluate_gpus"],
+    step_gpus: str = DEFAULTS["step_gpus"],
+    step_cpu: str = DEFAULTS["step_cpu"],
+    step_memory: str = DEFAULTS["step_memory"],
+    step_cpu_request: str = DEFAULTS["step_cpu_request"],
+    step_memory_request: str = DEFAULTS["step_memory_request"],
+    gate_cpu: str = DEFAULTS["gate_cpu"],
+    gate_memory: str = DEFAULTS["gate_memory"],
+    gate_cpu_request: str = DEFAULTS["gate_cpu_request"],
+    gate_memory_request: str = DEFAULTS["gate_memory_request"],
+    register_cpu: str = DEFAULTS["register_cpu"],
+    register_memory: str = DEFAULTS["register_memory"],
+    register_cpu_request: str = DEFAULTS["register_cpu_request"],
+    register_memory_request: str = DEFAULTS["register_memory_request"],
+    report_cpu: str = DEFAULTS["report_cpu"],
+    report_memory: str = DEFAULTS["report_memory"],
+    report_cpu_request: str = DEFAULTS["report_cpu_request"],
+    report_memory_request: str = DEFAULTS["report_memory_request"],
+    node_selector: dict = DEFAULTS["node_selector"],
+    tolerations: list = DEFAULTS["tolerations"],
+    claim: str = DEFAULTS["claim"],
+    addresses: str = DEFAULTS["addresses"],
+    store_secret: str = DEFAULTS["store_secret"],
+    tracking_secret: str = DEFAULTS["tracking_secret"],
+    runtime: str = DEFAULTS["runtime"],
 ):
-    """shard, train, evaluate, register: the sections of params.yaml.
+    """A params file's sections as run arguments, and what they need of a cluster; see pipelines.definition.inputs.
 
-    Cluster values (nodes … runtime, train_cpu, train_memory, train_image): see components.given.CLUSTER.
-    images: source folder, as the steps see it.  images_version: represents its content in the cache key.
-    initial: finished checkpoint, for the inits that need one.  *_image: by digest, so the cache notices a moved tag.
-    evaluate_gpus: "0" to evaluate on the CPU.  A string, as step_gpus: from a number Kubeflow's driver (2.17) silently
-    makes no GPU request.
-    *_cpu, *_memory: limits, and for large steps also requests.  *_cpu_request, *_memory_request: requests of small
-    steps, which may use more for a while if the node has it.
-    step_*: for the training step's own pod; equal to train_* if it trains itself (nodes 1), small if it supervises a
-    TrainJob.  pipelines.submit sets them.
+    *_gpus are strings: from a number Kubeflow's driver (2.17) silently makes no GPU request.  step_* is separate from
+    train_*, because the step's own pod either trains or supervises a TrainJob.
     """
     cluster = given.from_run_arguments(locals())
 

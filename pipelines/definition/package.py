@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 NAME = "vgg-imagenet"
+STEPS = ("shard", "train", "evaluate", "gate", "register", "report")  # in the order in which they run
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.definition.package import NAME
 from pipelines.kfp.server import Server
+from pipelines.kfp.workflow import pod_name, pods
 from pipelines.preflight.cluster import Cluster, NotAllowed
 from runtime.errors import Problem
 
@@ -107,63 +108,26 @@ def explain(server: Server, run: Any, workflow: dict[str, Any], cluster: Callabl
 
 def from_workflow(workflow: dict[str, Any]) -> list[FailedTask]:
     """From the nodes of the Argo workflow."""
-    nodes = workflow.get("status", {}).get("nodes", {})
-    retries = {
-        child: node_id
-        for node_id, node in nodes.items()
-        if node.get("type") == "Retry"
-        for child in node.get("children", [])
-    }
     found: dict[str, tuple[str, FailedTask]] = {}
-    for node_id, node in nodes.items():
-        if node.get("type") != "Pod" or node.get("phase") not in ("Failed", "Error"):
+    for name, node, outer in pods(workflow):
+        if node.get("phase") not in ("Failed", "Error"):
             continue
-        outer = list(_enclosing(node_id, nodes, retries))
         if any(other.get("phase") == "Succeeded" for other in outer):
             continue  # another attempt succeeded
-        # the pod that runs the program is called executor; the task is the graph around it
-        own = _task_name(node)
-        graphs = [_task_name(other) for other in outer if other.get("type") == "DAG"]
-        name = graphs[0] if own == "executor" and graphs else own
-        started, pod = node.get("startedAt", ""), _pod_name(workflow, node)
+        started, pod = node.get("startedAt", ""), pod_name(workflow, node)
         if name not in found or found[name][0] < started:  # the last of several attempts
             found[name] = started, FailedTask(name, pod, node.get("message", ""))
     return [task for _, task in sorted(found.values(), key=lambda one: one[0])]
 
 
-def _enclosing(node_id: str, nodes: dict[str, Any], retries: dict[str, str]) -> Iterator[dict[str, Any]]:
-    """The Retry node or graph around a node, then the one around that, and so on.
-
-    With a retry strategy for all templates, which Kubeflow 2.17 installs, Argo puts a Retry node around every pod and
-    every graph.  retries: the Retry node by child.
-    """
-    seen = {node_id}
-    while (node_id := retries.get(node_id) or nodes[node_id].get("boundaryID", "")) in nodes and node_id not in seen:
-        seen.add(node_id)
-        yield nodes[node_id]
-
-
-def _task_name(node: dict[str, Any]) -> str:
-    """Without the number of the attempt: train(1) is train."""
-    return re.sub(r"\(\d+\)$", "", str(node["displayName"]))
-
-
-def _pod_name(workflow: dict[str, Any], node: dict[str, Any]) -> str:
-    """By Argo's rule: workflow, template, hash."""
-    name, annotations = workflow["metadata"]["name"], workflow["metadata"].get("annotations", {})
-    if annotations.get("workflows.argoproj.io/pod-name-format") == "v1":
-        return str(node["id"])
-    return f"{name}-{node['templateName']}-{node['id'].rpartition('-')[2]}"
-
-
 def from_pods(run: Any, cluster: Callable[[], Cluster]) -> list[FailedTask]:
     """From the pods of the run; [] if they are gone or cannot be read."""
     try:
-        pods = cluster().pods(run.run_id)
+        found = cluster().pods(run.run_id)
     except (NotAllowed, Problem):
         return []
     last: dict[str, dict[str, Any]] = {}  # last attempt of each stage
-    for pod in sorted(pods, key=lambda one: str(one["status"].get("startTime", ""))):
+    for pod in sorted(found, key=lambda one: str(one["status"].get("startTime", ""))):
         stage = pod["metadata"].get("labels", {}).get("vgg.stage", pod["metadata"]["name"])
         last[stage] = pod
     failed = {stage: pod for stage, pod in last.items() if pod["status"].get("phase") == "Failed"}

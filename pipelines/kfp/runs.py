@@ -47,23 +47,24 @@ class Pipelines:
 
     def __init__(self, server: Server, namespace: str | None) -> None:
         self.server, self.namespace = server, namespace if server.multi_user else None
+        self._scope: dict[str, Any] = {"namespace": self.namespace} if self.namespace else {}
 
     def experiment(self, name: str) -> str:
         """Its id; created if it does not exist."""
         import kfp_server_api as api
 
-        service = self.server.experiments
-        scope: dict[str, Any] = {"namespace": self.namespace} if self.namespace else {}
-
-        def find() -> str | None:
-            found = self.server.ask(service.experiment_service_list_experiments, filter=_named(name), **scope)
-            return found.experiments[0].experiment_id if found.experiments else None
-
         def create() -> str:
-            body = api.V2beta1Experiment(display_name=name, **scope)
+            body = api.V2beta1Experiment(display_name=name, **self._scope)
+            service = self.server.experiments
             return str(self.server.send(service.experiment_service_create_experiment, body).experiment_id)
 
-        return self.server.made_once(find, create)
+        return self.server.made_once(lambda: self.known_experiment(name), create)
+
+    def known_experiment(self, name: str) -> str | None:
+        """Its id; None if it does not exist."""
+        listing = self.server.experiments.experiment_service_list_experiments
+        found = self.server.ask(listing, filter=_named(name), **self._scope).experiments
+        return str(found[0].experiment_id) if found else None
 
     def version(self, package: Package, name: str) -> tuple[str, str]:
         """Ids of the pipeline and of the version with this name; uploaded if it does not exist.
@@ -99,18 +100,18 @@ class Pipelines:
     def _pipeline(self) -> str:
         import kfp_server_api as api
 
-        service = self.server.pipelines
-        scope = {"namespace": self.namespace} if self.namespace else {}
-
-        def find() -> str | None:
-            found = self.server.find(service.pipeline_service_get_pipeline_by_name, NAME, **scope)
-            return str(found.pipeline_id) if found else None
-
         def create() -> str:
-            body = api.V2beta1Pipeline(name=NAME, display_name=NAME, **scope)
+            body = api.V2beta1Pipeline(name=NAME, display_name=NAME, **self._scope)
+            service = self.server.pipelines
             return str(self.server.send(service.pipeline_service_create_pipeline, body).pipeline_id)
 
-        return self.server.made_once(find, create)
+        return self.server.made_once(self.known_pipeline, create)
+
+    def known_pipeline(self) -> str | None:
+        """Its id; None if it was never uploaded."""
+        by_name = self.server.pipelines.pipeline_service_get_pipeline_by_name
+        found = self.server.find(by_name, NAME, **self._scope)
+        return str(found.pipeline_id) if found else None
 
     def run(self, order: Order, again: bool) -> Any:
         """An active run with this name; started if there is none.  again: start another one in any case."""
@@ -186,6 +187,24 @@ class Pipelines:
             log.info("run %s is already %s", run_id, run.state)
         return self.server.made_once(find, create)
 
+    def cancel(self, run_id: str) -> Any:
+        """Stop a run; it may go on for a while.  A run that has ended is left as it is."""
+
+        def find() -> Any:
+            found = self.get(run_id)
+            return found if found.state in (*ENDED, "CANCELING") else None
+
+        def create() -> Any:
+            try:
+                self.server.send(self.server.runs.run_service_terminate_run, run_id)
+            except Refused:  # the server's answer if it has just ended, or another user has canceled it
+                if found := find():
+                    return found
+                raise
+            return self.get(run_id)
+
+        return self.server.made_once(find, create)
+
     def get(self, run_id: str) -> Any:
         """Raises Refused if the run does not exist."""
         run = self.server.ask(self.server.runs.run_service_get_run, run_id)
@@ -195,6 +214,10 @@ class Pipelines:
 
 
 def _named(name: str) -> str:
-    """A filter by name.  Encoded once more, because the server decodes it twice."""
-    predicate = {"operation": "EQUALS", "key": "display_name", "string_value": name}
+    return filtered("EQUALS", "display_name", name)
+
+
+def filtered(operation: str, key: str, value: str) -> str:
+    """A filter of a list.  Encoded once more, because the server decodes it twice."""
+    predicate = {"operation": operation, "key": key, "string_value": value}
     return json.dumps({"predicates": [predicate]}).replace("%", "%25").replace("+", "%2B")

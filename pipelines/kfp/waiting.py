@@ -22,7 +22,7 @@ def wait(pipelines: Pipelines, run_id: str, poll_seconds: float, pending: Pendin
         _log_changes(run, states)
         canceling = canceling or run.state == "CANCELING"
         if run.state in ENDED:
-            return run, run.state == "CANCELED" or (run.state == "FAILED" and (canceling or _was_canceled(run)))
+            return run, run.state == "CANCELED" or (run.state == "FAILED" and (canceling or was_canceled(run)))
         for line in pending.news():
             log.info("%s  %s", time.strftime("%H:%M:%S"), line)
         time.sleep(poll_seconds)
@@ -44,7 +44,7 @@ def _is_shown(task: Any) -> bool:
     return is_step(name) or (task.state == "FAILED" and is_driver(name))
 
 
-def _was_canceled(run: Any) -> bool:
+def was_canceled(run: Any) -> bool:
     """A canceled run ends FAILED (2.17); the state before that was CANCELING."""
     history = [status.state for status in run.state_history or []]
     return history[-2:] == ["CANCELING", "FAILED"]

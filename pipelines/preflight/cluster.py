@@ -92,8 +92,13 @@ class Cluster:
         query = [("labelSelector", selector)]
         return list((self._get(f"/api/v1/namespaces/{self.namespace}/pods", query) or {}).get("items", []))
 
-    def pod_log(self, name: str, lines: int) -> str | None:
-        query = [("container", "main"), ("tailLines", str(lines))]
+    def pod(self, name: str) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = self._get(f"/api/v1/namespaces/{self.namespace}/pods/{name}")
+        return found
+
+    def pod_log(self, name: str, lines: int | None = None) -> str | None:
+        """Of its container main: the last lines, or all."""
+        query = [("container", "main"), *([("tailLines", str(lines))] if lines else [])]
         data = self._raw(f"/api/v1/namespaces/{self.namespace}/pods/{name}/log", query)
         return None if data is None else data.decode("utf-8", "replace")
 

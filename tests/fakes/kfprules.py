@@ -6,8 +6,10 @@ Bodies are checked against the published API, packages and arguments by the serv
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -23,6 +25,11 @@ KEYS = {  # fields that lists can be filtered by
     "versions": {"pipeline_version_id", "display_name", "name", "created_at", "status"},
     "runs": {"run_id", "display_name", "created_at", "finished_at", "storage_state", "state", "experiment_id"},
     "recurringruns": {"recurring_run_id", "display_name", "created_at", "updated_at"},
+}
+MATCHES: dict[Any, Callable[[str, str], bool]] = {  # operations of a filter; MySQL's LIKE ignores case
+    "EQUALS": lambda found, value: found == value,
+    1: lambda found, value: found == value,
+    "IS_SUBSTRING": lambda found, value: value.lower() in found.lower(),
 }
 KINDS = {
     "STRING": str, "NUMBER_INTEGER": (int, float), "NUMBER_DOUBLE": (int, float),
@@ -102,18 +109,26 @@ def arguments(spec: dict[str, Any], given: dict[str, Any]) -> None:
         raise Wrong(3, f"parameter(s) provided are not required by pipeline: {', '.join(extra)}")
 
 
-def matching(kind: str, query: dict[str, str], items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The items of a list request: filtered, sorted, one page.  Raises Wrong."""
+def listed(kind: str, field: str, query: dict[str, str], items: list[dict[str, Any]]) -> dict[str, Any]:
+    """The answer of a list request: filtered, sorted, one page, with the token of the next one.  Raises Wrong."""
     # the server decodes the filter once more than the rest of the query
     predicates = json.loads(unquote_plus(query.get("filter") or "{}")).get("predicates", [])
     for predicate in predicates:
-        value = predicate.get("string_value", predicate.get("stringValue"))
-        if predicate["key"] not in KEYS[kind] or predicate["operation"] not in ("EQUALS", 1) or value is None:
+        key, value = predicate["key"], predicate.get("string_value", predicate.get("stringValue"))
+        if key not in KEYS[kind] or predicate["operation"] not in MATCHES or value is None:
             raise NotInApi(3, f"failed to parse valid filter from {predicate}")
-        items = [item for item in items if item.get(predicate["key"]) == value]
-    field, _, direction = query.get("sort_by", "").partition(" ")
-    if field and field not in KEYS[kind]:
-        raise Wrong(3, f"Cannot sort on field {field}")
-    if field:
-        items = sorted(items, key=lambda item: str(item[field]), reverse=direction == "desc")
-    return items[: int(query.get("page_size") or 20)]
+        items = [item for item in items if MATCHES[predicate["operation"]](str(item.get(key)), value)]
+    key, _, direction = query.get("sort_by", "").partition(" ")
+    if key and key not in KEYS[kind]:
+        raise Wrong(3, f"Cannot sort on field {key}")
+    if key:
+        items = sorted(items, key=lambda item: str(item[key]), reverse=direction == "desc")
+    size, start, same = min(int(query.get("page_size") or 20), 200), 0, [query.get("sort_by"), query.get("filter")]
+    if token := query.get("page_token"):
+        start, *made_with = json.loads(base64.b64decode(token))
+        if made_with != same:
+            raise NotInApi(3, "page token does not match the supplied sort by and/or filtering criteria")
+    answer = {field: items[start : start + size], "total_size": len(items)}
+    if start + size < len(items):
+        answer["next_page_token"] = base64.b64encode(json.dumps([start + size, *same]).encode()).decode()
+    return answer

@@ -37,6 +37,7 @@ ROUTES: list[tuple[str, str, Callable[[KfpState, Ask], Any], set[str]]] = [  # w
     ("GET", f"{V2}/runs", KfpState.list_runs, PAGE | {"experiment_id", "namespace"}),
     ("GET", f"{V2}/runs/([^/:]+)", KfpState.get_run, set()),
     ("POST", f"{V2}/runs/([^/:]+):retry", KfpState.retry_run, set()),
+    ("POST", f"{V2}/runs/([^/:]+):terminate", KfpState.terminate_run, set()),
     ("POST", f"{V2}/recurringruns", KfpState.create_recurring, set()),
     ("GET", f"{V2}/recurringruns", KfpState.list_recurring, PAGE | {"experiment_id", "namespace"}),
     ("GET", f"{V1}/runs/([^/:]+)", KfpState.run_v1, set()),

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from kfprules import Wrong, arguments, known_fields, matching, package
+from kfprules import Wrong, arguments, known_fields, listed, package
 
 WHEN = "2026-11-25T10:00:{:02d}Z"
+LATER, NEVER = "2026-11-25T12:05:00Z", "1970-01-01T00:00:00Z"  # finished_at
+ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
 WORKFLOW = "vgg-imagenet-x7k2p"
 Item = dict[str, Any]
 
@@ -28,18 +30,20 @@ class Ask:
 class Frame:
     """Answer to one query of a run: its state, and those of its steps.
 
-    messages: termination message of the container, by step.  lost: steps whose first pod was deleted.
+    messages: termination message of the container, by step.  lost: steps whose first pod was deleted.  cached: steps
+    without a pod.
     """
 
     state: str
     steps: dict[str, str] = field(default_factory=dict)
     messages: dict[str, str] = field(default_factory=dict)
     lost: tuple[str, ...] = ()
+    cached: tuple[str, ...] = ()
 
 
 @dataclass
 class KfpState:
-    """frames: states of every run, one per query; retried: the same after a retry.
+    """frames: states of every run, one per query; retried, stopping: the same after a retry, and after a termination.
 
     logs: by pod.  workflows: whether the older API returns the Argo workflow.  terminated: whether the workflow was
     stopped.  task_errors: whether tasks have pod and error, which no server returns yet.  mlflow_url: of the run, from
@@ -50,6 +54,7 @@ class KfpState:
     multi_user: bool = False
     frames: list[Frame] = field(default_factory=lambda: [Frame("PENDING"), Frame("RUNNING"), Frame("SUCCEEDED")])
     retried: list[Frame] = field(default_factory=list)
+    stopping: list[Frame] = field(default_factory=lambda: [Frame("CANCELING"), Frame("CANCELING"), Frame("FAILED")])
     logs: dict[str, str] = field(default_factory=dict)
     workflows: bool = True
     terminated: bool = False
@@ -69,7 +74,7 @@ class KfpState:
     def list_experiments(self, ask: Ask) -> Item:
         self._needs_namespace(ask.query)
         found = [one for one in self.experiments if one.get("namespace", "") == ask.query.get("namespace", "")]
-        return {"experiments": matching("experiments", ask.query, found), "total_size": len(found)}
+        return listed("experiments", "experiments", ask.query, found)
 
     def create_experiment(self, ask: Ask) -> Item:
         known_fields("V2beta1Experiment", ask.body)
@@ -96,7 +101,7 @@ class KfpState:
 
     def list_versions(self, ask: Ask) -> Item:
         found = [one for one in self.versions if one["pipeline_id"] == ask.path[0]]
-        return {"pipeline_versions": matching("versions", ask.query, found), "total_size": len(found)}
+        return listed("versions", "pipeline_versions", ask.query, found)
 
     def upload_version(self, ask: Ask) -> Item:
         name, pipeline = ask.query["name"], ask.query.get("pipelineid")
@@ -117,6 +122,7 @@ class KfpState:
         known_fields("V2beta1Run", ask.body)
         self._check(ask.body)
         run = _new("run", self.runs, **ask.body, storage_state="AVAILABLE", state="PENDING", state_history=[])
+        run["finished_at"] = NEVER
         self.upcoming[run["run_id"]] = list(self.frames)
         if self.mlflow_url:
             run["plugins_output"] = {
@@ -125,14 +131,17 @@ class KfpState:
         return run
 
     def list_runs(self, ask: Ask) -> Item:
+        """Of an experiment, or else of a namespace."""
         experiment = ask.query.get("experiment_id")
+        if not experiment:
+            self._needs_namespace(ask.query)
         found = [one for one in self.runs if experiment in (None, one["experiment_id"])]
-        return {"runs": matching("runs", ask.query, found), "total_size": len(found)}
+        return listed("runs", "runs", ask.query, found)
 
     def get_run(self, ask: Ask) -> Item:
         run, upcoming = self._run(ask), self.upcoming[ask.path[0]]
         frame = upcoming.pop(0) if len(upcoming) > 1 else upcoming[0]
-        run["state"] = frame.state
+        run["state"], run["finished_at"] = frame.state, LATER if frame.state in ENDED else NEVER
         if run["state_history"][-1:] != [{"state": frame.state}]:
             run["state_history"].append({"state": frame.state})
         run["run_details"] = {"task_details": list(self._tasks(run, frame))}
@@ -142,6 +151,15 @@ class KfpState:
         if self._run(ask)["state"] not in ("FAILED", "CANCELED"):
             raise Wrong(3, "Workflow must be Failed/Error to retry")
         self.upcoming[ask.path[0]] = list(self.retried)
+        return {}
+
+    def terminate_run(self, ask: Ask) -> Item:
+        """The state is CANCELING at once, in the history only when the workflow is reported (run_store.go)."""
+        run = self._run(ask)
+        if run["state"] not in ("PENDING", "RUNNING", "PAUSED"):
+            raise Wrong(3, f"Failed to terminate a run {run['run_id']}. Row not found")
+        run["state"], self.terminated = "CANCELING", True
+        self.upcoming[run["run_id"]] = list(self.stopping)
         return {}
 
     def create_recurring(self, ask: Ask) -> Item:
@@ -154,8 +172,7 @@ class KfpState:
         return _new("recurring_run", self.recurring, **ask.body, status="ENABLED")
 
     def list_recurring(self, ask: Ask) -> Item:
-        found = matching("recurringruns", ask.query, self.recurring)
-        return {"recurringRuns": found, "total_size": len(found)}
+        return listed("recurringruns", "recurringRuns", ask.query, self.recurring)
 
     def read_log(self, ask: Ask) -> str:
         """The status is sent before the pod is looked up, so a missing log is answered with 200 (run_log_server.go)."""
@@ -221,6 +238,11 @@ def _nodes(frame: Frame) -> Iterator[Item]:
         outside, inside = {"boundaryID": f"{WORKFLOW}-2"}, {"boundaryID": f"{prefix}3"}
         yield from _attempts(f"{prefix}0", f"{step}-driver", [{"phase": "Succeeded", **pod, **outside}])
         yield from _attempts(f"{prefix}2", step, [{"phase": phase, "type": "DAG", **outside}])
+        if step in frame.cached:
+            why = "when 'true != true' evaluated false"
+            yield {"id": f"{prefix}4", "displayName": "executor", "type": "Skipped", "phase": "Skipped", **inside,
+                   "message": why}  # fmt: skip
+            continue
         ended = {"phase": phase, **pod, **inside}
         if state == "FAILED":  # inferFailedReason of Argo: the container, how it ended, and its termination message
             message = frame.messages.get(step)

@@ -118,7 +118,7 @@ class KubeObjects(Http):
         if path.endswith("/log"):
             log = self.logs.get(path.split("/")[-2])
             return (200, {"Content-Type": "text/plain"}, log.encode()) if log else self._status(404, "not found")
-        found = self.objects.get(path)
+        found = self.objects.get(path) or self._pod(path)
         if found is None or method != "GET":
             return self._status(404, f"{path} not found")
         if path.endswith("/pods"):
@@ -126,6 +126,12 @@ class KubeObjects(Http):
             items = [pod for pod in found["items"] if pod["metadata"]["labels"].get(key) == value]
             found = {**found, "items": items}
         return 200, {"Content-Type": "application/json"}, json.dumps(found).encode()
+
+    def _pod(self, path: str) -> Any:
+        """One pod of the list of pods."""
+        folder, _, name = path.rpartition("/")
+        items = self.objects.get(folder, {}).get("items", []) if folder.endswith("/pods") else []
+        return next((pod for pod in items if pod["metadata"]["name"] == name), None)
 
     def _status(self, code: int, message: str) -> tuple[int, dict[str, str], bytes]:
         body = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code}

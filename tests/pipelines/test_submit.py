@@ -341,8 +341,9 @@ def test_resume_runs_failed_tasks_again(world: World) -> None:
     assert world.kfp.seen.count(f"POST /runs/{run_id}:retry") == 1
     with pytest.raises(Refused, match="SUCCEEDED; there is nothing to resume"):
         world.submit("resume", run_id)
-    with pytest.raises(Refused, match="404: Run 123 not found"):
-        world.submit("resume", "123")
+    unknown = "00000000-0000-0000-0000-000000000000"
+    with pytest.raises(Refused, match=f"404: Run {unknown} not found"):
+        world.submit("resume", unknown)
 
 
 def test_sharding_reads_images_without_a_version_again(world: World) -> None:
@@ -440,7 +441,7 @@ def test_locally_a_wrong_address_of_mlflow_starts_no_container(monkeypatch: pyte
 def test_the_program_itself(world: World, tmp_path: Path) -> None:
     """As a process: fast help, exit codes, and no secrets in its output."""
     started = time.monotonic()
-    assert "resume RUN_ID" in program(tmp_path, "--help").stdout
+    assert "resume RUN:" in program(tmp_path, "--help").stdout
     assert time.monotonic() - started < 1.5  # 0.2 s on an idle machine
     world.kfp.frames, world.kfp.token = [Frame("RUNNING"), FAILED], "canary-of-a-token"
     world.kfp.logs["vgg-imagenet-x7k2p-system-container-impl-115"] = LOG
