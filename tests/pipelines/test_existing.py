@@ -49,7 +49,7 @@ def test_runs_have_telling_names(world: World) -> None:
     )  # fmt: skip
     names = [run["display_name"] for run in world.kfp.runs]
     assert names[0].startswith("D on digits, S 32-36, 10 epochs, seed 1, CPU, ")
-    assert names[1].startswith("D on ilsvrc2012, S 256-512, 74 epochs, seed 1, 2 x 8 GPUs, ")
+    assert names[1].startswith("D on ilsvrc2012, S 256-512, 30 epochs, seed 1, 2 x 8 GPUs, ")
     assert max(map(len, names)) + 100 < 191 + len("0123456789ab-dirty-01234567")  # with the longest --version
 
 
@@ -147,7 +147,7 @@ def test_cancel_waits_for_the_pods_and_says_what_remains(world: World) -> None:
     run_id = started(world, Frame("RUNNING", STEPS))
     world.kfp.faults = [Fault("POST", ":terminate$", "late"), Fault("GET", "/runs/", 503)]
     pods(world, a="Running", b="Pending")
-    ended = threading.Timer(1.0, pods, [world], {"a": "Failed", "b": "Pending"})
+    ended = threading.Timer(0.3, pods, [world], {"a": "Failed", "b": "Pending"})
     ended.start()
     output = world.submit("cancel", run_id[:8])
     assert not ended.is_alive()  # it has waited

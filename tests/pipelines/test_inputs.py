@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from conftest import ROOT, environment
 
@@ -43,20 +44,21 @@ def test_help_and_docs_list_every_run_argument() -> None:
     assert inputs.table() in (ROOT / "docs/cluster.md").read_text()  # print(inputs.table()) gives it
 
 
-def test_the_arguments_for_the_page_are_those_of_a_submission(package_file: Path) -> None:
-    """As a process; each line is an argument and its value."""
-    recipe = "recipes/imagenet-a-256.yaml"
-    command = [sys.executable, "-m", "pipelines.submit", "--arguments", recipe, "-C", "gpus=8", "-C", "train_cpu=64"]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert len(done.stdout.splitlines()) == len(found) + 2
-    for line in done.stdout.splitlines()[1:-1]:
-        json.loads("{" + line.rstrip(",") + "}")
-    assert (found["gpus"], found["step_gpus"], found["step_cpu"]) == (8, "8", "64")
-    text = package_file.read_text()
+def test_the_arguments_for_the_page_are_those_of_a_submission(
+    package_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each line is an argument and its value."""
+    recipe, text = str(ROOT / "recipes/imagenet-a-256.yaml"), package_file.read_text()
     compiled = Package(text, *yaml.load_all(text, yaml.CSafeLoader))
-    assert found == arguments.gather(compiled, str(ROOT / recipe), [], ["gpus=8", "train_cpu=64"])
+    monkeypatch.setattr(submit, "compiled", lambda: compiled)
+    submit.main(["--arguments", recipe, "-C", "gpus=8", "-C", "train_cpu=64"])
+    first, *lines, last = capsys.readouterr().out.splitlines()
+    found: dict[str, Any] = {}
+    for line in lines:
+        found |= json.loads("{" + line.removesuffix(",") + "}")
+    assert found == json.loads("\n".join([first, *lines, last]))
+    assert found == arguments.gather(compiled, recipe, [], ["gpus=8", "train_cpu=64"])
+    assert (found["gpus"], found["step_gpus"], found["step_cpu"]) == (8, "8", "64")  # no contradiction on the page
 
 
 def test_the_step_refuses_fewer_gpus_than_the_run_argument() -> None:

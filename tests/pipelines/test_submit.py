@@ -44,6 +44,15 @@ def test_the_fake_serves_the_real_client(package: Package, tmp_path: Path, monke
         run = client.run_pipeline(experiment, "a run", None, arguments, pipeline, version)
         assert client.list_runs(experiment_id=experiment, sort_by="created_at desc").runs[0].run_id == run.run_id
         assert client.wait_for_run_completion(run.run_id, 10, sleep_duration=0).state == "SUCCEEDED"
+        second = client.run_pipeline(experiment, "another run", None, arguments, pipeline, version).run_id
+        page = client.list_runs(page_size=1, sort_by="created_at desc")
+        assert (page.total_size, page.runs[0].run_id) == (2, second)
+        (last,) = client.list_runs(page.next_page_token, page_size=1, sort_by="created_at desc").runs
+        assert last.run_id == run.run_id
+        client.terminate_run(second)
+        assert client.get_run(second).state == "CANCELING"
+        with pytest.raises(kfp.client.client.kfp_server_api.ApiException, match="Row not found"):
+            client.terminate_run(run.run_id)
         again = {"pipeline_id": pipeline, "version_id": version, "params": arguments, "cron_expression": "0 0 3 * * 0"}
         client.create_recurring_run(experiment, "by the clock", **again)
         assert len(client.list_recurring_runs(experiment_id=experiment).recurring_runs) == 1
