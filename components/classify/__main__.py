@@ -4,6 +4,9 @@ MODEL is models:/NAME@ALIAS or models:/NAME/VERSION in MLflow (MLFLOW_TRACKING_U
 downloaded, or a finished checkpoint folder (models/vgg).  A version answers with its own code, as it was evaluated; a
 checkpoint at one scale, that of its training.  An image that cannot be used is named, exit code 65; the others are
 answered all the same.
+
+A version with a localiser gives a box for every class: x1, y1, x2, y2, pixels of the image as it is stored (not turned
+as its EXIF says), both corners inside the box, the first pixel 0.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--top", type=_count, default=5, metavar="N", help="classes to name for an image (5)")
     flags.add_argument(
         "--json", action="store_true",
-        help="print a JSON object a line: file, and predictions (class, wnid, name, probability) or error",
+        help="print a JSON object a line: file, and predictions (class, wnid, name, probability, box if there is "
+        "one) or error",
     )  # fmt: skip
     return flags
 
@@ -55,8 +59,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _table(answer: dict[str, Any]) -> str:
-    lines = [f"  {100 * p['probability']:6.2f} %  {p['name']}  ({p['wnid']})" for p in answer["predictions"]]
+    lines = [
+        f"  {100 * p['probability']:6.2f} %  {p['name']}  ({p['wnid']}){_box(p.get('box'))}"
+        for p in answer["predictions"]
+    ]
     return "\n".join([answer["file"], *lines])
+
+
+def _box(box: list[int] | None) -> str:
+    return "  box {}, {}, {}, {}".format(*box) if box else ""
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 CHUNK = 32  # files in memory, and answered together
-COLUMNS = {"class": "classes", "wnid": "wnids", "name": "names", "probability": "probabilities"}
+COLUMNS = {  # boxes: of versions with a localiser
+    "class": "classes", "wnid": "wnids", "name": "names", "probability": "probabilities", "box": "boxes",
+}  # fmt: skip
 Predict = Callable[[list[bytes]], list[dict[str, Any]]]  # rows of the served model; ValueError for a bad image
 
 
@@ -51,8 +53,9 @@ def _rows(predict: Predict, contents: dict[str, bytes], errors: dict[str, str]) 
 
 
 def _predictions(row: dict[str, Any]) -> list[dict[str, Any]]:
-    columns = [row[name] for name in COLUMNS.values()]
-    return [dict(zip(COLUMNS, values, strict=True)) for values in zip(*columns, strict=True)]
+    names = {key: name for key, name in COLUMNS.items() if name in row}
+    columns = [row[name] for name in names.values()]
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def main() -> None:

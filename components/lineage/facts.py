@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from components.lineage.links import DATA, EVALUATION, SOURCE, TRAINING, Link
+from components.lineage.links import DATA, EVALUATION, LOCALISER, SOURCE, TRAINING, Link
 from components.lineage.server import Made
 from components.stage import RECORD_SUFFIX
 from components.weights.origin import in_words
@@ -28,7 +28,9 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def params(kind: str, own: dict[str, Any]) -> dict[str, Any]:
-    """The parameters in a link's own manifest."""
+    """The parameters in a link's own manifest; {} for a localiser, which has only those of its training."""
+    if kind == LOCALISER:
+        return {}
     keys = {EVALUATION: ("evaluate",), TRAINING: ("run", "train"), DATA: ("parameters",)}
     for key in keys[kind]:
         own = own.get(key, {})
@@ -61,6 +63,13 @@ def results(kind: str, own: dict[str, Any], metrics: dict[str, Any], known: dict
             found |= {"notes": " ".join(record["notes"])} if record["notes"] else {}
         else:
             found |= {"steps": own["last"].removeprefix("step-").lstrip("0")} if own else {}
+    if kind == LOCALISER:
+        found |= {"weights": str(known["weights_sha256"])} if known.get("weights_sha256") else {}
+        if metrics:
+            found["result"] = (
+                f"IoU below 0.5 of {100 * metrics['class_given_error']:.2f} %, the class given, "
+                f"{metrics['num_images']:,} images"
+            )
     if kind == DATA and own:
         images = " + ".join(f"{split['num_images']:,} {name}" for name, split in own["splits"].items())
         files = own["files"]

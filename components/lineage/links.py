@@ -1,4 +1,7 @@
-"""The links of a chain: version → evaluation → training → data → source, each addressed by its content."""
+"""The links of a chain: version → evaluation → training → data → source, each addressed by its content.
+
+A version may have a localiser, too, which was made from the same training and data.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,13 @@ from typing import Any
 from components.lineage.places import Place
 
 VERSION, EVALUATION, TRAINING, DATA, SOURCE = "version", "evaluation", "training", "data", "source"
-STAGE = {VERSION: "register", EVALUATION: "evaluate", TRAINING: "train", DATA: "shard"}  # that makes a link
-OUTPUT = {EVALUATION: "predictions", TRAINING: "checkpoint", DATA: "shards"}  # its argument, and the name of its tag
+LOCALISER = "localiser"
+STAGE = {  # that makes a link
+    VERSION: "register", EVALUATION: "evaluate", TRAINING: "train", DATA: "shard", LOCALISER: "localise",
+}  # fmt: skip
+OUTPUT = {  # its argument, and the name of its tag
+    EVALUATION: "predictions", TRAINING: "checkpoint", DATA: "shards", LOCALISER: "localiser",
+}  # fmt: skip
 VERIFIED, DAMAGED, NOT_REACHED = "verified", "damaged", "not reached"
 
 

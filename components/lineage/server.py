@@ -97,7 +97,10 @@ class Server:
 
     def users(self, kind: str, digest: str) -> list[Run]:
         """The finished runs that read a link."""
-        later = {"evaluation": ("register",), "training": ("evaluate", "register"), "data": ("train", "evaluate")}
+        later = {
+            "evaluation": ("register",), "training": ("evaluate", "localise", "register"),
+            "data": ("train", "evaluate", "localise"), "localiser": ("register",),
+        }  # fmt: skip
         return [run for stage in later[kind] for run in self._runs(stage, {f"vgg.input.{OUTPUT[kind]}": digest})]
 
     def _runs(self, stage: str, tags: dict[str, str]) -> list[Run]:

@@ -8,7 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from components.lineage.links import DAMAGED, DATA, EVALUATION, NOT_REACHED, SOURCE, TRAINING, VERIFIED, VERSION, Link
+from components.lineage.links import (
+    DAMAGED,
+    DATA,
+    EVALUATION,
+    LOCALISER,
+    NOT_REACHED,
+    SOURCE,
+    TRAINING,
+    VERIFIED,
+    VERSION,
+    Link,
+)
 from components.lineage.places import Locator, Place
 from components.lineage.server import Server
 from components.lineage.source import compare
@@ -22,6 +33,7 @@ from runtime.wording import counted
 from vgg.params.shard import EMBEDDED
 
 NUM_READERS = 4
+LOCALISER_FILE = "artifacts/localiser.safetensors"  # of a version with one
 ADDED = ("registered_model_meta",)  # by MLflow, to a downloaded version
 
 
@@ -111,6 +123,9 @@ def _wrong_files(link: Link, found: dict[str, str], listed: dict[str, str]) -> l
         wrong += [f"{path}: is no file of this version" for path in sorted(found.keys() - expected.keys())]
         if {expected.get(path) for path in weights} != {link.digest}:
             wrong.append(f"{FILES} lists other weights than its tag weights_sha256, {link.digest}")
+        recorded = link.record.get("inputs", {}).get("localiser_sha256")
+        if recorded != expected.get(LOCALISER_FILE):
+            wrong.append(f"{FILES} lists another localiser than its provenance, {recorded}")
     return [finding for finding in wrong if finding]
 
 
@@ -158,7 +173,7 @@ def _folder(link: Link, locator: Locator, report: Progress) -> None:
     if place is None:
         return _damaged(link, suspects) if suspects else _not_reached(link, "no copy was found")
     findings = [place.damage] if place.damage else check(place, link.kind, report)
-    if not place.damage and link.kind == TRAINING:
+    if not place.damage and link.kind in (TRAINING, LOCALISER):
         findings += _other_weights(link, place)
     if not place.damage and link.kind == EVALUATION:
         findings += _other_inputs(link, place)

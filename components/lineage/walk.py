@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.lineage import facts
-from components.lineage.links import DATA, EVALUATION, OUTPUT, STAGE, TRAINING, VERSION, Link
+from components.lineage.links import DATA, EVALUATION, LOCALISER, OUTPUT, STAGE, TRAINING, VERSION, Link
 from components.lineage.places import Locator, Place, at
 from components.lineage.server import Made, reach, record_of
 from components.register import tags as version_tags
@@ -155,6 +155,11 @@ class Walk:
             link.inputs.append(self.link(EVALUATION, known[EVALUATION]))
         elif known[TRAINING]["digest"] or link.digest:
             link.inputs.append(self.link(TRAINING, known[TRAINING]))
+        if inputs.get("localiser"):
+            localiser = {"digest": inputs["localiser"], "weights_sha256": inputs.get("localiser_sha256")}
+            localiser |= chain.get("localise", {})
+            localiser["known"] = known[EVALUATION]["known"]
+            link.inputs.append(self.link(LOCALISER, localiser))
         return link
 
     def link(self, kind: str, known: Known, given: Place | None = None) -> Link:
@@ -213,13 +218,10 @@ class Walk:
     def _inputs(self, kind: str, link: Link, own: dict[str, Any], known: Known, runs: list[Made]) -> Iterator[Link]:
         inputs = {**(known.get("inputs") or {}), **link.record.get("inputs", {}), **own.get("inputs", {})}
         later = known.get("known", {})  # what the version says of the links below
-        if kind == EVALUATION:
+        if kind in (EVALUATION, LOCALISER):
             below = {**later.get(TRAINING, {}), "known": later}
-            below |= {
-                n: v
-                for n, v in (("digest", inputs.get("checkpoint")), ("weights_sha256", inputs.get("weights_sha256")))
-                if v
-            }
+            weights = own.get("run", {}).get("initial") if kind == LOCALISER else inputs.get("weights_sha256")
+            below |= {n: v for n, v in (("digest", inputs.get("checkpoint")), ("weights_sha256", weights)) if v}
             if below.get("digest") or below.get("weights_sha256"):
                 training = self.link(TRAINING, below)
                 yield training

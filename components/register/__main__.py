@@ -3,7 +3,9 @@
 A model that passes the absolute rules of the gate gets a version, alias challenger.  If it is not inferior to the
 champion, and better, it becomes the champion, and the champion before it `previous`.  If the gate fails, the program
 reports the reasons and exits with 78.  Every rule is in gate.json and gate.md, beside --metrics.  Registering the same
-weights again returns the existing version.
+weights again returns the existing version.  With --localiser the version also gives boxes; the gate is on
+classification alone, and the same weights with another localiser, or without, are another version.  If the weights are
+the champion's, that version is the champion from then on.
 Put the champion before back:  python -m components.register rollback [--model-name NAME]
 """
 
@@ -27,6 +29,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--checkpoint", required=True, metavar="DIR", help="in: the train stage's output")
     flags.add_argument("--predictions", required=True, metavar="DIR", help="in: the evaluate stage's output")
     flags.add_argument("--evaluation", required=True, metavar="FILE", help="in: the evaluate stage's metrics")
+    flags.add_argument("--localiser", metavar="DIR", help="in: the localise stage's output, if there is that stage")
+    flags.add_argument("--localisations", metavar="DIR", help="in: and what it has found; both or none")
     flags.add_argument(
         "--metrics",
         required=True,
@@ -64,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from runtime.store.place import downloaded
     from vgg.params.register import RegisterParams
 
+    if bool(args.localiser) != bool(args.localisations):
+        parser().error("--localiser and --localisations belong together: give both, or none")
     stage = Stage("register", args, RegisterParams)
     evaluation = registry.read_evaluation(Path(args.evaluation))
     package = Package.open(
@@ -72,10 +78,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         downloaded(args.predictions),
         evaluation,
         stage.params,
+        (downloaded(args.localiser), downloaded(args.localisations)) if args.localiser else None,
     )
     stage.expect("checkpoint", args.checkpoint, package.trained.digest)
     stage.expect("predictions", args.predictions, package.predictions_digest)
     stage.inputs["weights_sha256"] = package.trained.weights_sha256
+    if localiser := package.localiser:
+        stage.expect("localiser", args.localiser, localiser.trained.digest)
+        stage.expect("localisations", args.localisations, localiser.localisations_digest)
+        stage.inputs["localiser_sha256"] = localiser.weights_sha256
     name, replace = stage.params.model_name, bool(args.replace_champion)
     with stage.tracked(args.metrics) as tracker, registry.open_registry(name) as models:
         judge = Judge(stage.params.gate, models, package.shards, evaluation, package.predictions, replace)
@@ -89,6 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             page.link(models.client, tracker, name, outcome.version, package)
         expect_passed(name, outcome)
         metrics = results(name, outcome, evaluation)
+        if package.localiser:
+            metrics["localiser_sha256"] = package.localiser.weights_sha256
         stage.finish(metrics, {"model": metrics["uri"]})
     program.log.info(
         "%s version %s is %s%s",

@@ -46,6 +46,10 @@ class Candidate(Protocol):
     @property
     def weights_sha256(self) -> str: ...
 
+    @property
+    def localiser_sha256(self) -> str:
+        """Of its localiser; "" without one.  The same weights with another localiser are another version."""
+
     def upload(self) -> Upload:
         """Store the files of a new version and verify what was stored."""
 
@@ -53,7 +57,7 @@ class Candidate(Protocol):
         """An upload is not needed: another process has registered the same weights."""
 
     def verify(self, version: ModelVersion) -> str:
-        """What is wrong with the files of an existing version of these weights; "" if they are good."""
+        """What is wrong with the files of an existing version of the same; "" if they are good."""
 
 
 class Judge(Protocol):
@@ -103,7 +107,7 @@ def register(models: Registry, candidate: Candidate, judge: Judge, replace: bool
             upload = candidate.upload()
         with models.lease(**times) as lease:
             now = models.state(replace)
-            same = now.of(candidate.weights_sha256)
+            same = now.of(candidate.weights_sha256, candidate.localiser_sha256)
             if {str(version.version) for version in same} - intact:
                 continue  # a version that another process has made is verified without the lease
             if not now.same_champion(state):
@@ -120,8 +124,8 @@ def register(models: Registry, candidate: Candidate, judge: Judge, replace: bool
 
 
 def _verify(models: Registry, candidate: Candidate, state: State, intact: set[str]) -> None:
-    """Verify the existing versions of these weights that are not in `intact`; damaged ones are marked."""
-    for found in state.of(candidate.weights_sha256):
+    """Verify the existing versions of the candidate that are not in `intact`; damaged ones are marked."""
+    for found in state.of(candidate.weights_sha256, candidate.localiser_sha256):
         number = str(found.version)
         if number in intact:
             continue

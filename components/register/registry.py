@@ -4,6 +4,7 @@ Changes are made under its lease (components.register.promotion), because MLflow
 request may be applied twice, since answers get lost; of the creation of a version that is made sure here.
 
 Tags of a version:  weights_sha256, evaluation, files.sha256, provenance   what it is (JSON: see tags.py)
+                    localiser_sha256       of the weights of its localiser, if it has one
                     mlflow.vgg.promoted    when and by whom it became champion, and the champion before: JSON
                     mlflow.vgg.rolled_back the same, of its replacement by the one before; the gate refuses the weights
                     vgg.damaged, vgg.duplicate_of   it is not used any more; why, or the lower version of these weights
@@ -40,6 +41,7 @@ DESCRIPTION = "VGG (arXiv 1409.1556): JPEG bytes to classes"
 CHALLENGER, PREVIOUS = "challenger", "previous"  # the last that passed the absolute rules; the champion before
 PROMOTED, ROLLED_BACK = f"{HIDDEN}promoted", f"{HIDDEN}rolled_back"
 REPLACED = f"{HIDDEN}replaced_champion"
+LOCALISER = "localiser_sha256"
 DAMAGED, DUPLICATE = "vgg.damaged", "vgg.duplicate_of"
 
 
@@ -117,10 +119,15 @@ class State:
     def same_champion(self, other: State) -> bool:
         return (self.champion, self.holder) == (other.champion, other.holder)
 
-    def of(self, weights_sha256: str) -> list[ModelVersion]:
-        """The versions of these weights that are in use, lowest first."""
+    def of(self, weights_sha256: str, localiser_sha256: str | None = None) -> list[ModelVersion]:
+        """The versions of these weights that are in use, lowest first.
+
+        localiser_sha256: only those with this localiser; "": without one; None: all.
+        """
         unused = {DAMAGED, DUPLICATE}
         same = [v for v in self.versions.values() if v.tags.get("weights_sha256") == weights_sha256]
+        if localiser_sha256 is not None:
+            same = [version for version in same if version.tags.get(LOCALISER, "") == localiser_sha256]
         return [version for version in same if not unused & version.tags.keys()]
 
 

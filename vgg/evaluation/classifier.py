@@ -7,9 +7,9 @@ would start a team of threads for every thread that calls it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from vgg.evaluation.views import Views
 from vgg.network.model import VGG, Architecture, blank
 from vgg.params.evaluate import EvaluateParams
 
+T = TypeVar("T")
 Picture = bytes | Pixels | Image.Image  # the content of a file; uint8 RGB (h, w, 3) or grey (h, w); an image of Pillow
 BATCH_PIXELS = 1_000_000  # computed together at a scale: 256 MB for the widest map of VGG at full size
 MAX_SCALED_PIXELS = 4_000_000  # of one image at a scale
@@ -44,7 +45,6 @@ class Classifier:
         params = params.model_copy(update={"batch_pixels": min(params.batch_pixels, BATCH_PIXELS)})
         self.views = Views(params, model, pixels, torch.device("cuda" if torch.cuda.is_available() else "cpu"), True)
         self.scales, self.batch_pixels, self.filter = params.test_scales, params.batch_pixels, params.filter
-        self.max_scaled_pixels = max(MAX_SCALED_PIXELS, 2 * max(self.scales) ** 2)
         self.max_pixels = max_pixels
         self.wnids, self.names = np.array([c["wnid"] for c in classes]), np.array([c["name"] for c in classes])
         torch.set_num_threads(min(num_threads, torch.get_num_threads()))
@@ -64,19 +64,26 @@ class Classifier:
         embedding: also "embedding", classifier_width numbers, see Views.
         Raises BadPicture for the first picture that cannot be used.
         """
-        sizes = np.array([self._size(number, picture) for number, picture in enumerate(pictures)]).reshape(-1, 2)
+        sizes = np.array([self.size(n, picture, self.scales) for n, picture in enumerate(pictures)]).reshape(-1, 2)
         found: list[dict[str, Any]] = [{} for _ in pictures]
         for numbers in chunks_by_size(sizes, np.arange(len(sizes)), self.scales, self.batch_pixels):
             batch = {int(number): pictures[number] for number in numbers}
-            posteriors, embeddings = self._thread.submit(self._compute, batch, embedding).result()
+            posteriors, embeddings = self.in_thread(self._compute, batch, embedding)
             for row, number in enumerate(batch):
                 found[number] = self._answer(posteriors[row], top_k)
                 if embedding:
                     found[number]["embedding"] = embeddings[row].astype(float).tolist()
         return found
 
-    def _size(self, number: int, picture: Picture) -> tuple[int, int]:
-        """Height and width, from the header of a file, before anything is decoded."""
+    def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        """What a function returns that computes with a network: in the one thread that does."""
+        return self._thread.submit(work, *arguments).result()
+
+    def size(self, number: int, picture: Picture, scales: Sequence[int]) -> tuple[int, int]:
+        """Height and width, from the header of a file, before anything is decoded.
+
+        scales: short sides that it is scaled to.  Raises BadPicture for one that cannot be used, or is too long.
+        """
         try:
             if isinstance(picture, np.ndarray):
                 height, width = picture.shape[:2]
@@ -86,12 +93,12 @@ class Classifier:
             if not height or not width:
                 raise BadImage("no pixels")
             expect_size(width, height, self.max_pixels)
-            scale = max(self.scales)
-            scaled = short_side(height, width, scale)
-            if scaled[0] * scaled[1] > self.max_scaled_pixels:
+            scale = max(scales)
+            scaled, limit = short_side(height, width, scale), max(MAX_SCALED_PIXELS, 2 * scale**2)
+            if scaled[0] * scaled[1] > limit:
                 raise BadImage(
                     f"{width} x {height} is too long and narrow: scaled to a short side of {scale}, as this network "
-                    f"wants it, it would have more than {self.max_scaled_pixels:,} pixels; cut it"
+                    f"wants it, it would have more than {limit:,} pixels; cut it"
                 )
         except BadImage as reason:
             raise BadPicture(number, str(reason)) from None
@@ -100,7 +107,7 @@ class Classifier:
     def _compute(self, batch: dict[int, Picture], embedding: bool) -> tuple[np.ndarray, np.ndarray]:
         """Posteriors and embeddings (none unless wanted) of pictures, by number, in their order."""
         scaled = [
-            Scaled.of(torch.from_numpy(self._pixels(number, picture)), self.views.bases, self.filter)
+            Scaled.of(torch.from_numpy(self.pixels(number, picture)), self.views.bases, self.filter)
             for number, picture in batch.items()
         ]
         outputs = self.views(scaled, embedding)
@@ -108,8 +115,8 @@ class Classifier:
         embeddings = none if outputs.embeddings is None else outputs.embeddings.cpu().numpy()
         return outputs.posteriors[:, -1].cpu().numpy(), embeddings
 
-    def _pixels(self, number: int, picture: Picture) -> Pixels:
-        """uint8 RGB (h, w, 3)."""
+    def pixels(self, number: int, picture: Picture) -> Pixels:
+        """uint8 RGB (h, w, 3).  Raises BadPicture."""
         try:
             if isinstance(picture, bytes):
                 return np.array(decode(picture, self.max_pixels))

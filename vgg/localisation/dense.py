@@ -29,6 +29,7 @@ from vgg.network.model import STRIDE, VGG
 MODES = ("best_window", "mean", "merged")  # the last one is the paper's
 TOP = 5  # classes of an image
 MIN_SIDE = 1.0  # pixels of the rescaled image: a box of a network may have negative sides
+Seen = tuple[torch.Tensor, list[torch.Tensor]]  # of a scale: see Dense._seen
 
 
 @dataclass(frozen=True)
@@ -93,25 +94,34 @@ class Dense:
     @torch.inference_mode()
     def __call__(self, picture: Picture, given: int, posteriors: NDArray[np.float32] | None = None) -> Found:
         """given: a class.  posteriors: of better classifiers, to choose the classes by; else those of this one."""
-        scores, hidden = [], []
-        for base in self.bases:
-            image = self._image(picture, base)
-            scores.append(self.classifier.dense.scores(self.classifier.hidden(image)))
-            hidden.append([net.hidden(image) for net in self.localisers])
-        own = torch.stack([each.mean(0).softmax(0) for each in scores]).mean(0).cpu().numpy()
+        seen = [self._seen(picture, base) for base in self.bases]
+        own = torch.stack([scores.mean(0).softmax(0) for scores, _ in seen]).mean(0).cpu().numpy()
         top = np.argsort(-(own if posteriors is None else posteriors), kind="stable")[:TOP]
-        classes = np.append(top, given)
+        found = self._boxes(picture, seen, np.append(top, given))
+        central = self._central(picture, given)
+        return Found(top, found[:, :-1], np.concatenate([central[None], found[:, -1]]))
+
+    @torch.inference_mode()
+    def boxes(self, picture: Picture, classes: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The boxes of these classes, (modes, k, 4), as __call__ finds them.  The picture needs only self.bases."""
+        return self._boxes(picture, [self._seen(picture, base) for base in self.bases], classes)
+
+    def _seen(self, picture: Picture, base: Base) -> Seen:
+        """Class scores at all positions of a scale, and the outputs of fc7 of every localiser."""
+        image = self._image(picture, base)
+        scores = self.classifier.dense.scores(self.classifier.hidden(image))
+        return scores, [net.hidden(image) for net in self.localisers]
+
+    def _boxes(self, picture: Picture, seen: Sequence[Seen], classes: NDArray[np.int64]) -> NDArray[np.float64]:
         boxes, weights = [], []
-        for base, at_scale, of_nets in zip(self.bases, scores, hidden, strict=True):
+        for base, (at_scale, of_nets) in zip(self.bases, seen, strict=True):
             size = size_at(base, picture.height, picture.width)
             score = at_scale.softmax(1)[:, torch.from_numpy(classes).to(at_scale.device)].T.double().cpu().numpy()
             for net, each in zip(self.localisers, of_nets, strict=True):
                 boxes.append(self._in_source(_boxes_of(net, each, classes), _corners(size, self.side), picture, size))
                 weights.append(score)
         together, score = np.concatenate(boxes, 1), np.concatenate(weights, 1)
-        found = np.stack([self._modes(*of_class) for of_class in zip(together, score, strict=True)], 1)
-        central = self._central(picture, given)
-        return Found(top, found[:, :-1], np.concatenate([central[None], found[:, -1]]))
+        return np.stack([self._modes(*of_class) for of_class in zip(together, score, strict=True)], 1)
 
     def _image(self, picture: Picture, base: Base) -> torch.Tensor:
         image = picture.scaled[size_at(base, picture.height, picture.width)]

@@ -19,14 +19,17 @@ def arguments(files: dict[str, str], jpeg: bytes) -> dict[str, Any]:
         "python_model": str(Path(__file__).with_name("served.py")),
         "artifacts": files,
         "code_paths": [str(ROOT / "vgg"), str(ROOT / "runtime")],
-        "signature": _signature(),
+        "signature": _signature("localiser" in files),
         "input_example": (example, {"top_k": 5}),
         "pip_requirements": requirements(),
     }
 
 
-def _signature() -> Any:
-    """Parameters and outputs.  Not the inputs: MLflow would turn every form but a DataFrame away before the model."""
+def _signature(localised: bool) -> Any:
+    """Parameters and outputs.  Not the inputs: MLflow would turn every form but a DataFrame away before the model.
+
+    localised: whether it gives boxes.
+    """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import Array
@@ -37,14 +40,12 @@ def _signature() -> Any:
         "names": DataType.string,
         "probabilities": DataType.double,
     }
-    return ModelSignature(
-        outputs=Schema(
-            [
-                *(ColSpec(Array(kind), name) for name, kind in outputs.items()),
-                ColSpec(Array(DataType.double), "embedding", required=False),
-            ]
-        ),
-        params=ParamSchema(
-            [ParamSpec("top_k", DataType.long, 5), ParamSpec("embedding", DataType.boolean, False)],
-        ),
-    )
+    columns: list[Any] = [
+        *(ColSpec(Array(kind), name) for name, kind in outputs.items()),
+        ColSpec(Array(DataType.double), "embedding", required=False),
+    ]
+    params = [ParamSpec("top_k", DataType.long, 5), ParamSpec("embedding", DataType.boolean, False)]
+    if localised:
+        columns.append(ColSpec(Array(Array(DataType.long)), "boxes", required=False))
+        params.append(ParamSpec("boxes", DataType.boolean, True))
+    return ModelSignature(outputs=Schema(columns), params=ParamSchema(params))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from components.evaluate import hits, report
+from components.register.version.localiser import Localiser
 from components.weights import origin
 from runtime import manifest
 from runtime.errors import Refused
@@ -65,6 +66,7 @@ class Package:
     evaluation: dict[str, Any]
     evaluate_params: dict[str, Any]
     params: RegisterParams
+    localiser: Localiser | None = None
 
     @classmethod
     def open(
@@ -74,8 +76,12 @@ class Package:
         predictions: Path,
         evaluation: dict[str, Any],
         params: RegisterParams,
+        localised: tuple[Path, Path] | None = None,
     ) -> Package:
-        """Raises Refused if the evaluation is of other weights or other shards."""
+        """localised: the localise stage's localiser and localisations, if there are.
+
+        Raises Refused if the evaluation is of other weights or other shards, or the localiser is.
+        """
         rows, content = open_predictions(predictions)
         if content["evaluate"]["fuse"]:
             raise Refused(
@@ -90,7 +96,8 @@ class Package:
         if {name: evaluation.get(name) for name in content["metrics"]} != content["metrics"]:
             raise Refused(f"the evaluation's metrics differ from those in {predictions}. Run the evaluate stage again.")
         digest = manifest.directory_digest(predictions, content)
-        return cls(opened, trained, rows, digest, evaluation, content["evaluate"], params)
+        localiser = Localiser.open(*localised, trained, opened) if localised else None
+        return cls(opened, trained, rows, digest, evaluation, content["evaluate"], params, localiser)
 
     def write(self, directory: Path, provenance: dict[str, Any]) -> dict[str, str]:
         """Write the files of the version; returns their paths by name."""
@@ -111,7 +118,8 @@ class Package:
             "provenance": "provenance.json",
             "card": "MODEL_CARD.md",
         }
-        return {name: str(directory / file) for name, file in names.items()} | self._export(directory)
+        files = {name: str(directory / file) for name, file in names.items()} | self._export(directory)
+        return files | (self.localiser.write(directory) if self.localiser else {})
 
     def _export(self, directory: Path) -> dict[str, str]:
         if not self.params.exports:
@@ -131,6 +139,7 @@ class Package:
         """
         data = self.shards.manifest
         return {
+            **({"localise": self.localiser.chain()} if self.localiser else {}),
             "evaluate": {
                 "digest": self.predictions_digest,
                 "params": self.evaluate_params,
@@ -163,7 +172,7 @@ class Package:
             f"{result['num_images']:,} validation images.\n\n"
             f"| mode | top-1 error % | top-5 error % |\n|---|---|---|\n{rows}\n\n"
             f"Weights sha256 `{self.trained.weights_sha256}`, shards `{self.shards.digest}`, commit `{git['commit']}`"
-            f"{' (dirty)' if git['dirty'] else ''}.\n\n{self._usage()}"
+            f"{' (dirty)' if git['dirty'] else ''}.\n\n{self.localiser.card() if self.localiser else ''}{self._usage()}"
         )
 
     def _usage(self) -> str:
@@ -178,10 +187,14 @@ class Package:
         crops = f"uint8 RGB crops (n, {size}, {size}, 3) to probabilities and embedding: {exported}.\n"
         return USAGE.replace("NAME", name) + (f"\nGraphs, {crops}" if exported else "")
 
+    def probe_numbers(self) -> np.ndarray:
+        """Of NUM_PROBES validation images."""
+        count = len(self.shards.split("val"))
+        return np.linspace(0, count - 1, min(NUM_PROBES, count)).astype(int)
+
     def probes(self) -> tuple[list[bytes], np.ndarray, np.ndarray]:
         """NUM_PROBES validation JPEGs, with the headline mode's best class and its probability for each."""
-        split = self.shards.split("val")
-        numbers = np.linspace(0, len(split) - 1, min(NUM_PROBES, len(split))).astype(int)
+        split, numbers = self.shards.split("val"), self.probe_numbers()
         headline = self.predictions["modes"][numbers, -1]
         return [split.read(int(n)) for n in numbers], headline["classes"][:, 0], headline["probabilities"][:, 0]
 

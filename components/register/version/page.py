@@ -34,7 +34,14 @@ def facts(package: Package) -> dict[str, str]:
         "top1_error": f"{100 * evaluation['top1_error']:.2f} %",
         "top5_error": f"{100 * evaluation['top5_error']:.2f} %",
         "evaluated_on": f"{evaluation['num_images']:,} images of {package.shards.manifest['dataset']}",
+        **_boxes(package),
     }
+
+
+def _boxes(package: Package) -> dict[str, str]:
+    if not package.localiser:
+        return {}
+    return {"class_given_error": f"{100 * package.localiser.content['metrics']['class_given_error']:.2f} %"}
 
 
 def description(package: Package, provenance: dict[str, Any]) -> str:
@@ -43,10 +50,12 @@ def description(package: Package, provenance: dict[str, Any]) -> str:
     record = origin.imported(package.trained.manifest)
     source = f", {origin.in_words(record)}" if record else ""
     commit = f", commit {str(git['commit'])[:12]}{' with changes' if git['dirty'] else ''}" if git["commit"] else ""
+    boxes = "Output: classes with boxes. " if package.localiser else ""
     return (
         f"{headline(package.evaluation, package.shards.manifest['dataset'])}. VGG, configuration "
         f"{network['configuration']}{' with batch norm' if network['batch_norm'] else ''}, {network['num_classes']} "
-        f"classes, {network['input_size']} pixels{source}{commit}. Input: the bytes of a JPEG. More in MODEL_CARD.md."
+        f"classes, {network['input_size']} pixels{source}{commit}. Input: the bytes of a JPEG. {boxes}"
+        "More in MODEL_CARD.md."
     )
 
 

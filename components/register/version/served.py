@@ -1,6 +1,7 @@
 """The packaged model: images in, classes and probabilities out.  MLflow runs this file; nothing is unpickled.
 
 It answers with the headline evaluation: the average over test scales, and over mirror images if that was evaluated.
+With a localiser also a box for every class, as the localise stage finds them: dense at its test scales, merged.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pandas as pd
@@ -22,6 +23,9 @@ from runtime.cores import usable_cores
 from vgg.data.images import BadImage
 from vgg.evaluation.classifier import Classifier
 from vgg.evaluation.pictures import pictures
+
+if TYPE_CHECKING:
+    from vgg.localisation.locator import Locator
 
 
 class WrongRequest(MlflowException, ValueError):
@@ -44,8 +48,17 @@ class ImageClassifier(PythonModel):
     def load_context(self, context: Any) -> None:
         description = json.loads(Path(context.artifacts["network"]).read_bytes())
         num_threads = max(1, usable_cores() // _num_processes())
-        _verify(context.artifacts["weights"], description["weights_sha256"])
-        self.classifier = Classifier.of(description, load_file(context.artifacts["weights"]), num_threads)
+        _verify(context.artifacts["weights"], description["weights_sha256"], "network.json")
+        weights = load_file(context.artifacts["weights"])
+        self.classifier = Classifier.of(description, weights, num_threads)
+        self.locator: Locator | None = None
+        if "localiser" in context.artifacts:
+            from vgg.localisation.locator import Locator
+
+            localiser = json.loads(Path(context.artifacts["localiser_network"]).read_bytes())
+            _verify(context.artifacts["localiser"], localiser["weights_sha256"], "localiser.json")
+            boxes = load_file(context.artifacts["localiser"])
+            self.locator = Locator(self.classifier, description, weights, localiser, boxes)
 
     def predict(
         self,
@@ -53,34 +66,45 @@ class ImageClassifier(PythonModel):
         model_input: pd.DataFrame,  # or what the docstring lists: MLflow knows no annotation for that, and would warn
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        """A row for every image: classes, wnids, names and probabilities, best first.
+        """A row for every image: classes, wnids, names and probabilities, best first; with a localiser also boxes.
 
         model_input: the bytes of an image file, base64 text of them (the form of requests), a pathlib.Path, an image
         of Pillow, an array uint8 (height, width, 3) or (height, width), a list of any of them, or a DataFrame with
         them in its column `image`.
         params: top_k, how many classes to name (5).  embedding: true adds the column embedding: the outputs of fc7
         after its ReLU (classifier_width numbers; 4,096 in the paper), averaged as the probabilities are, over
-        positions, scales and mirror images.
+        positions, scales and mirror images.  boxes: false leaves out the boxes, which take longer than the classes.
+
+        A box is [x1, y1, x2, y2], pixels of the image as it is stored (not turned as its EXIF says), both corners
+        inside the box, the first pixel 0.
 
         Raises WrongRequest (a ValueError), with the number of the row, for what is not an image.
         """
         given = {name: value for name, value in (params or {}).items() if value is not None}
-        wanted = {"top_k": 5, "embedding": False, **given}
+        wanted = {"top_k": 5, "embedding": False, "boxes": True, **given}
         if wanted["top_k"] < 1:
             raise WrongRequest(f"params: top_k is {wanted['top_k']}; it must be 1 or more")
         try:
-            return pd.DataFrame(self.classifier.answers(pictures(model_input), wanted["top_k"], wanted["embedding"]))
+            images = pictures(model_input)
+            rows = self.classifier.answers(images, wanted["top_k"], wanted["embedding"])
+            if self.locator and wanted["boxes"]:
+                found = self.locator.boxes(images, [row["classes"] for row in rows])
+                rows = [{**row, "boxes": boxes} for row, boxes in zip(rows, found, strict=True)]
+            return pd.DataFrame(rows)
         except BadImage as reason:
             raise WrongRequest(str(reason)) from None
 
 
-def _verify(path: str, sha256: str) -> None:
-    """Raises ValueError unless the file has this sha256 (hex): a damaged network would answer, but wrongly."""
+def _verify(path: str, sha256: str, described: str) -> None:
+    """Raises ValueError unless the file has this sha256 (hex): a damaged network would answer, but wrongly.
+
+    described: the file that states it.
+    """
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         raise ValueError(
-            f"{path}: its sha256 is {found}, but network.json says {sha256}: the weights are damaged. Restore the file "
+            f"{path}: its sha256 is {found}, but {described} says {sha256}: the weights are damaged. Restore the file "
             "in MLflow's artifact store, or register the model again."
         )
 

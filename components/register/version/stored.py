@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from components.register import tags as version_tags
-from components.register.registry import Upload
+from components.register.registry import LOCALISER, Upload
 from components.register.version import page
 from components.register.version.model import arguments
 from components.register.version.package import Package
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 FILES, FILES_TAG, FILES_SCHEMA = "files.json", "files.sha256", "vgg.version/1"
+BOXES_COMPARED = 5  # of an image
 PROBABILITY_TOLERANCE = 0.02  # bf16 and batch sizes differ between evaluation and serving
 
 
@@ -48,6 +49,10 @@ class Packaged:
     def weights_sha256(self) -> str:
         return self.package.trained.weights_sha256
 
+    @property
+    def localiser_sha256(self) -> str:
+        return self.package.localiser.weights_sha256 if self.package.localiser else ""
+
     def upload(self) -> Upload:
         """Raises Refused if this machine cannot store files for the server, or what was stored does not serve."""
         run_id = self.tracker.run_id(self.client)
@@ -64,6 +69,7 @@ class Packaged:
         tags = {
             "weights_sha256": self.weights_sha256,
             FILES_TAG: files_sha256,
+            **({LOCALISER: self.localiser_sha256} if self.localiser_sha256 else {}),
             "evaluation": json.dumps(evaluation, sort_keys=True),
             "git.commit": str(self.provenance["code"]["git"]["commit"]),
             "data.digest": self.package.shards.digest,
@@ -116,8 +122,13 @@ class Packaged:
             except Refused as reason:
                 return str(reason).replace(f"{folder}/", "").partition(". ")[0]
             served = json.loads((folder / "artifacts/network.json").read_bytes())
-            try:  # a version of an evaluation with other parameters answers as that one
-                serving_check(str(folder), self.package, served["evaluate"] == self.package.evaluate_params)
+            localiser = self.package.localiser
+            # a version of an evaluation with other parameters answers as that one; so do its boxes
+            same_boxes = localiser and _json(folder / "artifacts/localiser.json") == localiser.description()
+            try:
+                serving_check(
+                    str(folder), self.package, served["evaluate"] == self.package.evaluate_params, bool(same_boxes)
+                )
             except Refused as reason:
                 return str(reason).replace(f"{folder}/", "")
         return ""
@@ -167,12 +178,16 @@ def verify_files(folder: Path, files_sha256: str, weights_sha256: str) -> None:
         manifest.verify_file(folder, entry)
 
 
-def serving_check(uri: str, package: Package, same_evaluation: bool = True) -> None:
+def _json(path: Path) -> Any:
+    return json.loads(path.read_bytes())
+
+
+def serving_check(uri: str, package: Package, same_evaluation: bool = True, same_boxes: bool = False) -> None:
     """Load the packaged model as a server does, and compare its answers with the evaluation.
 
     uri: an address of MLflow, or a folder.  same_evaluation: whether the model is to answer as this evaluation does;
-    otherwise it must answer.  Raises Refused if it cannot be loaded, if the answers differ, or if the
-    model accepts bytes that are not an image.
+    otherwise it must answer.  same_boxes: whether its boxes are to be those of the package's localiser.
+    Raises Refused if it cannot be loaded, if the answers differ, or if the model accepts bytes that are not an image.
     """
     import mlflow
     import pandas as pd
@@ -184,7 +199,8 @@ def serving_check(uri: str, package: Package, same_evaluation: bool = True) -> N
         if isinstance(found := problem(error), Unreachable):
             raise found from error
         raise Refused(f"serving check failed: the model cannot be loaded: {error}") from error
-    answers = model.predict(pd.DataFrame({"image": jpegs}), params={"top_k": 1})
+    boxes = same_boxes and package.localiser
+    answers = model.predict(pd.DataFrame({"image": jpegs}), params={"top_k": BOXES_COMPARED if boxes else 1})
     served = np.array([row[0] for row in answers["classes"]])
     difference = np.abs(np.array([row[0] for row in answers["probabilities"]]) - probabilities)
     near_tie = probabilities < 0.5 + PROBABILITY_TOLERANCE  # another class may be as likely
@@ -193,6 +209,8 @@ def serving_check(uri: str, package: Package, same_evaluation: bool = True) -> N
             f"serving check failed: the packaged model predicts {served.tolist()}, the evaluation {classes.tolist()} "
             f"(probabilities differ by up to {difference.max():.3f})"
         )
+    if boxes:
+        boxes.compare(package.probe_numbers(), answers["classes"].tolist(), answers["boxes"].tolist())
     try:
         model.predict(pd.DataFrame({"image": [b"not an image"]}))
     except ValueError:  # expected: raised by served.py
