@@ -4,7 +4,7 @@ The tag is the hash of all code that runs in the step, of the lock file of its i
 the README keeps the tag; a changed line of the trainer changes it.  Unlike DVC's dependencies, the tag also covers the
 code around the science: a fixed program must reach the cluster, where it finds finished work and does not repeat it.
 
-python -m components.images prints the four references.
+python -m components.images prints the references: those of the four stages, and of the optional one.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from components.closure import ROOT, fingerprint
 from components.closure import program as files_of
 from runtime import environment
 
-TARGETS = {"shard": "data", "train": "train", "evaluate": "train", "register": "serve"}  # of docker/Dockerfile
+TARGETS = {  # of docker/Dockerfile
+    "shard": "data", "train": "train", "evaluate": "train", "register": "serve", "localise": "train",
+}  # fmt: skip
 EXTRA_MODULES = {  # that run in the image of a stage besides its program
     "train": ("components.trainjob.__main__", "components.launch"),
+    "localise": ("components.trainjob.__main__", "components.launch"),
     "register": (
         "components.report.__main__",
         "components.register.version.served",

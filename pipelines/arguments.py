@@ -42,6 +42,7 @@ QUANTITIES = {  # by suffix of a run argument's name: pattern, example
     "_memory_request": (MEMORY, "512Mi"),
     "_gpus": (r"\d+", "1"),
 }
+SECTIONS = (*STAGES, *OPTIONAL)
 IMAGES_VERSION = "images_version"  # represents the content of the folder `images` in sharding's cache key
 
 
@@ -68,11 +69,8 @@ def gather(package: Package, params: str, overrides: list[str], settings: list[s
     init = arguments.get("train", {}).get("init")
     if init in ("shallower", "checkpoint") and "initial" in package.inputs and not arguments.get("initial"):
         mistakes.append(f"-C initial=… is missing: train.init {init!r} needs the weights of a finished checkpoint")
-    for name in OPTIONAL:
-        if name in arguments and name not in package.inputs:
-            mistakes.append(f"{params}: section {name!r} is no step of this pipeline. Remove it, or set it to null.")
     for name, properties in package.inputs.items():
-        if name not in (*STAGES, *arguments, *package.defaults) and not properties.get("isOptional"):
+        if name not in (*SECTIONS, *arguments, *package.defaults) and not properties.get("isOptional"):
             mistakes.append(f"-C {name}=… is missing: the pipeline has no default for it")
     if mistakes:
         raise WrongParameters("\n".join(mistakes))
@@ -122,7 +120,16 @@ def sections(path: str, overrides: list[str]) -> dict[str, dict[str, Any]]:
     for stage, section in checked.items():
         for line in section.without_effect():
             log.warning("%s.%s", stage, line)
-    return {stage: document[stage] for stage in (*STAGES, *OPTIONAL) if stage in checked}
+    return {stage: document[stage] for stage in SECTIONS if stage in checked}
+
+
+def localised(path: str, overrides: list[str]) -> bool:
+    """Whether a run of this file has the step localise.  False if it cannot be read: gather() says why."""
+    try:
+        document, _, _ = read_yaml(Path(path))
+    except WrongParameters:
+        return False
+    return isinstance(document, dict) and document.get("localise") is not None and "localise=null" not in overrides
 
 
 def digest(package: Package, arguments: dict[str, Any]) -> str:
@@ -164,7 +171,7 @@ def unversioned_images(package: Package, arguments: dict[str, Any]) -> bool:
 def _training_step(package: Package, arguments: dict[str, Any]) -> dict[str, Any]:
     """Resources of the training step's own pod: those of training, or small ones if it supervises a TrainJob.
 
-    If training has no GPU, evaluation has none.
+    If training has no GPU, evaluation has none.  Localisation trains on one node like those of training.
     """
     known = {**package.defaults, **arguments}
     if int(known["nodes"]) == 1:
@@ -177,6 +184,8 @@ def _training_step(package: Package, arguments: dict[str, Any]) -> dict[str, Any
     step |= {f"step_{name}_request": known[f"step_{name}"] for name in ("cpu", "memory") if f"step_{name}" in arguments}
     if not known["gpus"]:
         step["evaluate_gpus"] = "0"
+    step |= {"localise_gpus": str(known["gpus"])}
+    step |= {f"localise_{name}": known[f"train_{name}"] for name in ("cpu", "memory")}
     return {name: value for name, value in step.items() if name in package.inputs and name not in arguments}
 
 
@@ -186,9 +195,9 @@ def now() -> str:
 
 def _value(package: Package, name: str, text: str | None) -> Any:
     """Raises WrongParameters."""
-    if name in STAGES:
+    if name in SECTIONS:
         raise WrongParameters(f"is a section of params.yaml: change it with -S {name}.KEY=VALUE")
-    settable = [known for known in package.inputs if known not in STAGES]
+    settable = [known for known in package.inputs if known not in SECTIONS]
     if name not in settable:
         hint = did_you_mean(name, settable) or f". Run arguments: {', '.join(sorted(settable))}"
         raise WrongParameters(f"no such run argument{hint}")

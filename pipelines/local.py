@@ -52,13 +52,14 @@ def run(arguments: dict[str, Any], outputs: Path = OUTPUTS) -> None:
     outputs.mkdir(parents=True, exist_ok=True)
     outputs.chmod(0o777)  # steps run as another user
     local.init(local.DockerRunner(**container_options()), pipeline_root=str(outputs))
-    from pipelines.definition.imagenet import vgg_imagenet
+    from pipelines.definition.imagenet import pipeline
 
-    set_images(vgg_imagenet.pipeline_spec, arguments)
+    made = pipeline("localise" in arguments)
+    set_images(made.pipeline_spec, arguments)
     assert hasattr(docker_task_handler, "run_docker_container"), "kfp.local has changed: see run_container()"
     docker_task_handler.run_docker_container = run_container
     try:
-        vgg_imagenet(**arguments)
+        made(**arguments)
     except DockerException as failure:
         raise Refused(f"a step's container does not start: {failure}. Are the images built (make images)?") from None
     except RuntimeError as failure:  # kfp.local has printed the failed task

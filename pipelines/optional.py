@@ -1,7 +1,8 @@
 """python -m pipelines.optional: give dvc.yaml the optional stages whose section params.yaml has, and only those.
 
 DVC cannot leave a stage out by a parameter: a stage whose section is missing is an error.  make run calls this first.
-A stage's text is in pipelines/stages/STAGE.yaml and is put before the stage `register`; nothing else is changed.
+A stage's text is in pipelines/stages/STAGE.yaml and is put before the stage `register`, which also gets its outputs;
+nothing else is changed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,16 @@ from runtime.errors import WrongParameters
 
 TEXTS = Path(__file__).resolve().parent / "stages"
 BEFORE = "  register:\n"
+OF_REGISTER = {  # what register reads of a stage: its lines without and with the stage
+    "localise": (
+        ("      --evaluation metrics/evaluate.json --metrics metrics/register.json\n",
+         "      --evaluation metrics/evaluate.json --localiser models/localiser --localisations data/localisations\n"
+         "      --metrics metrics/register.json\n"),
+        ("      - data/predictions\n      - metrics/evaluate.json\n",
+         "      - data/predictions\n      - metrics/evaluate.json\n"
+         "      - models/localiser\n      - data/localisations\n"),
+    ),
+}  # fmt: skip
 
 
 def with_stages(dvc: str, wanted: Sequence[str]) -> str:
@@ -26,11 +37,25 @@ def with_stages(dvc: str, wanted: Sequence[str]) -> str:
             if text not in dvc:
                 raise WrongParameters(f"dvc.yaml: stage {name!r} is not the text of {path}. Remove it by hand.")
             dvc = dvc.replace(text, "")
+            for without, along in OF_REGISTER[name]:
+                dvc = _exchanged(dvc, along, without, name)
         elif name in wanted and not there:
             if dvc.count(f"\n{BEFORE}") != 1:
                 raise WrongParameters(f"dvc.yaml: no stage 'register' before which to put {name!r}; add {path} by hand")
             dvc = dvc.replace(f"\n{BEFORE}", f"\n{text}{BEFORE}")
+            for without, along in OF_REGISTER[name]:
+                dvc = _exchanged(dvc, without, along, name)
     return dvc
+
+
+def _exchanged(dvc: str, old: str, new: str, name: str) -> str:
+    """dvc.yaml with other lines in the stage register.  Raises WrongParameters if they are not there once."""
+    if dvc.count(old) != 1:
+        raise WrongParameters(
+            f"dvc.yaml: the stage 'register' does not have these lines once, which go with {name!r}:\n{old}"
+            f"They should become:\n{new}Change them by hand, or bring dvc.yaml back (git checkout dvc.yaml)."
+        )
+    return dvc.replace(old, new)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -28,6 +28,7 @@ from pipelines.arguments import (
     digest,
     for_the_page,
     gather,
+    localised,
     now,
     run_name,
     sections,
@@ -58,14 +59,17 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     if args.compile:
-        compile_package(Path(args.compile))
+        compile_package(Path(args.compile), localised(args.params, args.overrides))
         print(args.compile)
     elif args.local:
         from pipelines.local import run as run_here
 
-        run_here(gather(compiled(), args.params, args.overrides, args.settings))
+        package = compiled(localised(args.params, args.overrides))
+        run_here(gather(package, args.params, args.overrides, args.settings))
     elif args.arguments is not None:
-        print(for_the_page(gather(compiled(), args.arguments or args.params, args.overrides, args.settings)))
+        recipe = args.arguments or args.params
+        package = compiled(localised(recipe, args.overrides))
+        print(for_the_page(gather(package, recipe, args.overrides, args.settings)))
     elif not args.command:
         submit(args)
     elif not flags.complete(args.command):
@@ -95,7 +99,7 @@ def submit(args: argparse.Namespace) -> str:
     """Check, upload, start, and print links.  Returns the run's id; '' with --preflight or --recurring."""
     check_flags(args)
     access = Access(args.host, args.token_file)
-    package = compiled()
+    package = compiled(localised(args.params, args.overrides))
     arguments = gather(package, args.params, args.overrides, args.settings)
     pipelines = connect(args, access)
     checks = preflight(args, package, arguments)

@@ -1,37 +1,67 @@
 """shard → train → evaluate → gate → register on Kubeflow Pipelines, then a report, also after a failure.
 
+With the section localise of params.yaml also the step localise, after train and beside evaluate; register waits for it.
 The sections of params.yaml are run arguments without defaults, so the compiled package contains no hyperparameter.
 Large data is never passed as an artifact: shards and checkpoints stay in the store (VGG_STORE), and steps pass on their
 address with a digest of the content, so Kubeflow's cache depends on the content.
 """
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
 
 from kfp import dsl
 
 from components import given
 from components.evaluate.component import evaluate as evaluate_step
 from components.images import reference
+from components.localise.component import localise as localise_step
 from components.register.component import gate as gate_step
 from components.register.component import register as register_step
+from components.register.component import with_localiser
 from components.report.component import report as report_step
 from components.shard.component import shard as shard_step
 from components.train.component import train as train_step
 from pipelines.definition.harden import HOUR, Needs, harden
-from pipelines.definition.inputs import DEFAULTS, documented
+from pipelines.definition.inputs import DEFAULTS, LOCALISE, documented
 
 DAY = 24 * HOUR
 
 
-@dsl.pipeline(
-    name="vgg-imagenet",
-    description="VGG (arXiv 1409.1556): shards, training, evaluation, gated registration",
-    pipeline_config=dsl.PipelineConfig(ttl_seconds_after_finished=30 * DAY, active_deadline_seconds=21 * DAY),
-)
-@documented
-def vgg_imagenet(
+@functools.cache
+def pipeline(localised: bool = False) -> Any:
+    """The pipeline, with or without the step localise and its run arguments."""
+    decorate = dsl.pipeline(
+        name="vgg-imagenet",
+        description="VGG (arXiv 1409.1556): shards, training, evaluation, gated registration",
+        pipeline_config=dsl.PipelineConfig(ttl_seconds_after_finished=30 * DAY, active_deadline_seconds=21 * DAY),
+    )
+    return decorate(documented(steps if localised else _without(steps)))
+
+
+def _without(function: Callable[..., None]) -> Callable[..., None]:
+    """A function without the arguments of the step localise, which are None.
+
+    kfp reads its signature, and calls it by position.
+    """
+    signature = inspect.signature(function)
+    kept = signature.replace(parameters=[p for name, p in signature.parameters.items() if name not in LOCALISE])
+
+    @functools.wraps(function)
+    def reduced(*values: Any) -> None:
+        function(**dict.fromkeys(LOCALISE), **kept.bind(*values).arguments)
+
+    reduced.__signature__ = kept  # type: ignore[attr-defined]
+    return reduced
+
+
+def steps(
     shard: dict,
     train: dict,
     evaluate: dict,
     register: dict,
+    localise: dict,
     images: str = DEFAULTS["images"],
     images_version: str = DEFAULTS["images_version"],
     initial: str = DEFAULTS["initial"],
@@ -39,6 +69,7 @@ def vgg_imagenet(
     train_image: str = reference("train"),
     evaluate_image: str = reference("evaluate"),
     register_image: str = reference("register"),
+    localise_image: str = reference("localise"),
     nodes: int = DEFAULTS["nodes"],
     gpus: int = DEFAULTS["gpus"],
     gpu_type: str = DEFAULTS["gpu_type"],
@@ -49,6 +80,9 @@ def vgg_imagenet(
     evaluate_cpu: str = DEFAULTS["evaluate_cpu"],
     evaluate_memory: str = DEFAULTS["evaluate_memory"],
     evaluate_gpus: str = DEFAULTS["evaluate_gpus"],
+    localise_cpu: str = DEFAULTS["localise_cpu"],
+    localise_memory: str = DEFAULTS["localise_memory"],
+    localise_gpus: str = DEFAULTS["localise_gpus"],
     step_gpus: str = DEFAULTS["step_gpus"],
     step_cpu: str = DEFAULTS["step_cpu"],
     step_memory: str = DEFAULTS["step_memory"],
@@ -114,6 +148,23 @@ def vgg_imagenet(
         needs = Needs(evaluate_image, evaluate_cpu, evaluate_memory, "8Gi", 12 * HOUR, gpu_type, evaluate_gpus)
         harden(evaluated, "evaluate", needs, cluster)
 
+        boxes = {}
+        if localise is not None:
+            localised = localise_step(
+                params=localise,
+                images=images,
+                images_version=images_version,
+                shards=shards.outputs["shards"],
+                checkpoint=trained.outputs["checkpoint"],
+                image=localise_image,
+                gpus=localise_gpus,
+                cpu=localise_cpu,
+                memory=localise_memory,
+            )
+            needs = Needs(localise_image, localise_cpu, localise_memory, "16Gi", 14 * DAY, gpu_type, localise_gpus)
+            harden(localised, "localise", needs, cluster)
+            boxes = {name: localised.outputs[name] for name in ("localiser", "localisations")}
+
         opened = gate_step(
             params=register,
             shards=shards.outputs["shards"],
@@ -124,13 +175,14 @@ def vgg_imagenet(
         harden(opened, "gate", needs, cluster).set_caching_options(False)  # the champion may have changed
 
         with dsl.If(opened.output == True, name="gate-is-open"):  # noqa: E712  # compiled into a condition
-            registered = register_step(
+            registered = (with_localiser() if boxes else register_step)(
                 params=register,
                 shards=shards.outputs["shards"],
                 checkpoint=trained.outputs["checkpoint"],
                 predictions=evaluated.outputs["predictions"],
                 evaluation=evaluated.outputs["metrics"],
                 image=register_image,
+                **boxes,
             )
             needs = small(register_cpu, register_memory, register_cpu_request, register_memory_request)
             harden(registered, "register", needs, cluster).set_caching_options(False)

@@ -7,6 +7,8 @@ and types; tests/pipelines/test_inputs.py compares them.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,6 +66,7 @@ def _resources(step: str, cpu: str, memory: str, cpu_request: str = "", memory_r
 
 
 OWN_POD = "the training step's own pod"
+AS_TRAINING = "as for training: set by pipelines.submit"
 DERIVED = "set by pipelines.submit"  # pipelines.arguments
 INPUTS = {
     one.name: one
@@ -104,19 +107,34 @@ INPUTS = {
         *_resources("report", "2", "4Gi", "100m", "512Mi"),
     )
 }  # fmt: skip
-DEFAULTS = {name: one.default for name, one in INPUTS.items() if one.default is not None}
+LOCALISE = {
+    one.name: one
+    for one in (
+        _section("localise", "localisation"),
+        _image("localise", "localisation"),
+        *_resources("localise", given.DEFAULTS["cpu"], given.DEFAULTS["memory"]),
+        Input("localise_gpus", str, "1", f"GPUs of the localise step, which is on one node ({AS_TRAINING})"),
+    )
+}  # only of the pipeline with the step localise
+DEFAULTS = {name: one.default for name, one in (INPUTS | LOCALISE).items() if one.default is not None}
 
 
 def documented(pipeline: Callable[..., Any]) -> Callable[..., Any]:
-    """Add an Args section with all run arguments to a docstring."""
-    lines = [f"    {one.name}: {one.help}" for one in INPUTS.values()]
-    pipeline.__doc__ = "\n".join([str(pipeline.__doc__).rstrip(), "", "Args:", *lines, ""])
-    return pipeline
+    """The same function with an Args section of all its run arguments in the docstring."""
+
+    @functools.wraps(pipeline)
+    def same(*values: Any) -> Any:
+        return pipeline(*values)
+
+    inputs = INPUTS | LOCALISE
+    lines = [f"    {name}: {inputs[name].help}" for name in inspect.signature(pipeline).parameters]
+    same.__doc__ = "\n".join([str(pipeline.__doc__).rstrip(), "", "Args:", *lines, ""])
+    return same
 
 
 def settable() -> list[Input]:
     """The run arguments that -C sets: all but the sections."""
-    return [one for one in INPUTS.values() if one.kind is not dict or one.default is not None]
+    return [one for one in (INPUTS | LOCALISE).values() if one.kind is not dict or one.default is not None]
 
 
 def described() -> str:

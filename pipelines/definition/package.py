@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vgg.params import OPTIONAL
+
 NAME = "vgg-imagenet"
 STEPS = ("shard", "train", "evaluate", "gate", "register", "report")  # in the order in which they run
 
@@ -73,36 +75,41 @@ class Package:
         return Package(_text(spec, self.platform), spec, self.platform)
 
 
-def compile_package(path: Path) -> None:
-    """Write the compiled pipeline; deterministic to the byte."""
+def compile_package(path: Path, localised: bool = False) -> None:
+    """Write the compiled pipeline; deterministic to the byte.  localised: with the step localise."""
     from kfp import compiler
 
-    from pipelines.definition.imagenet import vgg_imagenet
+    from pipelines.definition.imagenet import pipeline
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(vgg_imagenet, str(path))
+    compiler.Compiler().compile(pipeline(localised), str(path))
 
 
-def compiled() -> Package:
+def compiled(localised: bool = False) -> Package:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / f"{NAME}.yaml"
-        compile_package(path)
+        compile_package(path, localised)
         text = path.read_text(encoding="utf-8")
     from google.protobuf.json_format import MessageToDict
 
-    from pipelines.definition.imagenet import vgg_imagenet
+    from pipelines.definition.imagenet import pipeline
 
-    return Package(text, MessageToDict(vgg_imagenet.pipeline_spec), MessageToDict(vgg_imagenet.platform_spec))
+    made = pipeline(localised)
+    return Package(text, MessageToDict(made.pipeline_spec), MessageToDict(made.platform_spec))
 
 
 def version_name(package: Package) -> str:
-    """The commit, with the package's digest if the work tree has changes; the digest alone outside of a repository."""
+    """The commit, with the package's digest if the work tree has changes; the digest alone outside of a repository.
+
+    With the names of optional steps, because one commit has packages with and without them.
+    """
     commit = _git("rev-parse", "--short=12", "HEAD").strip()
     if not commit:
         return f"package-{package.sha256[:12]}"
     # files that a DVC run writes into the work tree are not code
     changed = _git("status", "--porcelain", "--", ".", ":!dvc.lock", ":!metrics")
-    return f"{commit}-dirty-{package.sha256[:8]}" if changed else commit
+    steps = "".join(f"-{name}" for name in OPTIONAL if name in package.inputs)
+    return f"{commit}{steps}-dirty-{package.sha256[:8]}" if changed else f"{commit}{steps}"
 
 
 def _git(*arguments: str) -> str:

@@ -213,9 +213,10 @@ def requests(arguments: dict[str, Any]) -> Iterator[tuple[str, str, str, bool]]:
     """Of the pods of a run: what it is, CPUs, memory, and whether it is in the node pool of the run."""
     if int(arguments["nodes"]) > 1:
         yield "a node of the training", str(arguments["train_cpu"]), str(arguments["train_memory"]), True
-    for step, prefix in (("train", "step"), *((name, name) for name in ("shard", "evaluate", "gate", "register"))):
+    others = ("shard", "evaluate", "localise", "gate", "register")
+    for step, prefix in (("train", "step"), *((name, name) for name in others)):
         cpu, memory = (
             arguments.get(f"{prefix}_{kind}_request", arguments.get(f"{prefix}_{kind}")) for kind in ("cpu", "memory")
         )
         if cpu and memory:
-            yield f"step {step}", str(cpu), str(memory), step in ("train", "evaluate")
+            yield f"step {step}", str(cpu), str(memory), step in ("train", "evaluate", "localise")

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
 import pytest
-from conftest import flags, program
+from conftest import environment, flags, program
+from stepcommand import command_of
 from test_localise import flags as localise_flags
 from test_localise import project  # noqa: F401
 
 from components.classify.__main__ import main as classify
 from components.lineage.__main__ import main as lineage
 from components.register.__main__ import main as register
+from pipelines.definition.package import compiled
 from runtime import manifest
 from runtime.errors import Refused
 from runtime.shards.shardset import ShardSet
@@ -138,3 +141,43 @@ def test_from_boxes_to_a_served_model(
         manifest.write(project / "localisations", other["schema"], {**body, **change}, other["files"])
         with pytest.raises(Refused, match=message):
             register(boxed)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+def test_the_commands_of_both_steps_run(
+    project: Path,
+) -> None:
+    """As a launcher starts them, from the store: localise trains in its pod, register takes what it has made."""
+    store, params = project / "store", json.loads((project / "params.yaml").read_text())
+    tracking = f"sqlite:///{project}/mlflow.db"
+    done = program("evaluate", *flags("evaluate", project, project / "params.yaml"), cwd=project)
+    assert done.returncode == 0, done.stderr
+    given = {
+        "images": str(project / "images"), "images_version": "", "shards": str(project / "shards"),
+        "checkpoint": str(project / "model"), "predictions": str(project / "predictions"), "image": "localhost/x:1",
+        "gpus": "0", "cpu": "2", "memory": "4Gi",
+    }  # fmt: skip
+
+    def step(name: str, **more: str) -> dict[str, str]:
+        folder = project / "out"
+        floats = json.loads(json.dumps(params[name]), parse_int=float)
+        command = command_of(compiled(True), name, {**given, **more, "params": floats}, folder)
+        env = environment(VGG_STORE=str(store), MLFLOW_TRACKING_URI=tracking, VGG_PIPELINE_RUN="run-9")
+        done = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stderr
+        found: dict[str, str] = json.loads((folder / f"{name}-output.json").read_text())["parameterValues"]
+        return found
+
+    boxes = step("localise")
+    assert boxes.keys() == {"localiser", "localisations"}
+    assert boxes["localiser"].startswith("store:localisers/")
+    assert step("register", **boxes) == {"model": "models:/tiny@champion"}
+    client = mlflow.MlflowClient(tracking)
+    tags = client.get_model_version("tiny", "1").tags
+    assert json.loads((project / "out/metrics").read_text())["localiser_sha256"] == tags["localiser_sha256"]
+    [experiment] = [e for e in client.search_experiments() if e.name == "vgg-imagenet"]
+    runs = client.search_runs([experiment.experiment_id], "tags.`vgg.stage` = 'localise'")
+    assert [run.info.status for run in runs] == ["FINISHED"]
+    assert runs[0].data.tags["vgg.result.localiser"] == boxes["localiser"].partition("#")[2]
+    assert runs[0].data.tags["mlflow.parentRunId"]

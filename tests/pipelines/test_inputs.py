@@ -50,7 +50,7 @@ def test_the_arguments_for_the_page_are_those_of_a_submission(
     """Each line is an argument and its value."""
     recipe, text = str(ROOT / "recipes/imagenet-a-256.yaml"), package_file.read_text()
     compiled = Package(text, *yaml.load_all(text, yaml.CSafeLoader))
-    monkeypatch.setattr(submit, "compiled", lambda: compiled)
+    monkeypatch.setattr(submit, "compiled", lambda localised: compiled)
     submit.main(["--arguments", recipe, "-C", "gpus=8", "-C", "train_cpu=64"])
     first, *lines, last = capsys.readouterr().out.splitlines()
     found: dict[str, Any] = {}

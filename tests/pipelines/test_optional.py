@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, environment
@@ -15,7 +14,6 @@ from ruamel.yaml import YAML
 from components.closure import closure
 from components.localise.__main__ import parser
 from pipelines import optional
-from pipelines.arguments import gather
 from runtime.errors import WrongParameters
 
 yaml = YAML(typ="safe", pure=True)
@@ -34,7 +32,15 @@ def test_the_stage_comes_with_its_section_and_goes_with_it(project: Path) -> Non
     optional.main([])
     stages = yaml.load(project / "dvc.yaml")["stages"]
     assert list(stages) == ["shard", "train", "evaluate", "localise", "register"]
-    assert {name: stage for name, stage in stages.items() if name != "localise"} == yaml.load(before)["stages"]
+    others = {name: stage for name, stage in stages.items() if name not in ("localise", "register")}
+    plain = yaml.load(before)["stages"]
+    assert others == {name: stage for name, stage in plain.items() if name != "register"}
+    register = stages["register"]
+    assert (
+        register["cmd"].replace(" --localiser models/localiser --localisations data/localisations", "")
+        == plain["register"]["cmd"]
+    )
+    assert set(register["deps"]) - set(plain["register"]["deps"]) == {"models/localiser", "data/localisations"}
     once = (project / "dvc.yaml").read_bytes()
     optional.main([])
     assert (project / "dvc.yaml").read_bytes() == once
@@ -80,12 +86,9 @@ def test_what_was_changed_by_hand_is_left_alone(project: Path) -> None:
     with pytest.raises(WrongParameters, match="stage 'localise' is not the text of"):
         optional.main([])
     assert (project / "dvc.yaml").read_text() == changed
-
-
-def test_kubeflow_has_no_such_step_and_says_so() -> None:
-    package = SimpleNamespace(inputs={}, defaults={})
-    with pytest.raises(WrongParameters, match="section 'localise' is no step of this pipeline"):
-        gather(package, str(ROOT / "recipes/digit-scenes.yaml"), [], [])  # type: ignore[arg-type]
+    changed = (ROOT / "dvc.yaml").read_text().replace("--evaluation metrics/evaluate.json", "--evaluation other.json")
+    with pytest.raises(WrongParameters, match=r"'register' does not have these lines once(.|\n)*git checkout dvc.yaml"):
+        optional.with_stages(changed, ["localise"])
 
 
 def test_no_other_stage_depends_on_it() -> None:
