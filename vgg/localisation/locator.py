@@ -24,7 +24,12 @@ Box = list[int]  # x1, y1, x2, y2
 
 
 class Locator:
-    """The boxes that one localiser gives for the classes of a classifier."""
+    """The boxes that one localiser gives for the classes of a classifier.
+
+    most: classes of a picture; merging the boxes of one takes a while.
+    """
+
+    most = 50
 
     def __init__(
         self, classifier: Classifier, own: dict[str, Any], own_weights: Weights, description: dict[str, Any],

@@ -84,6 +84,11 @@ class ImageClassifier(PythonModel):
         wanted = {"top_k": 5, "embedding": False, "boxes": True, **given}
         if wanted["top_k"] < 1:
             raise WrongRequest(f"params: top_k is {wanted['top_k']}; it must be 1 or more")
+        if self.locator and wanted["boxes"] and min(wanted["top_k"], len(self.classifier.wnids)) > self.locator.most:
+            raise WrongRequest(
+                f"params: top_k is {wanted['top_k']}; with boxes it must be {self.locator.most} or less (boxes: false "
+                "leaves them out)"
+            )
         try:
             images = pictures(model_input)
             rows = self.classifier.answers(images, wanted["top_k"], wanted["embedding"])
