@@ -173,7 +173,7 @@ def test_the_commands_of_both_steps_run(
     assert boxes.keys() == {"localiser", "localisations"}
     assert boxes["localiser"].startswith("store:localisers/")
     assert step("register", **boxes) == {"model": "models:/tiny@champion"}
-    client = mlflow.MlflowClient(tracking)
+    client = mlflow.MlflowClient(tracking, tracking)
     tags = client.get_model_version("tiny", "1").tags
     assert json.loads((project / "out/metrics").read_text())["localiser_sha256"] == tags["localiser_sha256"]
     [experiment] = [e for e in client.search_experiments() if e.name == "vgg-imagenet"]
