@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,7 +47,8 @@ class KfpState:
 
     logs: by pod.  workflows: whether the older API returns the Argo workflow.  terminated: whether the workflow was
     stopped.  task_errors: whether tasks have pod and error, which no server returns yet.  mlflow_url: of the run, from
-    the server's plugin.
+    the server's plugin.  play: what a cluster does with a run: its states, one per query.  stopped: told of
+    a run that is terminated or deleted.
     """
 
     version: str = "2.17.0"
@@ -66,6 +67,8 @@ class KfpState:
     runs: list[Item] = field(default_factory=list)
     recurring: list[Item] = field(default_factory=list)
     upcoming: dict[str, list[Frame]] = field(default_factory=dict)  # frames left, by run
+    play: Callable[[Item], list[Frame]] | None = None
+    stopped: Callable[[Item], None] = lambda run: None
 
     def healthz(self, ask: Ask) -> Item:
         health = {"commit_sha": "020857a", "tag_name": self.version, "multi_user": self.multi_user}
@@ -123,7 +126,7 @@ class KfpState:
         self._check(ask.body)
         run = _new("run", self.runs, **ask.body, storage_state="AVAILABLE", state="PENDING", state_history=[])
         run["finished_at"] = NEVER
-        self.upcoming[run["run_id"]] = list(self.frames)
+        self.upcoming[run["run_id"]] = self.play(run) if self.play else list(self.frames)
         if self.mlflow_url:
             run["plugins_output"] = {
                 "mlflow": {"entries": {"run_url": {"value": self.mlflow_url, "render_type": "URL"}}}
@@ -150,7 +153,9 @@ class KfpState:
     def retry_run(self, ask: Ask) -> Item:
         if self._run(ask)["state"] not in ("FAILED", "CANCELED"):
             raise Wrong(3, "Workflow must be Failed/Error to retry")
-        self.upcoming[ask.path[0]] = list(self.retried)
+        run = self._run(ask)
+        self.upcoming[ask.path[0]] = self.play(run) if self.play else list(self.retried)
+        run["state"] = "PENDING"
         return {}
 
     def terminate_run(self, ask: Ask) -> Item:
@@ -160,7 +165,35 @@ class KfpState:
             raise Wrong(3, f"Failed to terminate a run {run['run_id']}. Row not found")
         run["state"], self.terminated = "CANCELING", True
         self.upcoming[run["run_id"]] = list(self.stopping)
+        self.stopped(run)
         return {}
+
+    def delete_run(self, ask: Ask) -> Item:
+        """With its workflow, also of an active run."""
+        run = self._run(ask)
+        self.runs.remove(run)
+        self.stopped(run)
+        return {}
+
+    def delete_experiment(self, ask: Ask) -> Item:
+        return self._delete(self.experiments, "experiment_id", ask.path[0])
+
+    def delete_version(self, ask: Ask) -> Item:
+        return self._delete(self.versions, "pipeline_version_id", ask.path[1])
+
+    def delete_pipeline(self, ask: Ask) -> Item:
+        """Not of one that has versions."""
+        if any(one["pipeline_id"] == ask.path[0] for one in self.versions):
+            raise Wrong(3, f"Failed to delete pipeline {ask.path[0]}: it has pipeline versions")
+        return self._delete(self.pipelines, "pipeline_id", ask.path[0])
+
+    @staticmethod
+    def _delete(items: list[Item], key: str, value: str) -> Item:
+        for item in items:
+            if item[key] == value:
+                items.remove(item)
+                return {}
+        raise Wrong(5, f"{key} {value} not found.")
 
     def create_recurring(self, ask: Ask) -> Item:
         known_fields("V2beta1RecurringRun", ask.body)

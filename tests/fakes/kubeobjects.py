@@ -22,6 +22,7 @@ class Http:
         handler = type("Handler", (_Handler,), {"owner": self})
         self.seen: list[str] = []
         self.form: dict[str, str] = {}  # of the last request
+        self.body = b""  # of the last request
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.host = f"127.0.0.1:{self.http.server_port}"
 
@@ -50,7 +51,8 @@ class _Handler(BaseHTTPRequestHandler):
         address = urlsplit(self.path)
         self.owner.seen.append(f"{self.command} {address.path}")
         query = dict(parse_qsl(address.query))
-        self.owner.form = dict(parse_qsl(self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()))
+        self.owner.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.owner.form = dict(parse_qsl(self.owner.body.decode()))
         status, headers, data = self.owner.respond(self.command, address.path, query, self.headers)
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(data))}.items():
@@ -59,7 +61,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    do_GET = do_HEAD = do_POST = serve  # noqa: N815
+    do_GET = do_HEAD = do_POST = do_DELETE = serve  # noqa: N815
 
 
 class KubeObjects(Http):
