@@ -10,7 +10,7 @@ export PIP_USER := no
 export USER := $(or $(USER),$(shell id -un 2>/dev/null || id -u))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run repository install test test-images test-services faults lint security ui doctor compile images push locks clean
+.PHONY: run repository install test test-images test-services test-cluster faults lint security ui doctor compile images push locks clean
 
 run: repository install  ## the whole pipeline on params.yaml; re-runs only what changed
 	@python -m pipelines.optional
@@ -53,6 +53,9 @@ test-images: install   ## build the images, run the pipeline in containers; need
 
 test-services: install ## the pipeline with PostgreSQL, an S3 store and MLflow as in docker/compose.yaml; root, postgresql
 	@python -m pytest -m images -n 0 tests/components/test_services.py
+
+test-cluster: install  ## the cluster of kubectl's context and KF_PIPELINES_ENDPOINT proves itself (docs/cluster.md, 11); ARGS=…
+	@python -m pipelines.prove $(ARGS)
 
 lint: install          ## formatting, lint, types; any finding fails
 	@ruff format --check .

@@ -49,6 +49,7 @@ FORBIDDEN = {  # modules: what importing them must not load
     "components.weights.__main__": ("kfp", "torch", "mlflow", "numpy", "pydantic"),
     "components.stage": ("kfp", "torch", "mlflow", "boto3"),
     "pipelines.submit": ("torch", "mlflow", "kfp"),
+    "pipelines.prove.__main__": ("torch", "mlflow", "kfp", "numpy", "pydantic"),
     "pipelines.paper.__main__": ("torch", "mlflow", "kfp", "numpy", "pydantic"),
 }
 
