@@ -54,7 +54,7 @@ test-images: install   ## build the images, run the pipeline in containers; need
 test-services: install ## the pipeline with PostgreSQL, an S3 store and MLflow as in docker/compose.yaml; root, postgresql
 	@python -m pytest -m images -n 0 tests/components/test_services.py
 
-test-cluster: install  ## the cluster of kubectl's context and KF_PIPELINES_ENDPOINT proves itself (docs/cluster.md, 11); ARGS=…
+test-cluster: install  ## the cluster of kubectl's context and KF_PIPELINES_ENDPOINT proves itself (docs/cluster.md, 15); ARGS=…
 	@python -m pipelines.prove $(ARGS)
 
 lint: install          ## formatting, lint, types; any finding fails

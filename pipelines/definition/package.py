@@ -14,7 +14,7 @@ from typing import Any
 from vgg.params import OPTIONAL
 
 NAME = "vgg-imagenet"
-STEPS = ("shard", "train", "evaluate", "gate", "register", "report")  # in the order in which they run
+STEPS = ("shard", "train", "evaluate", "localise", "gate", "register", "report")  # in the order in which they run
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from components.register.__main__ import parser as register_parser
 from components.trainjob.__main__ import parser as trainjob_parser
 from pipelines import optional, submit
 from pipelines.arguments import gather
+from pipelines.definition.inputs import INPUTS, LOCALISE
 from pipelines.definition.package import Package, compiled, version_name
 from vgg.params import STAGES
 
@@ -65,7 +66,7 @@ def test_the_step_is_hardened_like_the_others(documents: list[dict[str, Any]]) -
     found = test_package.executors(documents)
     (container, platform), (train, of_train) = found["localise"], found["train"]
     inputs = documents[0]["root"]["inputDefinitions"]["parameters"]
-    assert inputs["localise"] == {"parameterType": "STRUCT"}
+    assert inputs["localise"]["parameterType"] == "STRUCT" and "defaultValue" not in inputs["localise"]
     assert inputs["localise_image"]["defaultValue"] == reference("localise") != reference("train")
     assert inputs["localise_gpus"]["parameterType"] == "STRING"  # from a number the driver makes no GPU request
     accelerator = container["resources"]["accelerator"]
@@ -75,6 +76,13 @@ def test_the_step_is_hardened_like_the_others(documents: list[dict[str, Any]]) -
     assert {k: v for k, v in platform.items() if k not in ignored} == {
         k: v for k, v in of_train.items() if k not in ignored
     }  # security context, mounts, node pool, secrets, deadline
+
+
+def test_its_run_arguments_are_declared_like_the_others(boxed: Package) -> None:
+    assert boxed.inputs.keys() == INPUTS.keys() | LOCALISE.keys()
+    for name, one in LOCALISE.items():
+        assert boxed.inputs[name]["description"] == one.help, name
+        assert boxed.inputs[name].get("defaultValue", one.default) in (one.default, reference("localise")), name
 
 
 def test_it_stands_after_train_and_register_waits_for_it(documents: list[dict[str, Any]]) -> None:
