@@ -137,7 +137,7 @@ def test_submitting_a_file_with_the_section_starts_a_run_with_the_step(
     boxed: Package,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(submit, "compiled", lambda localised: boxed if localised else world.package)
+    monkeypatch.setattr(submit, "compiled", lambda localised=False: boxed if localised else world.package)
     world.kfp.frames = [Frame("RUNNING")]
     world.submit("--no-image-check", "--params", SCENES)
     world.submit("--no-image-check", "--params", SCENES, "-S", "localise=null")

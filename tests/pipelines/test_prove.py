@@ -89,7 +89,7 @@ def world(
     for name in [name for name in os.environ if name.startswith(("KF_", "KUBE", "AWS_", "VGG_", "MLFLOW_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(submit, "compiled", lambda: package)  # compiling takes seconds
+    monkeypatch.setattr(submit, "compiled", lambda localised=False: package)  # compiling takes seconds
     caplog.set_level("INFO", "vgg")
     store = tmp_path / "store"
     store.mkdir()
