@@ -74,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from vgg.training.task import Task
 
     shards = stage.open_shards()
+    blacklisted = blacklist_of(stage, shards)
     classifier = Trained.open(downloaded(args.checkpoint))
     origin.expect_classifier(classifier.manifest, args.checkpoint)
     stage.expect("checkpoint", args.checkpoint, classifier.digest)
@@ -113,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 localiser = finished or Trained.open(output.directory)
                 rows = find_boxes(stage, shards, classifier, [localiser, *partners], posteriors, group)
                 if rows is not None and isinstance(reporter, Reporter):
-                    write_outputs(stage, reporter, shards, boxes, localiser, rows)
+                    write_outputs(stage, reporter, shards, boxes, localiser, rows, blacklisted)
 
 
 def open_boxes(stage: Stage[LocaliseParams], shards: ShardSet, group: Group) -> BoxSet:
@@ -152,6 +153,20 @@ def classes_of(stage: Stage[LocaliseParams], shards: ShardSet) -> NDArray[np.flo
     return np.mean(found, 0).astype(np.float16) if found else None
 
 
+def blacklist_of(stage: Stage[LocaliseParams], shards: ShardSet) -> NDArray[np.bool_] | None:
+    """The validation images of localise.blacklist, bool (n,); None without one."""
+    import hashlib
+
+    from runtime.store.place import content_of
+    from vgg.localisation.devkit import read_blacklist
+
+    if (address := stage.params.blacklist) is None:
+        return None
+    data, split = content_of(address, "localise.blacklist"), shards.split("val")
+    stage.inputs["blacklist"] = hashlib.sha256(data).hexdigest()
+    return read_blacklist(data, address, [split.key(number) for number in range(len(split))])
+
+
 def find_boxes(
     stage: Stage[LocaliseParams],
     shards: ShardSet,
@@ -174,6 +189,7 @@ def write_outputs(
     boxes: BoxSet,
     localiser: Trained,
     rows: NDArray[np.void],
+    blacklisted: NDArray[np.bool_] | None,
 ) -> None:
     """Write and track the results, the metrics last."""
     from components.localise import report
@@ -185,10 +201,10 @@ def write_outputs(
 
     args = stage.args
     train, true = (boxes.split(name) for name in ("train", "val"))
-    results = Results.of(rows, true, shards)
+    results = Results.of(rows, true, shards, blacklisted)
     metrics = {
         **results.metrics(len(shards.wnids)),
-        "floors": floors(train, true, shards),
+        "floors": floors(train, true, shards, results.counted),
         "weights_sha256": localiser.weights_sha256,
         "classifier_sha256": localiser.manifest["run"]["initial"],
         "data_digest": shards.digest,

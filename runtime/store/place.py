@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from runtime import manifest
+from runtime.errors import WrongParameters
 from runtime.store import storage
 from runtime.targets import Directory, Output, Target, only_writer
 
@@ -32,6 +33,26 @@ def manifest_at(location: str) -> bytes | None:
 def downloaded(path: str) -> Path:
     """The local folder of an argument's finished directory.  Raises Refused if it is in a store and not finished."""
     return output_at(storage.resolve(path)).download()
+
+
+def content_of(path: str, what: str) -> bytes:
+    """The bytes of a file, local, store: or s3://.  what: the parameter that names it.
+
+    Raises WrongParameters if it is not there or is no file that can be read.
+    """
+    location = storage.resolve(path)
+    if storage.is_remote(location):
+        from runtime.store.s3 import Prefix
+
+        folder, _, name = location.rpartition("/")
+        data = Prefix(folder).get(name) if name else None
+        if data is None:
+            raise WrongParameters(f"{what} {location}: there is no such object. Give the address of a file.")
+        return data
+    try:
+        return Path(location).read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as reason:
+        raise WrongParameters(f"{what} {location}: {reason.strerror}. Give the path of a file.") from None
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ LOCALISE: dict[str, Any] = {
     "train_scale": 36, "flip": True, "epochs": 1, "batch_size": 8, "learning_rate": 0.01,
     "schedule": {"rule": "steps", "warmup_epochs": 0, "drop_factor": 10, "drop_epochs": []}, "seed": 3,
     "test_scales": [36, 64], "match": "centre_iou", "merge_threshold": 0.7, "fuse": [], "classify": [],
+    "blacklist": None,
 }  # fmt: skip
 
 
@@ -56,13 +57,16 @@ def project(images: Path, shards: ShardSet, params_file: Path, tmp_path: Path) -
 
 
 def test_from_annotations_to_boxes(project: Path, shards: ShardSet) -> None:
+    blacklist(project, "2\n5\n")
     done = program("localise", *flags(project), cwd=project)
     assert done.returncode == 0, done.stderr
     assert "class given (Table 8)" in done.stderr and "mean box (nothing learnt)" in done.stderr
     metrics = json.loads((project / "m/localise.json").read_text())
     boxes = BoxSet.open(project / "boxes", shards)
     assert [int(boxes.split(name).has_box.sum()) for name in ("train", "val")] == [NUM_TRAIN, NUM_VAL]
-    assert metrics["num_images"] == NUM_VAL
+    counted = [metrics["classification"]["num_images"]]
+    counted += [found["num_images"] for kind in ("localisation", "class_given") for found in metrics[kind].values()]
+    assert counted == [NUM_VAL] + 7 * [NUM_VAL - 2]  # the devkit's two denominators
     assert metrics["floors"]["mean_box"] == 0.0  # they are all in the middle
     assert metrics["top5_localisation_error"] <= metrics["top1_localisation_error"]
     assert metrics["top5_classification_error"] == 0.0  # there are three classes
@@ -72,7 +76,7 @@ def test_from_annotations_to_boxes(project: Path, shards: ShardSet) -> None:
     guesses, found = devkit.read_predictions(project / "localisations/val.pred.det.txt", keys, [1, 2, 3])
     true = boxes.split("val")
     right = metric.judge(split.rows["label"].astype(np.int64), guesses, metric.best_ious(true.first, true.boxes, found))
-    errors = metric.summary(metric.counts(right))["localisation"]
+    errors = metric.summary(metric.counts(right, np.isin(np.argsort(np.argsort(keys)), (1, 4))))["localisation"]
     assert errors == metrics["localisation"]["merged"]
     assert json.loads((project / "m/dvc.json").read_text()).keys() == {
         "top5_localisation_error", "class_given_error", "centre_crop_error", "mean_iou",
@@ -110,6 +114,13 @@ def edit(project: Path, old: str, new: str) -> None:
     path.write_text(path.read_text().replace(old, new))
 
 
+def blacklist(project: Path, numbers: str | None) -> None:
+    """Name a file of blacklisted images; numbers: its content, None: there is no file."""
+    edit(project, '"blacklist": null', f'"blacklist": "{project}/blacklist.txt"')
+    if numbers is not None:
+        (project / "blacklist.txt").write_text(numbers)
+
+
 @pytest.mark.parametrize(
     ("break_it", "code", "said"),
     [
@@ -117,8 +128,10 @@ def edit(project: Path, old: str, new: str) -> None:
         (lambda p: edit(p, '"fc"', '"FC"'), 64, "localise.trainable"),
         (lambda p: edit(p, '"localise"', '"localize"'), 64, "localize: unknown section"),
         (lambda p: edit(p, '"train_scale": 36', '"train_scale": 31'), 64, "localise.train_scale"),
+        (lambda p: blacklist(p, "1\n14\n"), 65, "'14' is no image; expected different numbers from 1 to 13"),
+        (lambda p: blacklist(p, None), 64, "blacklist.txt: No such file"),
     ],
-    ids=["no box", "parameter", "section", "scale"],
+    ids=["no box", "parameter", "section", "scale", "blacklist", "no blacklist"],
 )
 def test_what_does_not_fit_is_named(break_it: Any, code: int, said: str, project: Path) -> None:
     break_it(project)

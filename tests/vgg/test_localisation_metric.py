@@ -276,13 +276,13 @@ def test_damaged_predictions_are_named(tmp_path: Path, text: str, message: str) 
     assert message in str(caught.value) and str(path) in str(caught.value)
 
 
-def test_the_blacklist_counts_images_by_name(tmp_path: Path) -> None:
-    path = tmp_path / "blacklist.txt"
-    path.write_text("1\n3\n")
-    assert read_blacklist(path, ["b", "c", "a"]).tolist() == [False, True, True]
-    path.write_text("")
-    assert read_blacklist(path, ["b", "c", "a"]).tolist() == [False] * 3
-    for text, message in (("4", "'4' is no image"), ("0", "'0' is no image"), ("2\n02", "twice"), ("x", "'x' is no")):
-        path.write_text(text)
-        with pytest.raises(BadData, match=message):
-            read_blacklist(path, ["b", "c", "a"])
+def test_the_blacklist_counts_images_by_name() -> None:
+    keys = ["b", "c", "a"]
+    assert read_blacklist(b"1\n3\n", "list.txt", keys).tolist() == [False, True, True]
+    assert read_blacklist(b"", "list.txt", keys).tolist() == [False] * 3
+    for text, message in (
+        (b"4", "'4' is no image"), (b"0", "'0' is no image"), (b"2\n02", "twice"), (b"x", "'x' is no"),
+        (b"3 1 2", "all 3 images"), (b"\xff", "not a text file"),
+    ):  # fmt: skip
+        with pytest.raises(BadData, match=f"list.txt: .*{message}"):
+            read_blacklist(text, "list.txt", keys)

@@ -34,6 +34,7 @@ LOCALISE = {
     "train_scale": 36, "flip": True, "epochs": 2, "batch_size": 8, "learning_rate": 0.01,
     "schedule": {"rule": "steps", "warmup_epochs": 0, "drop_factor": 10, "drop_epochs": [1]}, "seed": 3,
     "test_scales": [36], "match": "centre_iou", "merge_threshold": 0.7, "fuse": [], "classify": [],
+    "blacklist": None,
 }  # fmt: skip
 
 

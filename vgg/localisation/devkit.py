@@ -65,7 +65,7 @@ def read_predictions(
     Numbers may have fractions, lines may be short, and guesses after the fifth are ignored, as by the devkit.
     Raises BadData, naming the line, for anything else.
     """
-    lines = _text(path).splitlines()
+    lines = _text(path.read_bytes(), str(path)).splitlines()
     if len(lines) != len(keys):
         raise BadData(
             f"{path}: {len(lines):,} lines for {len(keys):,} images; expected one line per image of this split, sorted "
@@ -90,16 +90,19 @@ def read_predictions(
     return guesses, np.where(guesses[..., None] < 0, 0.0, half_open(values[..., 1:], origin))
 
 
-def read_blacklist(path: Path, keys: Sequence[str]) -> NDArray[np.bool_]:
+def read_blacklist(data: bytes, name: str, keys: Sequence[str]) -> NDArray[np.bool_]:
     """Which of the images are blacklisted, bool (n,): the file lists numbers of images, from 1, in the order of names.
 
-    Raises BadData for anything but different numbers of these images.
+    data: content of the file.  name: of the file, for messages.
+    Raises BadData for anything but different numbers of these images, and for all of them.
     """
-    words = _text(path).split()
+    words = _text(data, name).split()
     wrong = [word for word in words if not re.fullmatch(r"\d{1,9}", word, re.ASCII) or not 1 <= int(word) <= len(keys)]
     if wrong or len({int(word) for word in words}) != len(words):
         what = f"{some([repr(word) for word in wrong])} is no image" if wrong else "it names an image twice"
-        raise BadData(f"{path}: {what}; expected different numbers from 1 to {len(keys)}.", wrong)
+        raise BadData(f"{name}: {what}; expected different numbers from 1 to {len(keys)}.", wrong)
+    if len(words) == len(keys):
+        raise BadData(f"{name}: names all {len(keys)} images; none would be left to count.")
     blacklisted = np.zeros(len(keys), bool)
     blacklisted[np.array(_by_name(keys), int)[np.array([int(word) - 1 for word in words], int)]] = True
     return blacklisted
@@ -110,8 +113,8 @@ def _by_name(keys: Sequence[str]) -> list[int]:
     return sorted(range(len(keys)), key=keys.__getitem__)
 
 
-def _text(path: Path) -> str:
+def _text(data: bytes, name: str) -> str:
     try:
-        return path.read_text("ascii")
+        return data.decode("ascii")
     except UnicodeDecodeError:
-        raise BadData(f"{path}: not a text file of numbers.") from None
+        raise BadData(f"{name}: not a text file of numbers.") from None

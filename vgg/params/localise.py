@@ -56,6 +56,10 @@ class LocaliseParams(Section):
     fuse: list[str] = Field(
         description="outputs of other localisations, whose boxes are merged with these: folders or s3:// addresses"
     )
+    blacklist: str | None = Field(
+        description="file with the numbers, from 1 in the order of names, of validation images that do not count for "
+        "localisation, as ILSVRC has had since 2013: a path or s3:// address; null: all count, 2012's rule"
+    )
     classify: list[str] = Field(
         description="predictions of other evaluations, averaged with the network's for the five classes (§4.5)"
     )
