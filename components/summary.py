@@ -32,11 +32,16 @@ def summary(metrics: dict[str, dict[str, Any]], boxes: dict[str, Any] | None = N
     lines = ["", table(evaluation), "", correct, ""]
     if boxes:
         lines += [localised(boxes), ""]
+    found = boxes and [
+        ("localiser", f"models/localiser     weights {boxes['weights_sha256'][:16]}…"),
+        ("boxes", "data/localisations   of every image, also as ILSVRC's devkit reads them; metrics/localisation.html"),
+    ]
     for name, description in (
         ("shards", f"data/shards          {data['num_train']:,} + {data['num_val']:,} images, {data['digest']}"),
         ("network", f"models/vgg           weights {metrics['train']['weights_sha256'][:16]}…"),
         ("predictions", "data/predictions     posteriors of every image, errors and confusions as CSV"),
         ("numbers", "metrics/             JSON, the curves as CSV, evaluation.html"),
+        *(found or []),
         ("model", f"{model['uri']}  version {model['version']}"),
     ):
         lines.append(f"{name:12} {description}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import NamedTuple
 
 WIDTH, HEIGHT = 480, 240  # of a drawing, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 12, 34  # margins
@@ -12,19 +13,22 @@ COLOURS = ("#1f6feb", "#bc4c00", "#1a7f37", "#8250df")
 
 
 class Axes:
-    """A frame with ticks.  x, y: (lowest, highest) value."""
+    """A frame with ticks.  x, y: (lowest, highest) value.  labels: below whole numbers of x, instead of ticks."""
 
-    def __init__(self, x: tuple[float, float], y: tuple[float, float], x_name: str, y_name: str) -> None:
+    def __init__(
+        self, x: tuple[float, float], y: tuple[float, float], x_name: str, y_name: str, labels: Sequence[str] = ()
+    ) -> None:
         self.x, self.y = (widened(*x), widened(*y))
         self.parts = [
             f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_name)}</text>',
             f'<text x="12" y="{(TOP + HEIGHT - BOTTOM) / 2}" text-anchor="middle" '
             f'transform="rotate(-90 12 {(TOP + HEIGHT - BOTTOM) / 2})">{escape(y_name)}</text>',
         ]
-        for value in ticks(*self.x):
-            across = self.across(value)
+        places = dict(enumerate(labels)) if labels else {value: f"{value:g}" for value in ticks(*self.x)}
+        for value, label in places.items():
             self.parts.append(
-                f'<text x="{across:.1f}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle">{value:g}</text>'
+                f'<text x="{self.across(value):.1f}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle">{escape(label)}'
+                "</text>"
             )
         for value in ticks(*self.y):
             down = self.down(value)
@@ -56,6 +60,41 @@ def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x_name: str, y_na
     for (name, line), colour in zip(finite.items(), COLOURS, strict=False):
         path = " ".join(f"{axes.across(x):.1f},{axes.down(y):.1f}" for x, y in line)
         axes.parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{path}"/>')
+        legend.append(f'<span style="color:{colour}">■</span> {escape(name)}')
+    return f"<figure>{axes.svg(f'{y_name} by {x_name}')}<figcaption>{' &ensp; '.join(legend)}</figcaption></figure>"
+
+
+class Bar(NamedTuple):
+    """low, high: ends of its interval of confidence, NaN without one.  title: what one reads over it."""
+
+    value: float
+    low: float
+    high: float
+    title: str
+
+
+def bars(
+    groups: Mapping[str, Sequence[Bar]], labels: Sequence[str], x_name: str, y_name: str, top: float | None = None
+) -> str:
+    """Bars side by side, a colour for every name of groups.  labels: of the places.  top: highest value of the axis."""
+    highest = max(max(bar.value, bar.high if math.isfinite(bar.high) else 0) for row in groups.values() for bar in row)
+    axes = Axes((-0.5, len(labels) - 0.5), (0, top or highest or 1), x_name, y_name, labels)
+    width = 0.8 / len(groups)
+    legend = []
+    for number, ((name, row), colour) in enumerate(zip(groups.items(), COLOURS, strict=False)):
+        for place, bar in enumerate(row):
+            left, right = (axes.across(place - 0.4 + width * (number + end)) for end in (0, 1))
+            axes.parts.append(
+                f'<rect x="{left:.1f}" y="{axes.down(bar.value):.1f}" width="{right - left - 1:.1f}" '
+                f'height="{axes.down(0) - axes.down(bar.value):.1f}" fill="{colour}" fill-opacity="0.75">'
+                f"<title>{escape(bar.title)}</title></rect>"
+            )
+            if math.isfinite(bar.low):
+                middle = (left + right - 1) / 2
+                axes.parts.append(
+                    f'<line x1="{middle:.1f}" x2="{middle:.1f}" y1="{axes.down(bar.low):.1f}" '
+                    f'y2="{axes.down(bar.high):.1f}" stroke="#1b1f24"/>'
+                )
         legend.append(f'<span style="color:{colour}">■</span> {escape(name)}')
     return f"<figure>{axes.svg(f'{y_name} by {x_name}')}<figcaption>{' &ensp; '.join(legend)}</figcaption></figure>"
 

@@ -73,7 +73,8 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.2f}&nbsp;%"
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Of cells in HTML."""
     header = "".join(f"<th>{cell}</th>" for cell in head)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f'<div class="scroll"><table><tr>{header}</tr>{body}</table></div>'
@@ -109,8 +110,8 @@ def _beside_the_paper(metrics: dict[str, Any]) -> str:
     if not published.is_of(metrics["dataset"], metrics["num_images"]) or trained["batch_norm"]:
         return ""
     rows = []
-    for number, table in published.TABLES.items():
-        for row in table:
+    for number, published_rows in published.TABLES.items():
+        for row in published_rows:
             if (row.configuration, row.train_scale) != (trained["configuration"], scale):
                 continue
             for result in metrics["modes"].values():
@@ -121,7 +122,7 @@ def _beside_the_paper(metrics: dict[str, Any]) -> str:
                     rows.append((f"Table {number}: {sentence(protocol)}", ours, theirs))
     if not rows:
         return ""
-    return "<h3>Beside the paper</h3>" + _table(("arXiv 1409.1556", "top-1 / top-5 error here", "paper, %"), rows)
+    return "<h3>Beside the paper</h3>" + table(("arXiv 1409.1556", "top-1 / top-5 error here", "paper, %"), rows)
 
 
 def _calibration(metrics: dict[str, Any], rows: NDArray[np.void]) -> str:
@@ -152,7 +153,7 @@ def _classes(subject: Subject) -> str:
         )
         for c in worst
     )  # fmt: skip
-    return f"{text} Those with the highest top-1 error:</p>" + _table(
+    return f"{text} Those with the highest top-1 error:</p>" + table(
         ("class", "WNID", "images", "top-1 error", "top-5 error"), rows
     )
 

@@ -35,9 +35,9 @@ def facts(subject: Subject) -> str:
         "network": f"VGG, configuration {network['configuration']}{norm}, {network['input_size']} pixels, "
         f"{network['classifier_width']:,} outputs of fc6 and fc7",
         "training": origin.in_words(imported) if imported else _training(run["train"]),
-        "trained on": _data(run["data"], subject.shards),
-        **({"trained by": _made(subject.training)} if subject.training else {}),
-        "evaluated by": _commit(subject.record),
+        "trained on": data_of(run["data"], subject.shards),
+        **({"trained by": made_by(subject.training)} if subject.training else {}),
+        "evaluated by": commit_of(subject.record),
         "options": _options(subject.record["params"]),
         "weights": f"sha256 {subject.trained.weights_sha256}",
     }
@@ -45,7 +45,8 @@ def facts(subject: Subject) -> str:
     return f"<table>{rows}</table>"
 
 
-def _data(data: dict[str, Any], shards: ShardSet) -> str:
+def data_of(data: dict[str, Any], shards: ShardSet) -> str:
+    """On which images something was trained.  data: of its checkpoint."""
     digest = data.get("digest")
     if digest is None:
         return "unknown"
@@ -72,16 +73,17 @@ def _options(evaluate: dict[str, Any]) -> str:
     )
 
 
-def _made(record: dict[str, Any]) -> str:
+def made_by(record: dict[str, Any]) -> str:
     """By which code, on what, when and in how many hours."""
     machine = record["machine"]
     ranks = f", {machine['ranks']} processes" if machine["ranks"] > 1 else ""
     where = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
     hours = f"finished {record['finished']}, {record['hours_since_last_start']:.2f} hours after its last start"
-    return "; ".join([_commit(record), f"{where}{ranks}", hours])
+    return "; ".join([commit_of(record), f"{where}{ranks}", hours])
 
 
-def _commit(record: dict[str, Any]) -> str:
+def commit_of(record: dict[str, Any]) -> str:
+    """By which code.  record: of a stage."""
     git = record["code"]["git"]
     commit = f"commit {str(git['commit'])[:12]}{' with changes' if git['dirty'] else ''}" if git["commit"] else "no git"
     return f"{commit}, torch {record['libraries'].get('torch')}"

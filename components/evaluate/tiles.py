@@ -65,7 +65,7 @@ def tiles(shards: ShardSet, rows: NDArray[np.void], numbers: Iterable[int]) -> s
 
 
 def thumbnail(jpeg: bytes) -> str:
-    """A data: address.  Small images are enlarged by whole factors, so that one sees their pixels."""
+    """A picture as data: address.  Small images are enlarged by whole factors, so that one sees their pixels."""
     image = Image.open(io.BytesIO(jpeg)).convert("RGB")
     longest = max(image.size)
     if longest < SIDE // 2:

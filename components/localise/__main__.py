@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
         "--localisations", required=True, metavar="DIR", help="out: boxes of the validation images, also as the devkit"
     )
     flags.add_argument("--curves", required=True, metavar="FILE", help="out: loss and error of every epoch, CSV")
+    flags.add_argument("--report", required=True, metavar="FILE", help="out: the localisation on one page, HTML")
     flags.add_argument("--metrics", required=True, metavar="FILE", help="out: errors of both protocols; written last")
     program.add_dvc_metrics(flags)
     program.add_executor_input(flags)
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         stage.inputs[f"fused_{number}"] = partner.digest
     expect_suitable(stage.params, classifier, partners, shards)
     with joined(environment.HANG_SECONDS.get() + 60) as group:
-        boxes = open_boxes(stage, shards, group)
+        boxes, boxes_at = open_boxes(stage, shards, group)
         objective = Localisation(stage.params, {name: boxes.split(name) for name in ("train", "val")}, boxes.digest)
         posteriors = classes_of(stage, shards)
         location = stage.location(args.localiser)
@@ -114,17 +115,19 @@ def main(argv: Sequence[str] | None = None) -> None:
                 localiser = finished or Trained.open(output.directory)
                 rows = find_boxes(stage, shards, classifier, [localiser, *partners], posteriors, group)
                 if rows is not None and isinstance(reporter, Reporter):
-                    write_outputs(stage, reporter, shards, boxes, localiser, rows, blacklisted)
+                    stage.made(reporter.tracker, "boxes", boxes_at, boxes.digest)
+                    write_outputs(stage, reporter, shards, boxes, [classifier, localiser], rows, blacklisted)
 
 
-def open_boxes(stage: Stage[LocaliseParams], shards: ShardSet, group: Group) -> BoxSet:
-    """The annotated boxes, made by the first rank; anew every time, as the annotations may have changed."""
+def open_boxes(stage: Stage[LocaliseParams], shards: ShardSet, group: Group) -> tuple[BoxSet, str]:
+    """The annotated boxes and where they are; made by the first rank, anew, as the annotations may have changed."""
     from components.progress import Progress
     from runtime.store.place import output_at
     from vgg.localisation import boxset
 
     params, recorded = stage.params, shards.manifest["parameters"]
-    output = output_at(stage.location(stage.args.boxes))
+    location = stage.location(stage.args.boxes)
+    output = output_at(location)
     if group.is_first:
         with output.writing(), Progress("boxes") as bar:
             boxset.write(
@@ -136,7 +139,7 @@ def open_boxes(stage: Stage[LocaliseParams], shards: ShardSet, group: Group) -> 
     group.barrier()
     found = boxset.BoxSet.open(output.download(), shards)
     stage.inputs["boxes"] = found.digest
-    return found
+    return found, location
 
 
 def classes_of(stage: Stage[LocaliseParams], shards: ShardSet) -> NDArray[np.float16] | None:
@@ -187,19 +190,21 @@ def write_outputs(
     reporter: Any,
     shards: ShardSet,
     boxes: BoxSet,
-    localiser: Trained,
+    networks: Sequence[Trained],
     rows: NDArray[np.void],
     blacklisted: NDArray[np.bool_] | None,
 ) -> None:
-    """Write and track the results, the metrics last."""
+    """Write and track the results, the metrics last.  networks: the classifier, the localiser."""
     from components.localise import report
-    from components.localise.table import table
+    from components.localise.page import Subject, page
+    from components.localise.table import errors, markdown, table
     from components.tracking import names
+    from runtime import manifest
     from runtime.store import storage
     from runtime.store.place import output_at
     from vgg.localisation.results import Results, floors
 
-    args = stage.args
+    args, tracker, (classifier, localiser) = stage.args, reporter.tracker, networks
     train, true = (boxes.split(name) for name in ("train", "val"))
     results = Results.of(rows, true, shards, blacklisted)
     metrics = {
@@ -214,20 +219,24 @@ def write_outputs(
     location = stage.location(args.localisations)
     output = output_at(location)
     with output.writing():
-        inputs = {**stage.inputs, "weights_sha256": localiser.weights_sha256}
-        digest = report.write(output.directory, shards, true, results, metrics, stage.params.model_dump(), inputs)
+        inputs = {**stage.inputs, "localiser": localiser.digest, "weights_sha256": localiser.weights_sha256}
+        digest = report.write(output.directory, shards, results, metrics, stage.params.model_dump(), inputs)
         output.upload()
-    stage.made(reporter.tracker, "localisations", location, digest)
+    stage.made(tracker, "localisations", location, digest)
     headline = {name: value for name, value in metrics.items() if name.endswith("_error") or name == "mean_iou"}
-    reporter.tracker.metrics(names.results(headline))
-    for name in report.PICTURES:
-        reporter.tracker.artifact(output.directory / name, "localise", to="both")
+    tracker.metrics(names.results(headline))
+    tracker.metrics(names.results(errors(metrics)), "child")
+    tracker.note(markdown(metrics), "child")
+    params = stage.params.model_dump()
+    html = page(Subject(shards, true, results, classifier, localiser, metrics, params, stage.record))
+    manifest.write_atomically(Path(args.report), lambda file: file.write(html))
+    tracker.artifact(Path(args.report), "localise", to="both")
     addresses = {
         "localiser": storage.address(reporter.location, localiser.digest),
         "localisations": storage.address(location, digest),
     }
     stage.write_dvc_metrics(metrics, "top5_localisation_error", "class_given_error", "centre_crop_error", "mean_iou")
-    stage.finish(metrics, addresses, {"curves": (args.curves, {})})
+    stage.finish(metrics, addresses, {"curves": (args.curves, {}), "report": (args.report, {})})
     program.log.info("%s", table(metrics))
 
 

@@ -154,9 +154,9 @@ class Tracker:
         """Name of the parent run.  One that begins with the text stays: it has the result, too."""
         self._add("name", text=text[:MAX_TAG])
 
-    def note(self, text: str) -> None:
-        """Markdown that the UI shows on top of the parent run."""
-        self.tags({"mlflow.note.content": text}, to="parent")
+    def note(self, text: str, to: str = "parent") -> None:
+        """Markdown that the UI shows on top of a run."""
+        self.tags({"mlflow.note.content": text}, to=to)
 
     def params(self, values: dict[str, Any]) -> None:
         """Parameters.  On the parent, where the MLflow UI compares them with the results, those that people vary."""

@@ -113,6 +113,8 @@ class Reporter(Silent):
         error = f"val_{self.errors[0]}"
         errors = {f"final_{error}": last[error], f"best_{error}": trained.step.state["best_error"]}
         self.tracker.metrics(names.results(errors))
-        self.tracker.tags({"vgg.weights_sha256": trained.weights_sha256}, to="both")
+        # the parent's are those of the classification network, which is what is registered
+        to = "both" if self.stage.name == "train" else "child"
+        self.tracker.tags({"vgg.weights_sha256": trained.weights_sha256}, to)
         self.stage.made(self.tracker, self.made, self.location, trained.digest)
         self.tracker.artifact(self.curves, "curves", to="both")

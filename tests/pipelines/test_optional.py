@@ -71,8 +71,9 @@ def test_the_stage_passes_the_programs_flags_and_depends_on_its_science(project:
     words = stage["cmd"].split()
     assert words[:3] == ["python", "-m", "components.localise"]
     parsed = vars(parser().parse_args(words[3:]))
-    outputs = [next(iter(out)) if isinstance(out, dict) else out for out in stage["outs"]]
-    assert {parsed[name] for name in ("boxes", "localiser", "localisations", "curves", "metrics")} == set(outputs)
+    outputs = [next(iter(out)) if isinstance(out, dict) else out for out in (*stage["outs"], *stage["plots"])]
+    names = ("boxes", "localiser", "localisations", "curves", "report", "metrics")
+    assert sorted(parsed[name] for name in names) == sorted(outputs)
     assert stage["deps"][:3] == [parsed["images"], parsed["shards"], parsed["checkpoint"]]
     assert stage["deps"][3:] == closure("localise")
     assert stage["params"] == ["localise"]
