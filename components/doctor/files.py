@@ -8,7 +8,7 @@ from pathlib import Path
 
 from components.doctor.finding import Finding, Patient, holder
 from components.lineage.links import STAGE
-from components.lineage.places import Place
+from components.lineage.places import Place, outputs
 from components.lineage.verify import check as differing
 from components.progress import Progress
 from runtime import environment
@@ -63,6 +63,7 @@ def _hash(path: Path, algorithm: str) -> str:
 
 def leftovers(patient: Patient) -> Iterator[Finding]:
     """Temporary files and folders of processes that are gone."""
+    made_by = outputs(patient.project)
     idle = [patient.project / name for name in patient.outputs if name not in patient.at_work]
     folders = [(folder, MAX_DEPTH) for folder in idle] + [
         (patient.project / "metrics", 1),
@@ -75,7 +76,8 @@ def leftovers(patient: Patient) -> Iterator[Finding]:
             shown = patient.shown(path)
             if path.suffix == ".old" and not path.with_suffix("").exists():
                 yield Finding(
-                    f"{shown}: a checkpoint whose replacement was interrupted", "run stage train: it restores it"
+                    f"{shown}: a checkpoint whose replacement was interrupted",
+                    f"run stage {made_by.get(patient.shown(folder), 'train')}: it restores it",
                 )
             else:
                 yield Finding(f"{shown}: left over by a process that was killed", f"rm -r {shown}")

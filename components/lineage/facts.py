@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from components.lineage.links import DATA, EVALUATION, LOCALISER, SOURCE, TRAINING, Link
+from components.lineage.links import BOXES, DATA, EVALUATION, LOCALISATIONS, LOCALISER, NETWORKS, SOURCE, TRAINING, Link
 from components.lineage.server import Made
 from components.stage import RECORD_SUFFIX
 from components.weights.origin import in_words
+from vgg.params.localise import OVERRIDDEN
 from vgg.params.shard import EMBEDDED
 
 
@@ -28,10 +29,14 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def params(kind: str, own: dict[str, Any]) -> dict[str, Any]:
-    """The parameters in a link's own manifest; {} for a localiser, which has only those of its training."""
-    if kind == LOCALISER:
-        return {}
-    keys = {EVALUATION: ("evaluate",), TRAINING: ("run", "train"), DATA: ("parameters",)}
+    """The parameters in a link's own manifest."""
+    keys = {
+        EVALUATION: ("evaluate",), TRAINING: ("run", "train"), DATA: ("parameters",), LOCALISATIONS: ("localise",),
+        LOCALISER: (), BOXES: ("parameters",),
+    }  # fmt: skip
+    if kind == LOCALISER and own:  # only what it was trained with
+        trained = own["run"]["train"]
+        return {**own["run"]["localise"], **{name: trained[name] for name in OVERRIDDEN}}
     for key in keys[kind]:
         own = own.get(key, {})
     return own
@@ -43,7 +48,7 @@ def imported(own: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
 
 
 def weights(link: Link) -> str:
-    """sha256 of the last weights of a training, by a copy of it; '' without one."""
+    """sha256 of the last weights of a network, by a copy of it; '' without one."""
     return next((place.weights.get(place.manifest["last"], "") for place in link.places if place.weights), "")
 
 
@@ -55,7 +60,12 @@ def results(kind: str, own: dict[str, Any], metrics: dict[str, Any], known: dict
             f"top-1 error {100 * result['top1_error']:.2f} %, top-5 {100 * result['top5_error']:.2f} %, "
             f"{result['num_images']:,} images, {result['headline']}"
         )
-    if kind == TRAINING:
+    if kind == LOCALISATIONS and (result := own.get("metrics") or metrics):
+        found["result"] = (
+            f"localisation error {100 * result['top5_localisation_error']:.2f} % top-5, "
+            f"{100 * result['class_given_error']:.2f} % with the class given, {result['num_images']:,} images"
+        )
+    if kind in NETWORKS:
         weights = known.get("weights_sha256") or metrics.get("weights_sha256")
         found |= {"weights": str(weights)} if weights else {}
         if record := imported(own, known):
@@ -63,13 +73,14 @@ def results(kind: str, own: dict[str, Any], metrics: dict[str, Any], known: dict
             found |= {"notes": " ".join(record["notes"])} if record["notes"] else {}
         else:
             found |= {"steps": own["last"].removeprefix("step-").lstrip("0")} if own else {}
-    if kind == LOCALISER:
-        found |= {"weights": str(known["weights_sha256"])} if known.get("weights_sha256") else {}
-        if metrics:
-            found["result"] = (
-                f"IoU below 0.5 of {100 * metrics['class_given_error']:.2f} %, the class given, "
-                f"{metrics['num_images']:,} images"
-            )
+    if kind == LOCALISER and metrics:
+        found["result"] = (
+            f"IoU below 0.5 of {100 * metrics['class_given_error']:.2f} %, the class given, "
+            f"{metrics['num_images']:,} images"
+        )
+    if kind == BOXES and own:
+        counts = (f"{part['num_own_boxes']:,} of {part['num_with_box']:,} {n}" for n, part in own["splits"].items())
+        found["boxes"] = f"{' + '.join(counts)} images"
     if kind == DATA and own:
         images = " + ".join(f"{split['num_images']:,} {name}" for name, split in own["splits"].items())
         files = own["files"]

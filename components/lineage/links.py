@@ -1,7 +1,5 @@
-"""The links of a chain: version → evaluation → training → data → source, each addressed by its content.
-
-A version may have a localiser, too, which was made from the same training and data.
-"""
+"""The links of a chain, each addressed by its content: version → evaluation → training → data → source; and
+localisations → localiser → boxes, training → data → source."""
 
 from __future__ import annotations
 
@@ -12,13 +10,16 @@ from typing import Any
 from components.lineage.places import Place
 
 VERSION, EVALUATION, TRAINING, DATA, SOURCE = "version", "evaluation", "training", "data", "source"
-LOCALISER = "localiser"
+LOCALISATIONS, LOCALISER, BOXES = "localisations", "localiser", "boxes"  # all three of one stage
 STAGE = {  # that makes a link
-    VERSION: "register", EVALUATION: "evaluate", TRAINING: "train", DATA: "shard", LOCALISER: "localise",
+    VERSION: "register", EVALUATION: "evaluate", LOCALISATIONS: "localise", LOCALISER: "localise", BOXES: "localise",
+    TRAINING: "train", DATA: "shard",
 }  # fmt: skip
 OUTPUT = {  # its argument, and the name of its tag
-    EVALUATION: "predictions", TRAINING: "checkpoint", DATA: "shards", LOCALISER: "localiser",
+    EVALUATION: "predictions", LOCALISATIONS: "localisations", LOCALISER: "localiser", BOXES: "boxes",
+    TRAINING: "checkpoint", DATA: "shards",
 }  # fmt: skip
+NETWORKS = (TRAINING, LOCALISER)  # checkpoints
 VERIFIED, DAMAGED, NOT_REACHED = "verified", "damaged", "not reached"
 
 
@@ -31,7 +32,7 @@ class Link:
     where: copies and runs, in words.  places: copies that can be read.  notes: what is not known, and why.
     used_by: what was made from it.  state: after verification; findings: what is wrong with it, or was not checked.
     files_sha256, claims: of a version, sha256 of the list of its files, and the evaluation in its tags.
-    code: of a training, fingerprints of the science by file.
+    code: of a network, fingerprints of the science by file.
     """
 
     kind: str

@@ -22,7 +22,12 @@ from runtime.store import storage
 log = logging.getLogger("vgg")
 
 MADE_BY = {"shard": "data", "train": "training", "evaluate": "evaluation"}
-KINDS = {"vgg.predictions/2": "evaluation", "vgg.checkpoint/1": "training", "vgg.shards/2": "data"}
+KINDS = {
+    "vgg.predictions/2": "evaluation", "vgg.checkpoint/1": "training", "vgg.shards/2": "data",
+    "vgg.localisations/1": "localisations", "vgg.boxes/1": "boxes",
+}  # fmt: skip
+NETWORKS = ("training", "localiser")  # the kinds of a checkpoint
+KIND_NAMES = {*KINDS.values(), *NETWORKS}  # folders of the stage localise are named like the kind
 STORE_DEPTH = 3  # folders below VGG_STORE in which a finished one is looked for
 
 
@@ -39,9 +44,9 @@ class Place:
 
     @property
     def weights(self) -> dict[str, str]:
-        """sha256 of the weights of a training's steps, by step; {} for other folders."""
+        """sha256 of the weights of a network's steps, by step; {} for other folders."""
         ending = "/weights.safetensors"
-        files = self.manifest.get("files", []) if self.kind == "training" else []
+        files = self.manifest.get("files", []) if self.kind in NETWORKS else []
         return {f["path"].removesuffix(ending): f["sha256"] for f in files if f["path"].endswith(ending)}
 
 
@@ -59,8 +64,10 @@ def read(address: str, location: Location, kind: str = "") -> Place | None:
     try:
         content = manifest.parse(raw, schema, f"{address}/{manifest.NAME}")
     except Refused as damage:
-        return Place(address, location, KINDS.get(schema, kind), "", {}, str(damage))
-    return Place(address, location, KINDS[schema], manifest.digest_with(raw, content), content)
+        stated = KINDS.get(schema, kind)
+        return Place(address, location, kind if {stated, kind} == {*NETWORKS} else stated, "", {}, str(damage))
+    found = "localiser" if "localise" in content.get("run", {}) else KINDS[schema]
+    return Place(address, location, found, manifest.digest_with(raw, content), content)
 
 
 def at(address: str) -> Place | None:
@@ -96,8 +103,9 @@ class Locator:
     def _outputs(self) -> Iterator[tuple[Path, str]]:
         """Folders of dvc.yaml's outputs, and those that a newer run has moved away; what they should hold."""
         for name, stage in outputs(self.project).items():
+            kind = Path(name).name if stage == "localise" else MADE_BY.get(stage, "")
             for folder in (self.project / name, manifest.sibling(self.project / name, ".previous")):
-                yield folder, MADE_BY.get(stage, "")
+                yield folder, kind if kind in KIND_NAMES else ""
 
     def _shown(self, folder: Path) -> str:
         return str(folder.relative_to(self.project) if folder.is_relative_to(self.project) else folder)
@@ -124,7 +132,7 @@ class Locator:
         return found or list(self._of_dvc(digest))
 
     def training_of(self, weights_sha256: str) -> list[Place]:
-        """Finished trainings with these weights."""
+        """Finished trainings, also of localisers, with these weights."""
         return [place for place in self.near if weights_sha256 in place.weights.values()]
 
     def _of_dvc(self, digest: str) -> Iterator[Place]:

@@ -89,7 +89,7 @@ class Server:
     def made(self, kind: str, digest: str, weights_sha256: str = "") -> list[Made]:
         """The finished runs that made a link, the earliest first: the later ones found it made.
 
-        weights_sha256: of a training, if its digest is not known.
+        weights_sha256: of a network, if its digest is not known.
         """
         tags = {f"vgg.result.{OUTPUT[kind]}": digest} if digest else {"vgg.weights_sha256": weights_sha256}
         found = self._runs(STAGE[kind], tags)
@@ -98,10 +98,12 @@ class Server:
     def users(self, kind: str, digest: str) -> list[Run]:
         """The finished runs that read a link."""
         later = {
-            "evaluation": ("register",), "training": ("evaluate", "localise", "register"),
-            "data": ("train", "evaluate", "localise"), "localiser": ("register",),
+            "evaluation": ("register",), "training": ("evaluate", "localise", "register"), "localiser": ("register",),
+            "data": ("train", "evaluate", "localise"),
         }  # fmt: skip
-        return [run for stage in later[kind] for run in self._runs(stage, {f"vgg.input.{OUTPUT[kind]}": digest})]
+        return [
+            run for stage in later.get(kind, ()) for run in self._runs(stage, {f"vgg.input.{OUTPUT[kind]}": digest})
+        ]
 
     def _runs(self, stage: str, tags: dict[str, str]) -> list[Run]:
         wanted = {"vgg.stage": stage, **tags}

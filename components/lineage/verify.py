@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from components.lineage.links import (
+    BOXES,
     DAMAGED,
     DATA,
     EVALUATION,
+    LOCALISATIONS,
     LOCALISER,
+    NETWORKS,
     NOT_REACHED,
     SOURCE,
     TRAINING,
@@ -173,9 +176,9 @@ def _folder(link: Link, locator: Locator, report: Progress) -> None:
     if place is None:
         return _damaged(link, suspects) if suspects else _not_reached(link, "no copy was found")
     findings = [place.damage] if place.damage else check(place, link.kind, report)
-    if not place.damage and link.kind in (TRAINING, LOCALISER):
+    if not place.damage and link.kind in NETWORKS:
         findings += _other_weights(link, place)
-    if not place.damage and link.kind == EVALUATION:
+    if not place.damage and link.kind in (EVALUATION, LOCALISATIONS):
         findings += _other_inputs(link, place)
     if findings or suspects:
         return _damaged(link, [*(f"{place.address}: {finding}" for finding in findings), *suspects])
@@ -189,9 +192,10 @@ def _other_weights(link: Link, place: Place) -> list[str]:
 
 
 def _other_inputs(link: Link, place: Place) -> list[str]:
-    """Predictions that state another training than the chain has (from the version's tags)."""
+    """Predictions or localisations that state another network than the chain has (from the version's tags)."""
     stated = place.manifest.get("inputs", {})
-    below = {TRAINING: stated.get("checkpoint"), DATA: stated.get("shards")}
+    below = {TRAINING: stated.get("checkpoint"), DATA: stated.get("shards"), BOXES: stated.get("boxes")}
+    below[LOCALISER] = stated.get("localiser")
     return [
         f"was made from {kind} {digest}, the chain has {found.digest}"
         for kind, digest in below.items()

@@ -15,7 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.lineage import facts
-from components.lineage.links import DATA, EVALUATION, LOCALISER, OUTPUT, STAGE, TRAINING, VERSION, Link
+from components.lineage.links import (
+    BOXES,
+    DATA,
+    EVALUATION,
+    LOCALISATIONS,
+    LOCALISER,
+    NETWORKS,
+    OUTPUT,
+    STAGE,
+    TRAINING,
+    VERSION,
+    Link,
+)
+from components.lineage.localised import localised
 from components.lineage.places import Locator, Place, at
 from components.lineage.server import Made, reach, record_of
 from components.register import tags as version_tags
@@ -110,8 +123,8 @@ class Walk:
         place = at("." if address == manifest.NAME else address)
         if place is None:
             raise Refused(
-                f"{address}: no finished shards, checkpoint or predictions (no {manifest.NAME} of these). Check the "
-                "path, or give models:/NAME@ALIAS or the ID of a run."
+                f"{address}: no finished shards, checkpoint, predictions, boxes or localisations (no "
+                f"{manifest.NAME} of these). Check the path, or give models:/NAME@ALIAS or the ID of a run."
             )
         if place.damage:
             raise Refused(place.damage)
@@ -168,14 +181,14 @@ class Walk:
         if found := self._links.get(digest or weights):
             return found
         runs = self.server.made(kind, digest, weights) if self.server else []
-        runs = runs or (self.server.made(kind, "", weights) if self.server and weights and kind == TRAINING else [])
+        runs = runs or (self.server.made(kind, "", weights) if self.server and weights and kind in NETWORKS else [])
         link = self._links[digest or weights] = Link(kind, digest, digest or f"with weights {weights[:16]}")
         link.places = [given] if given else []
         if digest:
             addresses = tuple(dict.fromkeys(run.address for run in runs if run.address))
             others = self.locator.find(digest, addresses)
             link.places += [place for place in others if not given or place.address != given.address]
-        elif kind == TRAINING:
+        elif kind in NETWORKS:
             link.places += self.locator.training_of(weights)
         own = next((place.manifest for place in link.places if not place.damage), {})
         metrics = self._metrics_of(kind, digest, weights)
@@ -191,7 +204,7 @@ class Walk:
         link.facts = facts.results(kind, own, metrics, known)
         if not link.record and not (kind == TRAINING and facts.imported(own, known)):
             link.notes.append("commit, image and machine: no run and no file in metrics/ recorded them")
-        if kind == TRAINING and not link.places:
+        if kind in NETWORKS and not link.places:
             same = self.locator.training_of(weights)
             link.notes += [f"a copy; but {place.address} has the same weights, in another checkpoint" for place in same]
         if self.server and digest:
@@ -205,7 +218,7 @@ class Walk:
         results = found.get("provenance", {}).get("results", {})
         same = digest and str(results.get(OUTPUT[kind], "")).endswith(f"#{digest}")
         same = same or (kind == DATA and digest and found.get("digest") == digest)
-        return found if same or (kind == TRAINING and weights and found.get("weights_sha256") == weights) else {}
+        return found if same or (kind in NETWORKS and weights and found.get("weights_sha256") == weights) else {}
 
     def _users(self, kind: str, digest: str, weights: str) -> Iterator[str]:
         assert self.server
@@ -218,10 +231,10 @@ class Walk:
     def _inputs(self, kind: str, link: Link, own: dict[str, Any], known: Known, runs: list[Made]) -> Iterator[Link]:
         inputs = {**(known.get("inputs") or {}), **link.record.get("inputs", {}), **own.get("inputs", {})}
         later = known.get("known", {})  # what the version says of the links below
-        if kind in (EVALUATION, LOCALISER):
+        if kind == EVALUATION:
             below = {**later.get(TRAINING, {}), "known": later}
-            weights = own.get("run", {}).get("initial") if kind == LOCALISER else inputs.get("weights_sha256")
-            below |= {n: v for n, v in (("digest", inputs.get("checkpoint")), ("weights_sha256", weights)) if v}
+            named = {"digest": inputs.get("checkpoint"), "weights_sha256": inputs.get("weights_sha256")}
+            below |= {name: value for name, value in named.items() if value}
             if below.get("digest") or below.get("weights_sha256"):
                 training = self.link(TRAINING, below)
                 yield training
@@ -241,5 +254,7 @@ class Walk:
                 link.notes.append("it does not say of which shards it is")
             if initial:
                 yield self.link(TRAINING, {"weights_sha256": initial})
+        if kind in (LOCALISATIONS, LOCALISER, BOXES):
+            yield from localised(self.link, link, own, inputs, later)
         if kind == DATA:
             yield facts.source(link, own, known, runs)
