@@ -3,13 +3,13 @@
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, environment, flags, program
+from conftest import flags, program
+from killing import killed
 from s3servers import Server, address, rclone_server, use  # noqa: F401  # fixtures
 
 from runtime.shards.shardset import ShardSet
@@ -19,22 +19,6 @@ from runtime.store.s3 import Prefix
 PARTS = 8  # groups of moments, so that tests can run in parallel
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
-
-
-def killed(command: list[str], kind: str, at: int, where: Path, **env: str) -> tuple[int, int]:
-    """Run a command until moment `at` (0: to its end); returns its exit code and the number of moments."""
-    counter = where / "counter"
-    counter.unlink(missing_ok=True)
-    seam = {"KILL_IN": kind, "KILL_AT": str(at), "KILL_COUNTER": str(counter)}
-    path = f"{ROOT}/tests/fakes/killed:{ROOT}"
-    child = subprocess.Popen(
-        command,
-        cwd=where,
-        env=environment(**env, **seam) | {"PYTHONPATH": path},
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    return child.wait(timeout=120), counter.stat().st_size
 
 
 def every_moment(
