@@ -51,7 +51,10 @@ def links(answer: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_the_schemas_are_those_of_the_writers() -> None:
-    modules = ("components.evaluate.report", "runtime.checkpoint", "runtime.shards.shardset")
+    modules = (
+        "components.evaluate.report", "runtime.checkpoint", "runtime.shards.shardset", "components.localise.report",
+        "vgg.localisation.boxset",
+    )  # fmt: skip
     assert list(KINDS) == [importlib.import_module(module).SCHEMA for module in modules]
 
 
@@ -96,7 +99,7 @@ def test_the_chain(chain: Chain, ask: Ask, capsys: pytest.CaptureFixture[str]) -
         ("models:/tiny/7", Refused, "has no models:/tiny/7"),
         ("models:/other@champion", Refused, "has no models:/other@champion"),
         ("0" * 32, Refused, f"has no run {'0' * 32}"),
-        ("metrics", Refused, "metrics: no finished shards, checkpoint or predictions"),
+        ("metrics", Refused, "metrics: no finished shards, checkpoint, predictions, boxes or localisations"),
     ):
         with pytest.raises(error, match=re.escape(says)):
             main([wrong])
