@@ -20,7 +20,7 @@ from vgg.sharding.sources import Folder
 
 LOCALISE: dict[str, Any] = {
     "pixel_origin": 0, "on_box_mismatch": "fail", "regression": "per_class", "trainable": "fc",
-    "min_visible": 0.5, "instances": "drawn",
+    "min_visible": 0.5, "dropout": 0.5, "instances": "drawn",
     "train_scale": 36, "flip": True, "epochs": 1, "batch_size": 8, "learning_rate": 0.001,
     "schedule": {"rule": "steps", "warmup_epochs": 0, "drop_factor": 10, "drop_epochs": []}, "seed": 3,
     "test_scales": [36, 64], "match": "centre_iou", "merge_threshold": 0.7, "fuse": [], "classify": [],

@@ -30,7 +30,7 @@ from vgg.training.task import Task, describe
 
 LOCALISE = {
     "pixel_origin": 0, "on_box_mismatch": "fail", "regression": "per_class", "trainable": "all",
-    "min_visible": 0.5, "instances": "drawn",
+    "min_visible": 0.5, "dropout": 0.5, "instances": "drawn",
     "train_scale": 36, "flip": True, "epochs": 2, "batch_size": 8, "learning_rate": 0.01,
     "schedule": {"rule": "steps", "warmup_epochs": 0, "drop_factor": 10, "drop_epochs": [1]}, "seed": 3,
     "test_scales": [36], "match": "centre_iou", "merge_threshold": 0.7, "fuse": [], "classify": [],

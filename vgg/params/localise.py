@@ -11,11 +11,11 @@ from vgg.params.train import Plateau, Steps, TrainParams
 
 # of trainings whose record is not known (imported weights): those of §3.1
 PAPER = {
-    "init": "checkpoint", "crop": "scale", "decoder": "cpu", "colour_shift": 0.1, "standardise": False, "dropout": 0.5,
+    "init": "checkpoint", "crop": "scale", "decoder": "cpu", "colour_shift": 0.1, "standardise": False,
     "micro_batch_size": "auto", "gradient_compression": "none", "momentum": 0.9, "weight_decay": 0.0005,
     "precision": "auto", "deterministic": False, "checkpoint_steps": 1000, "keep_checkpoints": 2,
 }  # fmt: skip
-OVERRIDDEN = ("train_scale", "flip", "epochs", "batch_size", "learning_rate", "schedule", "seed")
+OVERRIDDEN = ("dropout", "train_scale", "flip", "epochs", "batch_size", "learning_rate", "schedule", "seed")
 
 
 class LocaliseParams(Section):
@@ -35,6 +35,9 @@ class LocaliseParams(Section):
     instances: Literal["drawn", "largest"] = Field(
         description="what a crop is for if the image has several boxes: one drawn for each crop, or the largest; not "
         "in the paper"
+    )
+    dropout: float = Field(
+        ge=0, lt=1, description="of fc6 and fc7; paper: 0.5 for classification, not stated here, where it blurs boxes"
     )
     train_scale: int = Field(ge=32, le=4096, description="S, short side after rescaling, pixels; paper: 256 or 384")
     flip: bool = Field(description="mirror half of the crops; paper: true")
