@@ -66,7 +66,7 @@ def test_the_pipeline_with_all_its_data_in_the_services(
             share_with_dvc(tmp_path, env, empty_database)
     # the password of the database is in no log and in no file but .env
     for name in NEEDED:
-        assert not find(dotenv[name], tmp_path / "work", tmp_path / "services/mlflow.log", tmp_path / "project"), name
+        assert not find(dotenv[name], tmp_path / "work", tmp_path / "services/mlflow.log", tmp_path / "colleague"), name
 
 
 def expect_safe(env: dict[str, str]) -> None:

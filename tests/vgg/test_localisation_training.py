@@ -210,11 +210,11 @@ def test_a_network_that_has_learnt_one_image_gives_its_box(narrow: None, shards:
     one = Instances(first, np.array([[4.0, 6.0, 30.0, 31.0]]))
     late = {"rule": "steps", "warmup_epochs": 5, "drop_factor": 10, "drop_epochs": [150]}
     made = Localisation(
-        params(epochs=200, batch_size=1, learning_rate=0.02, flip=False, min_visible=0.0, schedule=late),
+        params(epochs=200, batch_size=1, learning_rate=0.02, flip=False, min_visible=0.0, dropout=0.0, schedule=late),
         {"train": one, "val": one},
         "d",
     )
-    record = {**train_params().model_dump(), "dropout": 0.0, "colour_shift": 0.0, "checkpoint_steps": 1000}
+    record = {**train_params().model_dump(), "colour_shift": 0.0, "checkpoint_steps": 1000}
     only = replace(shards.split("val"), rows=np.asarray(shards.split("val").rows[:1]))
     made._splits = {"train": only, "val": only}
     wanted = made.params.of_training(classifier.manifest["network"], record)
