@@ -21,6 +21,7 @@ def localise(
     localiser: dsl.OutputPath(str),  # type: ignore[valid-type]
     localisations: dsl.OutputPath(str),  # type: ignore[valid-type]
     curves: dsl.Output[dsl.Artifact],
+    report: dsl.Output[dsl.HTML],
     metrics: dsl.Output[dsl.Metrics],
 ) -> dsl.ContainerSpec:
     """images: where the annotations are, as for shard.  images_version: only for the cache key, as there.
@@ -42,6 +43,7 @@ def localise(
             *("--localiser", "store:localisers/{key}"),
             *("--localisations", "store:localisations/{key}"),
             *("--curves", curves.path),
+            *("--report", report.path),
             *("--metrics", metrics.path),
             *("--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER),
         ],

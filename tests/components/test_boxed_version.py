@@ -11,9 +11,9 @@ import mlflow
 import numpy as np
 import pytest
 from conftest import environment, flags, program
+from localised import flags as localise_flags
+from localised import prepared, project, shards  # noqa: F401
 from stepcommand import command_of
-from test_localise import flags as localise_flags
-from test_localise import project  # noqa: F401
 
 from components.classify.__main__ import main as classify
 from components.lineage.__main__ import main as lineage
