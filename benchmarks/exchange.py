@@ -248,7 +248,9 @@ def processes(ranks: int, seconds: float) -> Iterator[dict[str, Any]]:
     run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", "29500"]
     inside = " ".join(["ip link set lo up && exec timeout", str(seconds), '"$@"'])
     command = ["unshare", "--map-root-user", "--net", "sh", "-c", inside, "sh", *run, "-m", "benchmarks.exchange"]
-    with subprocess.Popen([*command, *sys.argv[1:]], stdout=subprocess.PIPE, encoding="utf-8") as started:
+    with subprocess.Popen(
+        [*command, *sys.argv[1:]], stdout=subprocess.PIPE, encoding="utf-8", errors="replace"
+    ) as started:
         assert started.stdout
         for text in started.stdout:
             yield json.loads(text)
