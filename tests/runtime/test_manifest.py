@@ -74,10 +74,10 @@ def test_the_digest_is_the_one_dvc_records(tmp_path: Path) -> None:
 
 
 def test_flipped_bytes_in_shards_are_refused_by_name(shards: ShardSet) -> None:
-    """150 random corruptions in tars, indexes and the manifest; the file is always named."""
+    """500 random corruptions in tars, indexes and the manifest; the file is always named."""
     rng = random.Random(0)
     files = sorted(path for path in shards.directory.iterdir())
-    for _ in range(150):
+    for _ in range(500):
         path = rng.choice(files)
         intact = path.read_bytes()
         position = rng.randrange(len(intact))
