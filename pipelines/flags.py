@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from components.program import Parser
+from pipelines.connection import add_connection, add_image_check, add_pace
 from pipelines.definition.inputs import described
 from pipelines.definition.package import NAME
 
@@ -40,12 +41,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     what.add_argument("--again", action="store_true", help="start a run even if the same run is active")
     what.add_argument("--recurring", metavar="CRON", help='start runs on a schedule: "SEC MIN HOUR DAY MONTH WEEKDAY"')
     where = flags.add_argument_group("where to run")
-    where.add_argument("--host", metavar="URL", help="Kubeflow Pipelines' API ($KF_PIPELINES_ENDPOINT)")
+    add_connection(where)
     where.add_argument("--ui-host", metavar="URL", help="its UI, for links (same as --host)")
-    where.add_argument("--token-file", metavar="FILE", help="file with a bearer token")
-    where.add_argument("--namespace", metavar="NS", help="namespace of the runs (kubeflow; with profiles, yours)")
-    where.add_argument("--service-account", metavar="NAME", help="service account of the pods (Kubeflow's default)")
-    where.add_argument("--kube-context", metavar="NAME", help="kubeconfig context, for the preflight")
     where.add_argument("--local", action="store_true", help="run on this machine, in containers")
     where.add_argument("--compile", metavar="FILE", help="do not run: write the package to FILE")
     where.add_argument(
@@ -54,13 +51,10 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     )  # fmt: skip
     checks = flags.add_argument_group("checks and waiting")
     checks.add_argument("--preflight", action="store_true", help="check only, create nothing; exit code 0 or 78")
-    checks.add_argument("--no-image-check", action="store_true", help="images are already loaded into the nodes")
+    add_image_check(checks)
     checks.add_argument("--no-gpu-check", action="store_true", help="nodes with GPUs are created on demand")
     checks.add_argument("--wait", action="store_true", help="wait until the run ends")
-    checks.add_argument("--poll", type=float, default=10.0, metavar="S", help="seconds between two queries (10)")
-    checks.add_argument(
-        "--patience", type=float, default=600.0, metavar="S", help="give up after S seconds without an answer (600)"
-    )
+    add_pace(checks, poll=10, patience=600)
     return flags
 
 

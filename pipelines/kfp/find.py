@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
-from pipelines.kfp.runs import Pipelines, filtered
+from pipelines.kfp.runs import Pipelines, filtered, named
 from pipelines.kfp.waiting import was_canceled
 from runtime.errors import WrongParameters
 from runtime.wording import counted
@@ -34,7 +34,7 @@ def run_id(pipelines: Pipelines, text: str) -> str:
     """The ID of the run that a text means.  Raises WrongParameters if there is none or more than one."""
     if RUN_ID.fullmatch(text):
         return text
-    found = {run.run_id: run for run in _pages(pipelines, filtered("EQUALS", "display_name", text))}
+    found = {run.run_id: run for run in _pages(pipelines, named(text))}
     if BEGINNING.fullmatch(text):
         containing = _pages(pipelines, filtered("IS_SUBSTRING", "run_id", text))
         found |= {run.run_id: run for run in containing if run.run_id.startswith(text)}

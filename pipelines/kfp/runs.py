@@ -63,7 +63,7 @@ class Pipelines:
     def known_experiment(self, name: str) -> str | None:
         """Its id; None if it does not exist."""
         listing = self.server.experiments.experiment_service_list_experiments
-        found = self.server.ask(listing, filter=_named(name), **self._scope).experiments
+        found = self.server.ask(listing, filter=named(name), **self._scope).experiments
         return str(found[0].experiment_id) if found else None
 
     def version(self, package: Package, name: str) -> tuple[str, str]:
@@ -75,7 +75,7 @@ class Pipelines:
 
         def find() -> tuple[str, str] | None:
             listing = self.server.pipelines.pipeline_service_list_pipeline_versions
-            found = self.server.ask(listing, pipeline, filter=_named(name), page_size=1).pipeline_versions
+            found = self.server.ask(listing, pipeline, filter=named(name), page_size=1).pipeline_versions
             if not found:
                 return None
             if not package.is_spec(found[0].pipeline_spec):
@@ -136,7 +136,7 @@ class Pipelines:
 
     def _active(self, name: str, experiment: str) -> list[Any]:
         listing = self.server.runs.run_service_list_runs
-        newest: dict[str, Any] = {"filter": _named(name), "sort_by": "created_at desc", "page_size": 100}
+        newest: dict[str, Any] = {"filter": named(name), "sort_by": "created_at desc", "page_size": 100}
         found = self.server.ask(listing, experiment_id=experiment, **newest).runs or []
         return [run for run in found if run.state not in ENDED and run.storage_state != "ARCHIVED"]
 
@@ -213,7 +213,8 @@ class Pipelines:
         return run
 
 
-def _named(name: str) -> str:
+def named(name: str) -> str:
+    """The filter of a list for one name."""
     return filtered("EQUALS", "display_name", name)
 
 

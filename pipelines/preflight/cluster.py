@@ -108,17 +108,23 @@ class Cluster:
 
     def _raw(self, path: str, query: list[tuple[str, str]]) -> bytes | None:
         from kubernetes.client import ApiException
-        from urllib3.exceptions import HTTPError
 
-        unparsed = {"header_params": {"Accept": "*/*"}, "auth_settings": ["BearerToken"], "_preload_content": False}
         try:
-            answer = self._client.call_api(path, "GET", query_params=query, _request_timeout=TIMEOUT, **unparsed)
+            return self._request("GET", path, {"Accept": "*/*"}, query_params=query)
         except ApiException as error:
             if error.status == 404:
                 return None
             if error.status in (401, 403):
                 raise NotAllowed(f"no permission to read {path} in Kubernetes ({error.status})") from None
             raise Unreachable(f"Kubernetes answers {error.status} to {path}") from None
+
+    def _request(self, method: str, path: str, headers: dict[str, str], **more: Any) -> bytes:
+        """The answer as it is.  Raises the library's ApiException for a status that is no success."""
+        from urllib3.exceptions import HTTPError
+
+        more |= {"header_params": headers, "auth_settings": ["BearerToken"], "_preload_content": False}
+        try:
+            answer = self._client.call_api(path, method, _request_timeout=TIMEOUT, **more)
         except (HTTPError, OSError) as error:
             reason = getattr(error, "reason", None) or error
             raise Unreachable(f"no Kubernetes access: {self._client.configuration.host}: {reason}") from None

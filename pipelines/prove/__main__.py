@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.program import Parser, run
+from pipelines.connection import add_connection, add_image_check, add_pace
 from runtime import environment
 from runtime.errors import Preempted, Problem, Refused, WrongParameters
 
@@ -54,16 +55,9 @@ def parser() -> argparse.ArgumentParser:
         "-C", dest="settings", action="append", default=[], metavar="NAME=VALUE",
         help="run argument of all runs, as of pipelines.submit",
     )  # fmt: skip
-    flags.add_argument("--host", metavar="URL", help="Kubeflow Pipelines' API ($KF_PIPELINES_ENDPOINT)")
-    flags.add_argument("--token-file", metavar="FILE", help="file with a bearer token")
-    flags.add_argument("--namespace", metavar="NS", help="namespace of the runs (kubeflow; with profiles, yours)")
-    flags.add_argument("--service-account", metavar="NAME", help="service account of the pods (Kubeflow's default)")
-    flags.add_argument("--kube-context", metavar="NAME", help="kubeconfig context (the current one)")
-    flags.add_argument("--no-image-check", action="store_true", help="images are already loaded into the nodes")
-    flags.add_argument("--poll", type=float, default=3.0, metavar="S", help="seconds between two queries (3)")
-    flags.add_argument(
-        "--patience", type=float, default=60.0, metavar="S", help="give a request up after S seconds (60)"
-    )
+    add_connection(flags)
+    add_image_check(flags)
+    add_pace(flags, poll=3, patience=60)
     return flags
 
 

@@ -13,19 +13,20 @@ from typing import Any, TypeVar
 
 from pipelines import submit
 from pipelines.arguments import IMAGES_VERSION, gather
+from pipelines.definition.package import STEPS as ALL_STEPS
 from pipelines.definition.package import Package
 from pipelines.kfp import failure
 from pipelines.kfp.pending import Pending
 from pipelines.kfp.runs import ENDED, Order, Pipelines
-from pipelines.prove import kubeflow
 from pipelines.prove.objects import LABEL, Object, Objects
 from runtime.errors import Problem
+from vgg.params import OPTIONAL
 
 log = logging.getLogger("vgg.prove")
 T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = ("shard", "train", "evaluate", "gate", "register", "report")
+STEPS = tuple(step for step in ALL_STEPS if step not in OPTIONAL)  # of the digits
 SMALL = (  # run arguments for small nodes without GPUs (docs/cluster.md, 6); -C changes them
     "gpus=0", "shard_cpu=1", "shard_memory=2Gi", "train_cpu=1", "train_memory=4Gi", "evaluate_cpu=1",
     "evaluate_memory=4Gi",
@@ -139,8 +140,7 @@ class Bench:
         """Stop the runs that a check has left active."""
         for run_id in self._started:
             try:
-                if self.pipelines.get(run_id).state not in ENDED:
-                    kubeflow.terminate(self.pipelines, run_id)
+                self.pipelines.cancel(run_id)
             except Problem as problem:
                 log.warning("run %s: %s", run_id, problem)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import time
@@ -14,7 +13,7 @@ from pipelines.kfp.runs import ENDED
 from pipelines.preflight.cluster import NotAllowed
 from pipelines.prove import kubeflow, pods
 from pipelines.prove.bench import Bench, Different, NotTried
-from runtime.errors import Problem, Refused
+from runtime.errors import Problem
 from runtime.wording import some
 
 log = logging.getLogger("vgg.prove")
@@ -40,7 +39,7 @@ class Cleaning:
         runs: list[Any] = []
 
         def find() -> None:
-            if experiment := kubeflow.experiment(bench.pipelines, name):
+            if experiment := bench.pipelines.known_experiment(name):
                 runs.extend(kubeflow.runs_of(bench.pipelines, experiment))
 
         self._attempt(f"the runs of experiment {name}, which could not be listed", find)
@@ -76,10 +75,7 @@ class Cleaning:
 
     def _stop(self, run: Any) -> None:
         pipelines = self.bench.pipelines
-        if run.state in ENDED:
-            return
-        with contextlib.suppress(Refused):  # it has just ended, or is being stopped already
-            kubeflow.terminate(pipelines, run.run_id)
+        pipelines.cancel(run.run_id)
 
         def look() -> bool | None:
             return True if pipelines.get(run.run_id).state in ENDED else None
@@ -117,7 +113,7 @@ class Cleaning:
         self.left += found["left"]
 
     def _experiment(self) -> None:
-        if found := kubeflow.experiment(self.bench.pipelines, self.bench.name):
+        if found := self.bench.pipelines.known_experiment(self.bench.name):
             kubeflow.delete_experiment(self.bench.pipelines, found)
 
     def _pods(self) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pipelines import submit
 from pipelines.arguments import gather
 from pipelines.preflight.checks import MISSING, NOTE, OK, UNKNOWN, Finding, Preflight
-from pipelines.prove import kubeflow
 from pipelines.prove.bench import Bench, Different, NotTried
 from runtime.errors import Refused, WrongParameters
 from runtime.wording import some
@@ -89,5 +88,5 @@ def _makes_nothing(bench: Bench) -> Iterator[None]:
     """Raises Different if something was made on the server in this context."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
-    if kubeflow.experiment(bench.pipelines, bench.name):
+    if bench.pipelines.known_experiment(bench.name):
         raise Different("an experiment was made")

@@ -1,4 +1,4 @@
-"""Requests to Kubeflow Pipelines that only a proof makes: stop a run, and remove what it made."""
+"""Requests to Kubeflow Pipelines that only a proof makes: remove what it made."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from pipelines.definition.package import NAME
-from pipelines.kfp.runs import Pipelines, _named
+from pipelines.kfp.runs import Pipelines, named
 from pipelines.kfp.server import Unsure
 from runtime.errors import Unreachable
 
@@ -21,24 +20,10 @@ def _certain() -> Iterator[None]:
         raise Unreachable(str(unsure)) from None
 
 
-def terminate(pipelines: Pipelines, run_id: str) -> None:
-    """Stop a run, as Terminate in the UI does; it ends some seconds later."""
-    with _certain():
-        pipelines.server.send(pipelines.server.runs.run_service_terminate_run, run_id)
-
-
 def delete_run(pipelines: Pipelines, run_id: str) -> None:
     """With its workflow and its pods."""
     with _certain():
         pipelines.server.send(pipelines.server.runs.run_service_delete_run, run_id)
-
-
-def experiment(pipelines: Pipelines, name: str) -> str | None:
-    """Its id, if it exists."""
-    scope: dict[str, Any] = {"namespace": pipelines.namespace} if pipelines.namespace else {}
-    service = pipelines.server.experiments
-    found = pipelines.server.ask(service.experiment_service_list_experiments, filter=_named(name), **scope)
-    return str(found.experiments[0].experiment_id) if found.experiments else None
 
 
 def runs_of(pipelines: Pipelines, experiment_id: str) -> list[Any]:
@@ -55,16 +40,15 @@ def delete_experiment(pipelines: Pipelines, experiment_id: str) -> None:
 def delete_version(pipelines: Pipelines, name: str) -> bool:
     """The version of our pipeline with this name, and the pipeline if that was its only one.  Whether it was there."""
     server, service = pipelines.server, pipelines.server.pipelines
-    scope = {"namespace": pipelines.namespace} if pipelines.namespace else {}
-    pipeline = server.find(service.pipeline_service_get_pipeline_by_name, NAME, **scope)
+    pipeline = pipelines.known_pipeline()
     if not pipeline:
         return False
     listing = service.pipeline_service_list_pipeline_versions
-    found = server.ask(listing, pipeline.pipeline_id, filter=_named(name), page_size=1).pipeline_versions
+    found = server.ask(listing, pipeline, filter=named(name), page_size=1).pipeline_versions
     with _certain():
         for one in found or []:
             remove = service.pipeline_service_delete_pipeline_version
-            server.send(remove, pipeline.pipeline_id, one.pipeline_version_id)
-        if found and not server.ask(listing, pipeline.pipeline_id, page_size=1).pipeline_versions:
-            server.send(service.pipeline_service_delete_pipeline, pipeline.pipeline_id)
+            server.send(remove, pipeline, one.pipeline_version_id)
+        if found and not server.ask(listing, pipeline, page_size=1).pipeline_versions:
+            server.send(service.pipeline_service_delete_pipeline, pipeline)
     return bool(found)

@@ -7,7 +7,6 @@ from typing import Any
 
 from pipelines.kfp.runs import ENDED
 from pipelines.preflight.checks import MISSING, TRAINER
-from pipelines.prove import kubeflow
 from pipelines.prove.bench import SHORT, STEPS, Bench, Different, NotTried
 from pipelines.prove.first import checked
 from pipelines.prove.objects import Object
@@ -37,7 +36,7 @@ def pod_deleted(bench: Bench) -> str:
 def canceled(bench: Bench) -> str:
     run_id = bench.start("cancel", overrides=("train.seed=3", *SHORT))
     bench.training_under_way(run_id)
-    kubeflow.terminate(bench.pipelines, run_id)
+    bench.pipelines.cancel(run_id)
     asked = time.monotonic()
 
     def look() -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pipelines.preflight.cluster import TIMEOUT, Cluster, NotAllowed
+from pipelines.preflight.cluster import Cluster, NotAllowed
 from runtime.errors import Refused, Unreachable
 
 LABEL = "vgg.prove"  # on everything that a proof makes; value: its name
@@ -46,10 +46,6 @@ class Objects(Cluster):
         """Begin to delete it.  Returns whether it was there."""
         return self._send("DELETE", f"{self._path(plural)}/{name}") is not None
 
-    def pod(self, name: str) -> Object | None:
-        found: Object | None = self._get(f"{self._path('pods')}/{name}")
-        return found
-
     def made_by(self, proof: str) -> list[Object]:
         """Its pods that are not steps of runs."""
         return self._pods(f"{LABEL}={proof}")
@@ -60,12 +56,10 @@ class Objects(Cluster):
     def _send(self, method: str, path: str, body: Object | None = None) -> Object | None:
         """The answer; None for 404 and for a conflict of a deletion."""
         from kubernetes.client import ApiException
-        from urllib3.exceptions import HTTPError
 
         headers = {"Accept": "application/json", "Content-Type": "application/json"}
-        unparsed = {"header_params": headers, "auth_settings": ["BearerToken"], "_preload_content": False}
         try:
-            answer = self._client.call_api(path, method, body=body, _request_timeout=TIMEOUT, **unparsed)
+            return dict(json.loads(self._request(method, path, headers, body=body)))
         except ApiException as error:
             if method == "DELETE" and error.status in (404, 409):
                 return None
@@ -73,10 +67,6 @@ class Objects(Cluster):
                 raise NotAllowed(f"Kubernetes: {method} {path}: {_message(error)}") from None
             kind = Refused if 400 <= error.status < 500 else Unreachable
             raise kind(f"Kubernetes: {method} {path}: {error.status}: {_message(error)}") from None
-        except (HTTPError, OSError) as error:
-            reason = getattr(error, "reason", None) or error
-            raise Unreachable(f"no Kubernetes access: {self.address}: {reason}") from None
-        return dict(json.loads((answer[0] if isinstance(answer, tuple) else answer).data))
 
 
 def _message(error: Any) -> str:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from components import given
+from pipelines.definition.harden import USER
 from pipelines.kfp.pending import reason
 from pipelines.prove.bench import Bench, Different
 from pipelines.prove.objects import LABEL, Object
 
 INSIDE = Path(__file__).with_name("inside")
 PROGRAM = "vgg.prove-program"  # label: which program of inside/
-USER = 65532  # that of the steps
 END_SECONDS = 3600  # after which Kubernetes ends a pod that nobody deleted
 STEP = {"vgg.stage": "prove", "app.kubernetes.io/part-of": "vgg-imagenet"}  # what the policies select
 
