@@ -94,23 +94,7 @@ def sections(path: str, overrides: list[str]) -> dict[str, dict[str, Any]]:
     """The sections of a params file with overrides, checked.  Raises WrongParameters with all errors."""
     document, lines, duplicates = read_yaml(Path(path))
     checked = load_all(document, path, lines, duplicates)
-    yaml = YAML(typ="safe", pure=True)
-    mistakes = []
-    for override in overrides:
-        name, equals, value = override.partition("=")
-        *parents, key = name.split(".")
-        section = document
-        for parent in parents:
-            section = section.get(parent) if isinstance(section, dict) else None
-        if not equals or not isinstance(section, dict) or key not in section:
-            known = list(section) if isinstance(section, dict) else STAGES
-            hint = did_you_mean(key if isinstance(section, dict) else name.partition(".")[0], known)
-            mistakes.append(f"-S {override}: no such parameter{hint}; write SECTION.KEY=VALUE (python -m vgg.params)")
-            continue
-        try:
-            section[key] = yaml.load(value)
-        except YAMLError as error:
-            mistakes.append(f"-S {override}: invalid YAML: {error}")
+    mistakes = list(_apply(overrides, document))
     try:
         checked = load_all(document, "-S") if overrides else checked
     except WrongParameters as error:
@@ -123,13 +107,39 @@ def sections(path: str, overrides: list[str]) -> dict[str, dict[str, Any]]:
     return {stage: document[stage] for stage in SECTIONS if stage in checked}
 
 
+def _apply(overrides: list[str], document: dict[str, Any]) -> Iterator[str]:
+    """Change the document.  Yields a line about every override that cannot be applied."""
+    yaml = YAML(typ="safe", pure=True)
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        *parents, key = name.split(".")
+        section = document
+        for parent in parents:
+            section = section.get(parent) if isinstance(section, dict) else None
+        if not equals or not isinstance(section, dict) or key not in section:
+            known = list(section) if isinstance(section, dict) else STAGES
+            hint = did_you_mean(key if isinstance(section, dict) else name.partition(".")[0], known)
+            yield f"-S {override}: no such parameter{hint}; write SECTION.KEY=VALUE (python -m vgg.params)"
+            continue
+        try:
+            section[key] = yaml.load(value)
+        except YAMLError as error:
+            yield f"-S {override}: invalid YAML: {error}"
+
+
 def localised(path: str, overrides: list[str]) -> bool:
-    """Whether a run of this file has the step localise.  False if it cannot be read: gather() says why."""
+    """Whether a run of this file with overrides has the step localise.
+
+    False if it cannot be read, and overrides that cannot be applied are left out: gather() says why.
+    """
     try:
         document, _, _ = read_yaml(Path(path))
     except WrongParameters:
         return False
-    return isinstance(document, dict) and document.get("localise") is not None and "localise=null" not in overrides
+    if not isinstance(document, dict):
+        return False
+    list(_apply(overrides, document))
+    return document.get("localise") is not None
 
 
 def digest(package: Package, arguments: dict[str, Any]) -> str:
