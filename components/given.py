@@ -5,12 +5,15 @@ The environment: addresses and limits come from a ConfigMap, secrets by the name
 The cluster values of a run (nodes, GPUs, names of Kubernetes objects) are declared in CLUSTER.  Flags of
 components.trainjob, the command of the training component and a part of pipelines.definition.inputs are made from it.
 kfp reads literal signatures, so pipeline and component repeat the names; tests/pipelines/test_package.py compares them.
+without() takes out of a signature what a pipeline lacks.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import functools
+import inspect
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,3 +123,19 @@ def command(arguments: Mapping[str, Any]) -> list[Any]:
 def from_run_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The cluster values by name, from run arguments."""
     return {value.name: arguments[value.argument] for value in CLUSTER.values()}
+
+
+def without(names: Collection[str], function: Callable[..., Any]) -> Callable[..., Any]:
+    """A pipeline or component without these arguments, which are None then: kfp knows no optional flags.
+
+    kfp reads the signature, and calls a pipeline by position and a component by name.
+    """
+    signature = inspect.signature(function)
+    kept = signature.replace(parameters=[p for name, p in signature.parameters.items() if name not in names])
+
+    @functools.wraps(function)
+    def reduced(*values: Any, **named: Any) -> Any:
+        return function(**dict.fromkeys(names), **kept.bind(*values, **named).arguments)
+
+    reduced.__signature__ = kept  # type: ignore[attr-defined]
+    return reduced

@@ -4,6 +4,7 @@ from typing import Any
 
 from kfp import dsl
 
+from components.given import without
 from components.images import reference
 
 
@@ -18,10 +19,22 @@ def gate(params: dict, shards: str, predictions: str, evaluation: dsl.Input[dsl.
     return gate_passes(params, shards, predictions, evaluation.path)
 
 
-def _program(
-    params: Any, shards: str, checkpoint: str, predictions: str, evaluation: Any, more: list[str], image: str,
-    metrics: Any,
-) -> dsl.ContainerSpec:  # fmt: skip
+BOXES = ("localiser", "localisations")  # outputs of the stage localise
+
+
+def _register(
+    params: dict[str, Any],
+    shards: str,
+    checkpoint: str,
+    predictions: str,
+    evaluation: dsl.Input[dsl.Metrics],
+    localiser: str,
+    localisations: str,
+    image: str,
+    model: dsl.OutputPath(str),  # type: ignore[valid-type]
+    metrics: dsl.Output[dsl.Metrics],
+) -> dsl.ContainerSpec:
+    boxes = ["--localiser", localiser, "--localisations", localisations] if localiser is not None else []
     return dsl.ContainerSpec(
         image=reference("register"),
         command=["python", "-m", "components.step", "--image", image, "components.register"],
@@ -31,44 +44,16 @@ def _program(
             *("--checkpoint", checkpoint),
             *("--predictions", predictions),
             *("--evaluation", evaluation.path),
-            *more,
+            *boxes,
             *("--metrics", metrics.path),
             *("--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER),
         ],
     )
 
 
-@dsl.container_component
-def register(
-    params: dict[str, Any],
-    shards: str,
-    checkpoint: str,
-    predictions: str,
-    evaluation: dsl.Input[dsl.Metrics],
-    image: str,
-    model: dsl.OutputPath(str),  # type: ignore[valid-type]
-    metrics: dsl.Output[dsl.Metrics],
-) -> dsl.ContainerSpec:
-    return _program(params, shards, checkpoint, predictions, evaluation, [], image, metrics)
+_register.__name__ = "register"  # kfp's name of the component
 
 
-def with_localiser() -> Any:
-    """The same component, of the same name, with the outputs of the stage localise: kfp knows no optional flags."""
-
-    @dsl.container_component
-    def register(
-        params: dict[str, Any],
-        shards: str,
-        checkpoint: str,
-        predictions: str,
-        evaluation: dsl.Input[dsl.Metrics],
-        localiser: str,
-        localisations: str,
-        image: str,
-        model: dsl.OutputPath(str),  # type: ignore[valid-type]
-        metrics: dsl.Output[dsl.Metrics],
-    ) -> dsl.ContainerSpec:
-        boxes = ["--localiser", localiser, "--localisations", localisations]
-        return _program(params, shards, checkpoint, predictions, evaluation, boxes, image, metrics)
-
-    return register
+def register(localised: bool) -> Any:
+    """The component.  localised: with the outputs of the stage localise."""
+    return dsl.container_component(_register if localised else without(BOXES, _register))

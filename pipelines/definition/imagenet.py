@@ -7,8 +7,6 @@ address with a digest of the content, so Kubeflow's cache depends on the content
 """
 
 import functools
-import inspect
-from collections.abc import Callable
 from typing import Any
 
 from kfp import dsl
@@ -19,7 +17,6 @@ from components.images import reference
 from components.localise.component import localise as localise_step
 from components.register.component import gate as gate_step
 from components.register.component import register as register_step
-from components.register.component import with_localiser
 from components.report.component import report as report_step
 from components.shard.component import shard as shard_step
 from components.train.component import train as train_step
@@ -37,23 +34,7 @@ def pipeline(localised: bool = False) -> Any:
         description="VGG (arXiv 1409.1556): shards, training, evaluation, gated registration",
         pipeline_config=dsl.PipelineConfig(ttl_seconds_after_finished=30 * DAY, active_deadline_seconds=21 * DAY),
     )
-    return decorate(documented(steps if localised else _without(steps)))
-
-
-def _without(function: Callable[..., None]) -> Callable[..., None]:
-    """A function without the arguments of the step localise, which are None.
-
-    kfp reads its signature, and calls it by position.
-    """
-    signature = inspect.signature(function)
-    kept = signature.replace(parameters=[p for name, p in signature.parameters.items() if name not in LOCALISE])
-
-    @functools.wraps(function)
-    def reduced(*values: Any) -> None:
-        function(**dict.fromkeys(LOCALISE), **kept.bind(*values).arguments)
-
-    reduced.__signature__ = kept  # type: ignore[attr-defined]
-    return reduced
+    return decorate(documented(steps if localised else given.without(LOCALISE, steps)))
 
 
 def steps(
@@ -175,7 +156,7 @@ def steps(
         harden(opened, "gate", needs, cluster).set_caching_options(False)  # the champion may have changed
 
         with dsl.If(opened.output == True, name="gate-is-open"):  # noqa: E712  # compiled into a condition
-            registered = (with_localiser() if boxes else register_step)(
+            registered = register_step(bool(boxes))(
                 params=register,
                 shards=shards.outputs["shards"],
                 checkpoint=trained.outputs["checkpoint"],
