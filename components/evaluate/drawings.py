@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
@@ -56,12 +56,18 @@ def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x_name: str, y_na
         return ""
     xs, ys = zip(*points, strict=True)
     axes = Axes((min(xs), max(xs)), (min(0.0, *ys), max(ys)), x_name, y_name)
-    legend = []
-    for (name, line), colour in zip(finite.items(), COLOURS, strict=False):
+    for line, colour in zip(finite.values(), COLOURS, strict=False):
         path = " ".join(f"{axes.across(x):.1f},{axes.down(y):.1f}" for x, y in line)
         axes.parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{path}"/>')
-        legend.append(f'<span style="color:{colour}">■</span> {escape(name)}')
-    return f"<figure>{axes.svg(f'{y_name} by {x_name}')}<figcaption>{' &ensp; '.join(legend)}</figcaption></figure>"
+    return _figure(axes, f"{y_name} by {x_name}", lines)
+
+
+def _figure(axes: Axes, description: str, names: Iterable[str]) -> str:
+    """With a legend: a colour for every name, in their order."""
+    legend = [
+        f'<span style="color:{colour}">■</span> {escape(name)}' for name, colour in zip(names, COLOURS, strict=False)
+    ]
+    return f"<figure>{axes.svg(description)}<figcaption>{' &ensp; '.join(legend)}</figcaption></figure>"
 
 
 class Bar(NamedTuple):
@@ -80,8 +86,7 @@ def bars(
     highest = max(max(bar.value, bar.high if math.isfinite(bar.high) else 0) for row in groups.values() for bar in row)
     axes = Axes((-0.5, len(labels) - 0.5), (0, top or highest or 1), x_name, y_name, labels)
     width = 0.8 / len(groups)
-    legend = []
-    for number, ((name, row), colour) in enumerate(zip(groups.items(), COLOURS, strict=False)):
+    for number, (row, colour) in enumerate(zip(groups.values(), COLOURS, strict=False)):
         for place, bar in enumerate(row):
             left, right = (axes.across(place - 0.4 + width * (number + end)) for end in (0, 1))
             axes.parts.append(
@@ -95,8 +100,7 @@ def bars(
                     f'<line x1="{middle:.1f}" x2="{middle:.1f}" y1="{axes.down(bar.low):.1f}" '
                     f'y2="{axes.down(bar.high):.1f}" stroke="#1b1f24"/>'
                 )
-        legend.append(f'<span style="color:{colour}">■</span> {escape(name)}')
-    return f"<figure>{axes.svg(f'{y_name} by {x_name}')}<figcaption>{' &ensp; '.join(legend)}</figcaption></figure>"
+    return _figure(axes, f"{y_name} by {x_name}", groups)
 
 
 def reliability(bins: Sequence[tuple[int, float, float]]) -> str:

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from components.lineage.links import BOXES, DATA, EVALUATION, LOCALISATIONS, LOCALISER, NETWORKS, SOURCE, TRAINING, Link
+from components.lineage.links import BOXES, DATA, EVALUATION, LOCALISATIONS, LOCALISER, SOURCE, TRAINING, Link
+from components.lineage.places import NETWORKS
 from components.lineage.server import Made
 from components.stage import RECORD_SUFFIX
 from components.weights.origin import in_words

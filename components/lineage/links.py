@@ -19,7 +19,6 @@ OUTPUT = {  # its argument, and the name of its tag
     EVALUATION: "predictions", LOCALISATIONS: "localisations", LOCALISER: "localiser", BOXES: "boxes",
     TRAINING: "checkpoint", DATA: "shards",
 }  # fmt: skip
-NETWORKS = (TRAINING, LOCALISER)  # checkpoints
 VERIFIED, DAMAGED, NOT_REACHED = "verified", "damaged", "not reached"
 
 

@@ -15,7 +15,6 @@ from components.lineage.links import (
     EVALUATION,
     LOCALISATIONS,
     LOCALISER,
-    NETWORKS,
     NOT_REACHED,
     SOURCE,
     TRAINING,
@@ -23,7 +22,7 @@ from components.lineage.links import (
     VERSION,
     Link,
 )
-from components.lineage.places import Locator, Place
+from components.lineage.places import NETWORKS, Locator, Place
 from components.lineage.server import Server
 from components.lineage.source import compare
 from components.progress import Progress

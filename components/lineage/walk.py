@@ -21,7 +21,6 @@ from components.lineage.links import (
     EVALUATION,
     LOCALISATIONS,
     LOCALISER,
-    NETWORKS,
     OUTPUT,
     STAGE,
     TRAINING,
@@ -29,7 +28,7 @@ from components.lineage.links import (
     Link,
 )
 from components.lineage.localised import localised
-from components.lineage.places import Locator, Place, at
+from components.lineage.places import NETWORKS, Locator, Place, at
 from components.lineage.server import Made, reach, record_of
 from components.register import tags as version_tags
 from components.register.version.stored import FILES_TAG
