@@ -9,12 +9,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from components.localise.schema import SCHEMA
 from runtime import manifest
 from runtime.shards.shardset import ShardSet
 from vgg.localisation import devkit
 from vgg.localisation.results import Results
 
-SCHEMA = "vgg.localisations/1"
 DEVKIT = "val.pred.det.txt"
 
 

@@ -69,6 +69,15 @@ class World:
         return [line for line in self.kfp.seen if line.startswith("POST")]
 
 
+def prepare(package: Package, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """No address or secret of the caller, short pauses, and the package as it is: compiling takes seconds."""
+    for name in [name for name in os.environ if name.startswith(("KF_", "KUBE", "AWS_", "VGG_", "MLFLOW_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(submit, "compiled", lambda localised=False: package)
+    caplog.set_level("INFO", "vgg")
+
+
 @pytest.fixture
 def world(
     package: Package,
@@ -78,11 +87,7 @@ def world(
     caplog: pytest.LogCaptureFixture,
 ) -> Iterator[World]:
     """A complete cluster."""
-    for name in [name for name in os.environ if name.startswith(("KF_", "KUBE", "AWS_", "VGG_", "MLFLOW_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(submit, "compiled", lambda _localised: package)  # compiling takes seconds
-    caplog.set_level("INFO", "vgg")
+    prepare(package, monkeypatch, caplog)
     with KfpServer() as kfp, KubeObjects() as kube, ImageRegistry() as registry:
         kube.complete()
         monkeypatch.setenv("KUBECONFIG", str(kube.kubeconfig(tmp_path / "kubeconfig")))

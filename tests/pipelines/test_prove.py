@@ -7,7 +7,6 @@ tests hold that the checks see what is wrong, not that an installation works.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -22,18 +21,16 @@ import pytest
 from conftest import ROOT, environment
 from ending import ended
 from kfpserver import Fault, KfpServer
-from kfpworld import CANARIES, package  # noqa: F401
+from kfpworld import CANARIES, package, prepare  # noqa: F401
 from kubelive import LiveObjects
 from kubeobjects import ImageRegistry
 from provingworld import Installation
 
-from pipelines import submit
 from pipelines.definition.package import Package
 from pipelines.prove import __main__ as prove
 from pipelines.prove import losses
 from pipelines.prove.report import FAILED, NOT_TRIED, OK, Report, Row
 from pipelines.prove.table import CHECKS
-from runtime import retry
 from runtime.errors import Preempted, Refused, Unreachable, WrongParameters
 from runtime.stopping import StopRequested
 
@@ -86,11 +83,7 @@ def world(
     caplog: pytest.LogCaptureFixture,
 ) -> Iterator[World]:
     """A complete installation on which everything works, with its images in a registry."""
-    for name in [name for name in os.environ if name.startswith(("KF_", "KUBE", "AWS_", "VGG_", "MLFLOW_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(submit, "compiled", lambda localised=False: package)  # compiling takes seconds
-    caplog.set_level("INFO", "vgg")
+    prepare(package, monkeypatch, caplog)
     store = tmp_path / "store"
     store.mkdir()
     with KfpServer() as kfp, LiveObjects() as kube, ImageRegistry() as registry:

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from components.localise.schema import SCHEMA
 from runtime import manifest
 from runtime.errors import Refused
 from runtime.shards.shardset import ShardSet
 from vgg.network.trained import Trained
 
-SCHEMA = "vgg.localisations/1"  # of what components.localise writes
 FILES = {"localiser": "localiser.safetensors", "localiser_network": "localiser.json"}
 CONVENTION = "x1, y1, x2, y2: pixels of the image as it is stored, both corners inside the box, the first pixel is 0"
 AGAIN = "Run the localise stage again."
