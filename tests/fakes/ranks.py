@@ -17,6 +17,7 @@ Every rank appends its steps to <directory>.journal/<rank>: lines of JSON, [step
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -42,13 +43,12 @@ from runtime.errors import Problem  # noqa: E402
 from runtime.shards.loader import Feed  # noqa: E402
 from runtime.shards.shardset import ShardSet  # noqa: E402
 from runtime.stopping import StopSignal, die_with_parent  # noqa: E402
-from vgg.network.model import CONFIGURATIONS, Architecture, blank  # noqa: E402
+from vgg.network.model import CONFIGURATIONS  # noqa: E402
 from vgg.params.train import TrainParams  # noqa: E402
 from vgg.training import loop  # noqa: E402
 from vgg.training.task import Task  # noqa: E402
 
-# imports in these functions take three seconds; after this call, the forks have them
-torch.optim.SGD(blank(Architecture("A", False, 1, 1, 32)).parameters(), 0.1, fused=True)
+importlib.import_module("torch._dynamo")  # by DistributedDataParallel, in three seconds; the forks have it from here
 
 HUNG_SECONDS = 60
 

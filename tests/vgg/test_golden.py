@@ -50,12 +50,11 @@ PARAMS = {
 TOLERANCE = 1e-5
 
 CHANGES = {  # changes of an operator or a constant: name and code
-    "momentum": "import vgg.training.run as m; f = torch.optim.SGD; m.torch.optim.SGD = "
-    "lambda p, lr, momentum, **o: f(p, lr, 0.98 * momentum, **o)",
-    "decay": "import vgg.training.run as m; f = torch.optim.SGD; m.torch.optim.SGD = "
+    "momentum": "import vgg.training.sgd as m; f = m.sgd; m.sgd = "
+    "lambda *a, momentum, **o: f(*a, momentum=0.98 * momentum, **o)",
+    "decay": "import vgg.training.sgd as m; f = m.sgd; m.sgd = "
     "lambda *a, weight_decay, **o: f(*a, weight_decay=0.9 * weight_decay, **o)",
-    "nesterov": "import vgg.training.run as m; f = torch.optim.SGD; m.torch.optim.SGD = "
-    "lambda *a, **o: f(*a, nesterov=True, **o)",
+    "nesterov": "import vgg.training.sgd as m; f = m.sgd; m.sgd = lambda *a, **o: f(*a, **o | {'nesterov': True})",
     "average pooling": "import vgg.network.model as m; m.nn.MaxPool2d = torch.nn.AvgPool2d",
     "leaky": "import vgg.network.model as m; m.nn.ReLU = lambda inplace: torch.nn.LeakyReLU(0.01)",
     "colours": "import vgg.data.augment as m; m.EIGENVALUES = (55.46, 4.794, 2.148)",

@@ -4,12 +4,14 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import started, train_params
+from conftest import ROOT, environment, started, train_params
 from torch import nn
 from trainings import run
 
@@ -49,6 +51,46 @@ def test_an_update_equals_the_formula_of_sgd(narrow: None, shards: ShardSet) -> 
         ours.state.step += 1
     for a, b in zip(ours.model.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("momentum", [0.9, pytest.param(0.0, marks=pytest.mark.faults)])
+def test_an_update_is_the_one_of_torchs_fused_sgd_bit_for_bit(momentum: float) -> None:
+    """Also with a skipped update and a continued training.  In a process of its own: torch's class loads much."""
+    script = f"""
+import sys, torch
+from vgg.training.sgd import SGD
+torch.manual_seed(1)
+ours, theirs = ([torch.nn.Parameter(torch.ones(5, 3, 4, 4).to(memory_format=f)), torch.nn.Parameter(torch.ones(7))]
+                for f in (torch.channels_last, torch.channels_last))
+skip = torch.zeros(())
+sgd = SGD(ours, {momentum}, 0.01, skip)
+grads = [[torch.randn_like(p) for p in ours] for _ in range(5)]
+def step(parameters, number, update):
+    skip.fill_(number == 2)
+    for p, g in zip(parameters, grads[number]):
+        p.grad = g.clone()
+    update(0.1 / (1 + number))
+for number in range(5):
+    if number == 3:  # as restore() does
+        earlier, sgd = sgd.momentum, SGD(ours, {momentum}, 0.01, skip)
+        sgd.momentum |= {{p: torch.empty_like(p).copy_(earlier[p]) for p in ours if p in earlier}}
+    step(ours, number, sgd.step)
+assert "torch._dynamo" not in sys.modules
+reference = torch.optim.SGD(theirs, 0.1, {momentum}, weight_decay=0.01, fused=True)
+reference.found_inf = skip
+def update(rate):
+    reference.param_groups[0]["lr"] = rate
+    reference.step()
+for number in range(5):
+    step(theirs, number, update)
+assert all(torch.equal(a, b) and not torch.equal(a, torch.ones_like(a)) for a, b in zip(ours, theirs))
+sgd.forget_gradients()
+assert all(p.grad is None for p in ours)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_no_update_is_made_with_a_gradient_that_is_not_finite(narrow: None, shards: ShardSet) -> None:

@@ -101,9 +101,7 @@ def update(run: Run, crops: Crops) -> None:
     numbers = crops.numbers.numpy()
     positions = group.rank + group.world_size * np.arange(len(numbers))
     run.samples = (run.samples + samples_digest(step, positions, numbers)) % 2**64
-    for settings in run.optimiser.param_groups:
-        settings["lr"] = run.schedule.rate(step)
-    run.optimiser.zero_grad(set_to_none=True)
+    run.optimiser.forget_gradients()
     parts = run.parts(crops)
     for number, part in enumerate(parts, 1):  # gradients accumulate and are exchanged with the last part
         local = group.world_size == 1 or number == len(parts)
@@ -116,7 +114,7 @@ def update(run: Run, crops: Crops) -> None:
     finite = torch.isfinite(nn.utils.get_total_norm(gradients, foreach=True))
     run.trouble_step.copy_(torch.where((run.trouble == 0) & ~finite, step, run.trouble_step))
     run.trouble.copy_(torch.maximum(run.trouble, (~finite).float()))
-    run.optimiser.step()
+    run.optimiser.step(run.schedule.rate(step))
 
 
 def losses(run: Run, crops: Crops) -> tuple[torch.Tensor, Measured]:

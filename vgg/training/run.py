@@ -29,6 +29,7 @@ from vgg.network.precision import precision_on
 from vgg.params.train import TrainParams
 from vgg.training.objective import Objective
 from vgg.training.schedule import Schedule
+from vgg.training.sgd import SGD
 from vgg.training.task import State, Task, share_of
 
 log = logging.getLogger("vgg.train")
@@ -49,7 +50,7 @@ class Run:
     group: Group
     model: VGG
     replica: nn.Module  # the model, or the model inside DistributedDataParallel
-    optimiser: torch.optim.SGD
+    optimiser: SGD
     prepare: Prepare
     schedule: Schedule
     precision: torch.dtype
@@ -60,6 +61,11 @@ class Run:
     trouble_step: torch.Tensor  # float64 (): the step where that happened, or -1
     micro_batch_size: int  # maximum number of images that this rank computes at once
     samples: int = 0  # this rank's part of State.samples, modulo 2^64
+
+    def momentum(self) -> dict[str, torch.Tensor]:
+        """The buffers of SGD by the name of the parameter; without those that were not updated yet."""
+        buffers = self.optimiser.momentum
+        return {name: buffers[p] for name, p in self.model.named_parameters() if p in buffers}
 
     def parts(self, crops: Crops) -> list[Crops]:
         """Split this rank's share of a batch into micro-batches and copy them to the device."""
@@ -90,19 +96,16 @@ def start(task: Task, metadata: dict[str, Any], group: Group) -> Run:
     else:
         keep_freed_memory()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.SGD(
-        trainable, params.learning_rate, params.momentum, weight_decay=params.weight_decay, fused=True
-    )
-    steps_per_epoch = len(task.split("train")) / params.batch_size
     trouble = torch.zeros((), device=group.device)
+    steps_per_epoch = len(task.split("train")) / params.batch_size
     share = share_of(params, group.world_size)
-    run = Run(
+    return Run(
         params=params,
         objective=task.objective,
         group=group,
         model=model,
         replica=model,
-        optimiser=optimiser,
+        optimiser=SGD(trainable, params.momentum, params.weight_decay, skip=trouble),
         prepare=prepare,
         schedule=Schedule(params.schedule, params.learning_rate, steps_per_epoch),
         precision=precision,
@@ -113,8 +116,6 @@ def start(task: Task, metadata: dict[str, Any], group: Group) -> Run:
         trouble_step=torch.full((), -1.0, dtype=torch.float64, device=group.device),
         micro_batch_size=share if params.micro_batch_size == "auto" else min(share, params.micro_batch_size),
     )
-    optimiser.found_inf = trouble  # type: ignore[attr-defined]  # fused SGD skips updates while this is 1
-    return run
 
 
 def keep_freed_memory() -> None:
@@ -152,7 +153,7 @@ def restore(run: Run, earlier: checkpoint.Step) -> None:
     for name, parameter in run.model.named_parameters():
         if name in momentum:
             buffer = torch.empty_like(parameter)  # keeps channels_last
-            run.optimiser.state[parameter]["momentum_buffer"] = buffer.copy_(momentum[name])
+            run.optimiser.momentum[parameter] = buffer.copy_(momentum[name])
     run.micro_batch_size = min(run.micro_batch_size, run.state.micro_batch_size or run.micro_batch_size)
     if run.group.is_first:  # these are sums over all ranks, so only one rank adds them
         run.window.total += torch.tensor(run.state.window, dtype=torch.float64, device=run.group.device)
@@ -177,10 +178,7 @@ def save(run: Run, saver: Saver) -> None:
     state.schedule = run.schedule.state()
     state.samples = f"{sum(group.gather(run.samples)) % 2**64:016x}"
     if group.is_first:
-        named = dict(run.model.named_parameters())
-        buffers = {name: run.optimiser.state[parameter].get("momentum_buffer") for name, parameter in named.items()}
-        momentum = {name: buffer for name, buffer in buffers.items() if buffer is not None}
-        saver.save(run.model.state_dict(), momentum, vars(state))
+        saver.save(run.model.state_dict(), run.momentum(), vars(state))
 
 
 def settle(run: Run, saver: Saver) -> None:

@@ -51,11 +51,10 @@ def save_batch(run: Run, split: Split, step: int, directory: Path) -> tuple[str,
         "precision": str(run.precision).removeprefix("torch."),
         "images": images,
     }
-    momentum = {name: run.optimiser.state[p].get("momentum_buffer") for name, p in run.model.named_parameters()}
     tensors = {
         "batch": crops._asdict(),
         "weights": dict(run.model.state_dict()),
-        "momentum": {name: tensor for name, tensor in momentum.items() if tensor is not None},
+        "momentum": run.momentum(),
     }
     try:
         shutil.rmtree(folder, ignore_errors=True)

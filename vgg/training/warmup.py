@@ -58,7 +58,7 @@ def fit(run: Run) -> None:
                 log.info("a micro-batch of %d images does not fit; trying half", run.micro_batch_size)
                 run.micro_batch_size = -(-run.micro_batch_size // 2)
             finally:
-                run.optimiser.zero_grad(set_to_none=True)
+                run.optimiser.forget_gradients()
             if run.group.device.type == "cuda":
                 torch.cuda.empty_cache()
     finally:
@@ -77,7 +77,7 @@ def regroup(run: Run) -> None:
     buffers = {name: buffer.clone() for name, buffer in run.model.named_buffers()}
     for _ in range(2):
         attempt(run, run.replica)
-    run.optimiser.zero_grad(set_to_none=True)
+    run.optimiser.forget_gradients()
     for name, buffer in run.model.named_buffers():
         buffer.copy_(buffers[name])
 
@@ -85,7 +85,7 @@ def regroup(run: Run) -> None:
 def attempt(run: Run, network: nn.Module) -> None:
     """One forward and backward pass of grey images, with memory allocated for the momentum."""
     device, size, n = run.group.device, run.params.input_size, run.micro_batch_size
-    momentum = [torch.empty_like(p) for p in run.model.parameters() if not run.optimiser.state.get(p)]
+    momentum = [torch.empty_like(p) for p in run.model.parameters() if p not in run.optimiser.momentum]
     images = torch.full((n, size, size, 3), 127, dtype=torch.uint8, device=device)
     flip = torch.zeros(n, dtype=torch.bool, device=device)
     colour, keys = torch.zeros(n, 3, device=device), torch.zeros(n, dtype=torch.int64, device=device)
