@@ -8,6 +8,7 @@ descriptor 4 are its process id and, when it has ended, its exit code.
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -91,8 +92,11 @@ class Programs:
 
 def serve() -> dict[str, Any]:
     """Fork for every request; returns the request in the forked process alone."""
+    gc.disable()
     for name in LOADED:
         importlib.import_module(name)
+    gc.freeze()  # what is loaded is neither searched for garbage nor copied in the forked processes
+    gc.enable()
     with os.fdopen(REQUESTS, encoding="utf-8") as requests:
         while line := requests.readline():
             request: dict[str, Any] = json.loads(line)
