@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -97,23 +97,25 @@ class Loader:
             slots = Slots(self.workers, num_images, shape)
             batches = _start(_Maker(make, slots), _Wanted(wanted, delivered, slots, self.workers), self.workers)
             waited = 0.0
-            while True:
-                try:
-                    item = next(batches, None)
-                except RuntimeError:  # from the DataLoader: timeout or a dead worker; those of _Maker come as values
-                    waited += POLL_SECONDS
-                    if (lost := _causes_of_death(batches)) or waited >= HUNG_SECONDS:
-                        break
-                    continue
-                if item is None:
-                    return
-                if isinstance(item, Problem):
-                    raise item
-                if isinstance(item, _Failure):
-                    raise AssertionError(f"in a decoding process:\n{item.traceback}")
-                delivered, waited = delivered + 1, 0.0
-                yield self._pinned(slots.deliver(*item))
-            del batches  # stops the workers
+            try:
+                while True:
+                    try:
+                        item = next(batches, None)
+                    except RuntimeError:  # of the DataLoader: timeout or a dead worker; those of _Maker come as values
+                        waited += POLL_SECONDS
+                        if (lost := _causes_of_death(batches)) or waited >= HUNG_SECONDS:
+                            break
+                        continue
+                    if item is None:
+                        return
+                    if isinstance(item, Problem):
+                        raise item
+                    if isinstance(item, _Failure):
+                        raise AssertionError(f"in a decoding process:\n{item.traceback}")
+                    delivered, waited = delivered + 1, 0.0
+                    yield self._pinned(slots.deliver(*item))
+            finally:
+                del batches  # stops the workers now: as garbage of a traceback they would be waited for, 5 s each
             if not lost:
                 raise StorageFailure(
                     f"no batch from the {self.workers} decoding processes for {HUNG_SECONDS} s: storage or machine "
@@ -161,6 +163,11 @@ class Feed:
                 crops = Crops(*moved)._replace(numbers=crops.numbers)  # the host reads these
         self._next = crops
         return crops is not None
+
+    def close(self) -> None:
+        """Stop the processes that make batches."""
+        if isinstance(self._batches, Generator):
+            self._batches.close()
 
     def take(self) -> Crops:
         """The batch of the last fetch()."""

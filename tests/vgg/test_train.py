@@ -1,6 +1,7 @@
 """Stage 2 as a whole: a resumed run equals an undisturbed one, other inputs are refused, divergence stops it."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -239,6 +240,7 @@ def test_a_damaged_image_in_a_worker_process_is_reported(
     message = f"^{path}: {shards.split('val').key(0)}: the image does not match its checksum"
     with pytest.raises(Refused, match=message):
         run(shards, tmp_path / "model")
+    assert multiprocessing.active_children() == []  # those that prefetched training batches neither
 
 
 @pytest.mark.faults

@@ -67,8 +67,8 @@ def train(task: Task, group: Group, reporter: Reporter, stop: Stop) -> Trained |
     feed = Feed(training_batches(loader, split, params, steps, objective.training_crops), group.device, stop)
     saver = Saver(task.directory, metadata, params.keep_checkpoints, reporter.saved)
     agenda = Agenda(run, len(split), num_steps, saved_step=run.state.step if isinstance(found, Continue) else None)
-    agenda.agree_on_stop(stop() or (agenda.needs_data() and not feed.fetch()))
-    with contextlib.closing(saver):
+    with contextlib.closing(saver), contextlib.closing(feed):
+        agenda.agree_on_stop(stop() or (agenda.needs_data() and not feed.fetch()))
         while True:
             if agenda.validation_is_due():
                 agenda.validated(validate(run, agenda.epoch, task.split("val"), loader, reporter, stop))
