@@ -147,12 +147,6 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(CONFIGURATIONS, name, stages)
 
 
-@pytest.fixture
-def shards(images: Path, tmp_path: Path) -> ShardSet:
-    pack(ShardParams(**SHARD), Folder(images), Directory(tmp_path / "shards"), "test", num_workers=1)
-    return ShardSet(tmp_path / "shards")
-
-
 def train_params(**changes: Any) -> TrainParams:
     return TrainParams.model_validate_json(json.dumps({**TRAIN, **changes}))
 
@@ -204,6 +198,17 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None
             make(folder)
             done.touch()
     return folder
+
+
+@pytest.fixture
+def shards(images: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    """<tmp>/shards, of <tmp>/images; packed once, a copy for every test."""
+
+    def make(folder: Path) -> None:
+        pack(ShardParams(**SHARD), Folder(images), Directory(folder / "shards"), "test", num_workers=1)
+
+    shutil.copytree(once(tmp_path_factory, "packed", make) / "shards", tmp_path / "shards")
+    return ShardSet(tmp_path / "shards")
 
 
 @pytest.fixture(scope="session")

@@ -159,6 +159,7 @@ def kill_when(child: subprocess.Popen[bytes], there: Callable[[], object]) -> No
     assert child.wait(60) == -signal.SIGKILL
 
 
+@pytest.mark.faults
 def test_killed_while_it_trains_and_run_again(project: Path, straight: dict[str, bytes]) -> None:
     """kill -9 of the program: boxes, weights, localisations and metrics have the bytes of the undisturbed run."""
     kill_when(start(project), lambda: list(project.glob("localiser/step-*[0-9]")))

@@ -142,7 +142,7 @@ def test_overrides_are_checked_before_anything_is_submitted() -> None:
             sections(str(ROOT / "params.yaml"), [wrong])
 
 
-@pytest.mark.long
+@pytest.mark.faults  # .ci/run has make run
 def test_dvc_repro_reruns_only_what_changed(images: Path, params_file: Path, tmp_path: Path) -> None:
     """The real pipeline: run, run again, run after a change of evaluation, run after a new comment in training."""
     repo = make_repository(tmp_path)

@@ -23,11 +23,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from components import closure
+from vgg.params import STAGES
+
 REQUESTS, ANSWERS = 3, 4
 LOADED = [
-    "components.stage", "mlflow.store.tracking.sqlalchemy_store", "mlflow.pyfunc", "pandas", "matplotlib.figure",
-    "matplotlib.backends.backend_agg", "vgg.sharding.pack", "vgg.training.loop", "vgg.training.task",
-    "vgg.evaluation.evaluate",
+    "components.stage", "mlflow.store.tracking.sqlalchemy_workspace_store", "mlflow.pyfunc",
+    "mlflow.tracing.export.utils", "opentelemetry.sdk.metrics", "sqlalchemy.dialects.sqlite", "alembic.command",
+    "boto3.session", "pandas", "matplotlib.figure", "matplotlib.backends.backend_agg", "vgg.sharding.pack",
+    "vgg.training.loop", "vgg.training.task", "vgg.evaluation.evaluate",
 ]  # fmt: skip
 # a program may differ from the process that it forks from in these alone: others may be read while libraries load
 READ_LATE = ("VGG_", "AWS_", "MLFLOW_TRACKING_URI", "TMPDIR", "PYTEST_")
@@ -95,6 +99,8 @@ def serve() -> dict[str, Any]:
     gc.disable()
     for name in LOADED:
         importlib.import_module(name)
+    for stage in STAGES:
+        closure.fingerprints(stage)  # remembered by content: a program of another checkout reads its own files
     gc.freeze()  # what is loaded is neither searched for garbage nor copied in the forked processes
     gc.enable()
     with os.fdopen(REQUESTS, encoding="utf-8") as requests:

@@ -17,6 +17,7 @@ Every rank appends its steps to <directory>.journal/<rank>: lines of JSON, [step
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -47,8 +48,6 @@ from vgg.network.model import CONFIGURATIONS  # noqa: E402
 from vgg.params.train import TrainParams  # noqa: E402
 from vgg.training import loop  # noqa: E402
 from vgg.training.task import Task  # noqa: E402
-
-importlib.import_module("torch._dynamo")  # by DistributedDataParallel, in three seconds; the forks have it from here
 
 HUNG_SECONDS = 60
 
@@ -245,6 +244,9 @@ def main() -> None:
     spec = json.loads(Path(sys.argv[1]).read_text())
     for name, stages in spec["configurations"].items():
         CONFIGURATIONS[name] = tuple(tuple(stage) for stage in stages)
+    if any(phase["world"] > 1 for phase in spec["phases"]):
+        importlib.import_module("torch._dynamo")  # DistributedDataParallel takes three seconds for it; forks have it
+    gc.freeze()
     untouched = False  # whether the fault was after the last call; then the remaining phases are not needed
     for phase in spec["phases"]:
         result = attempt(spec, phase)

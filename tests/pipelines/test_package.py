@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import kfprules
 import pytest
 from conftest import ROOT, all_tasks, compile_package, environment
 
+from components import images
 from components.given import ADDRESSES, CLUSTER, STORE_SECRET, TRACKING_SECRET
 from components.images import reference
 from security.pods import restricted
@@ -352,20 +354,16 @@ def test_steps_that_use_the_registry_are_never_cached(package: Package) -> None:
         assert tasks[name]["cachingOptions"] == {}
 
 
-def test_changed_code_changes_the_image_tag(tmp_path: Path) -> None:
+def test_changed_code_changes_the_image_tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only for the steps that run it; comments do not count."""
-    import shutil
-
     for name in ("vgg", "runtime", "components", "docker"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
 
+    monkeypatch.setattr("components.closure.ROOT", tmp_path)
+    monkeypatch.setattr("components.images.ROOT", tmp_path)
+
     def tags() -> dict[str, str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "components.images"], cwd=tmp_path, env=environment(PYTHONPATH=str(tmp_path)),
-            capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return dict(line.split() for line in done.stdout.splitlines())
+        return dict(line.split() for line in images.listing().splitlines())
 
     known = [tags()]
 

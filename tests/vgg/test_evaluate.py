@@ -15,7 +15,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from conftest import ALONE, EVALUATE, NUM_VAL, executor_input, flags, program, train_params
+from conftest import ALONE, EVALUATE, NUM_VAL, executor_input, flags, once, program, train_params
 from conftest import environment as environment_of_programs
 from mlflow import MlflowClient
 from numpy.typing import NDArray
@@ -44,8 +44,18 @@ def parameters(**changes: object) -> EvaluateParams:
 
 
 @pytest.fixture
-def trained(shards: ShardSet, tmp_path: Path) -> Trained:
-    run(shards, tmp_path / "model", epochs=1)
+def trained(narrow: None, shards: ShardSet, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A narrow network, trained once; every test has its own copy."""
+    made = once(tmp_path_factory, "narrow", lambda folder: run(shards, folder / "model", epochs=1))
+    shutil.copytree(made / "model", tmp_path / "model")
+    return Trained.open(tmp_path / "model")
+
+
+@pytest.fixture
+def whole(shards: ShardSet, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """As trained, but of the width that programs know."""
+    made = once(tmp_path_factory, "whole", lambda folder: run(shards, folder / "model", epochs=1))
+    shutil.copytree(made / "model", tmp_path / "model")
     return Trained.open(tmp_path / "model")
 
 
@@ -84,17 +94,15 @@ def test_modes(shards: ShardSet, trained: Trained) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_numbers_of_an_image_do_not_depend_on_the_others(
-    precision: str, shards: ShardSet, trained: Trained
-) -> None:
+def test_the_numbers_of_an_image_do_not_depend_on_the_others(precision: str, shards: ShardSet, whole: Trained) -> None:
     """Bit for bit: other batches, another order, and threads."""
     params = parameters(precision=precision, test_scales=[33, 64])
-    reference = evaluated(params, trained, shards)
+    reference = evaluated(params, whole, shards)
     for batch_pixels in (1, 17_000):
-        other = evaluated(params.model_copy(update={"batch_pixels": batch_pixels}), trained, shards)
+        other = evaluated(params.model_copy(update={"batch_pixels": batch_pixels}), whole, shards)
         assert np.array_equal(other.predictions, reference.predictions)
     numbers = [5, 0, 9]
-    views = Views(params, trained.network(), trained.manifest["pixels"], torch.device("cpu"))
+    views = Views(params, whole.network(), whole.manifest["pixels"], torch.device("cpu"))
     found = views(pictures(params, shards.split("val"), numbers)).posteriors
     rows = rows_of(np.array(numbers), reference.predictions["label"][numbers].astype(np.int64), found)
     assert np.array_equal(rows, reference.predictions[numbers])
@@ -294,7 +302,7 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.mark.faults
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_several_ranks_write_the_same_files_as_one(
-    ranks: int, shards: ShardSet, trained: Trained, params_file: Path, tmp_path: Path
+    ranks: int, shards: ShardSet, whole: Trained, params_file: Path, tmp_path: Path
 ) -> None:
     arguments = flags("evaluate", tmp_path, params_file)
     for folder, command in (("alone", ["evaluate"]), ("together", ["launch", ranks, "components.evaluate"])):
@@ -331,7 +339,7 @@ def test_other_classes_are_refused(shards: ShardSet, trained: Trained) -> None:
 
 
 def test_unfinished_and_damaged_trainings_are_refused_with_78(
-    shards: ShardSet, trained: Trained, params_file: Path, tmp_path: Path
+    shards: ShardSet, whole: Trained, params_file: Path, tmp_path: Path
 ) -> None:
     weights = next((tmp_path / "model").glob("step-*/weights.safetensors"))
     data = bytearray(weights.read_bytes())
@@ -356,7 +364,7 @@ def test_decoding_processes_make_the_same_pictures(
 
 
 def test_the_program_writes_metrics_predictions_and_pictures(
-    shards: ShardSet, trained: Trained, params_file: Path, tmp_path: Path
+    shards: ShardSet, whole: Trained, params_file: Path, tmp_path: Path
 ) -> None:
     done = program(
         "evaluate", *flags("evaluate", tmp_path, params_file),
@@ -385,9 +393,7 @@ def test_the_program_writes_metrics_predictions_and_pictures(
 
 
 @pytest.mark.faults
-def test_fused_compared_and_not_registered(
-    shards: ShardSet, trained: Trained, params_file: Path, tmp_path: Path
-) -> None:
+def test_fused_compared_and_not_registered(shards: ShardSet, whole: Trained, params_file: Path, tmp_path: Path) -> None:
     """Fused with itself nothing changes but the name; both evaluations compare as equal; a fusion is no version."""
     done = program("evaluate", *flags("evaluate", tmp_path, params_file), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -425,7 +431,7 @@ program.run(lambda: main(sys.argv[1:]))
 
 @pytest.mark.faults
 def test_the_killed_program_goes_on_and_writes_the_same_metrics(
-    shards: ShardSet, trained: Trained, params_file: Path, tmp_path: Path
+    shards: ShardSet, whole: Trained, params_file: Path, tmp_path: Path
 ) -> None:
     parameters_file = json.loads(params_file.read_text())
     parameters_file["evaluate"]["batch_pixels"] = 1
