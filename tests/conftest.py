@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import functools
 import gc
@@ -168,8 +169,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """What the imports have made stays: no later collection of garbage needs to look at it."""
-    if "PYTEST_XDIST_WORKER" in os.environ:  # others end by Python's own way, where Triton counts what is left
+    if "PYTEST_XDIST_WORKER" in os.environ:
         gc.freeze()
+        atexit.register(gc.unfreeze)  # at the very end Triton counts what is left
     gc.enable()
 
 

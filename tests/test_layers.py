@@ -35,13 +35,13 @@ MAY_IMPORT = {
 MAX_FILES = 15
 
 FORBIDDEN = {  # modules: what importing them must not load
-    "vgg.training.loop": ("kfp", "dvc", "mlflow", "boto3", "matplotlib"),
-    "vgg.evaluation.evaluate": ("kfp", "dvc", "mlflow", "boto3", "matplotlib"),
+    "vgg.training.loop, vgg.evaluation.evaluate, runtime.saver, runtime.shards.prefetch": (
+        "kfp", "dvc", "mlflow", "boto3", "matplotlib", "pandas", "torch._dynamo",
+    ),
     "vgg.sharding.pack": ("torch", "kfp", "dvc", "mlflow", "boto3"),
     "vgg.params": ("torch", "numpy", "kfp", "mlflow"),
     "runtime.store.place": ("torch", "boto3", "kfp", "mlflow"),
     "runtime.ranks.launch": ("torch", "boto3", "kfp", "mlflow"),
-    "runtime.shards.loader, runtime.saver, runtime.shards.prefetch": ("boto3", "kfp", "mlflow", "pandas"),
     "components.shard.__main__": ("kfp", "torch", "mlflow", "numpy", "pydantic"),
     "components.train.__main__": ("kfp", "torch", "mlflow", "numpy", "pydantic"),
     "components.evaluate.__main__": ("kfp", "torch", "mlflow", "numpy", "pydantic"),
@@ -51,7 +51,7 @@ FORBIDDEN = {  # modules: what importing them must not load
     "pipelines.submit": ("torch", "mlflow", "kfp"),
     "pipelines.prove.__main__": ("torch", "mlflow", "kfp", "numpy", "pydantic"),
     "pipelines.paper.__main__": ("torch", "mlflow", "kfp", "numpy", "pydantic"),
-}
+}  # fmt: skip
 
 
 def imports(path: Path) -> set[str]:

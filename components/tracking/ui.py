@@ -21,6 +21,8 @@ from runtime.stopping import die_with_parent
 
 START_SECONDS = 120.0
 END_SECONDS = 10.0
+# jobs are of MLflow's GenAI half: eight processes and 2 GB that these pages do not need
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 def show(port: int, is_opened: bool = True) -> None:
@@ -44,7 +46,7 @@ def show(port: int, is_opened: bool = True) -> None:
     said = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as the server
     child = subprocess.Popen(
         [*command, "--port", str(port), "--workers", "1"], preexec_fn=die_with_parent, start_new_session=True,
-        stdout=said, stderr=said, env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+        stdout=said, stderr=said, env={**os.environ, **QUIET},
     )  # fmt: skip
     try:
         deadline = time.monotonic() + START_SECONDS

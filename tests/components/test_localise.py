@@ -245,16 +245,21 @@ def edit(project: Path, old: str, new: str) -> None:
     [
         (lambda p: next((p / "images/annotations/val").rglob("*.xml")).unlink(), 65, "without a box of its class"),
         (lambda p: edit(p, '"fc"', '"FC"'), 64, "localise.trainable"),
-        (lambda p: edit(p, '"localise"', '"localize"'), 64, "localize: unknown section"),
-        (lambda p: edit(p, '"train_scale": 36', '"train_scale": 31'), 64, "localise.train_scale"),
         (
             lambda p: (p / "blacklist.txt").write_text("1\n14\n"),
             65,
             "'14' is no image; expected different numbers from 1 to 13",
         ),
-        (lambda p: (p / "blacklist.txt").unlink(), 64, "localise.blacklist blacklist.txt: No such file"),
+        *(
+            pytest.param(*other, marks=pytest.mark.faults)
+            for other in (
+                (lambda p: edit(p, '"localise"', '"localize"'), 64, "localize: unknown section"),
+                (lambda p: edit(p, '"train_scale": 36', '"train_scale": 31'), 64, "localise.train_scale"),
+                (lambda p: (p / "blacklist.txt").unlink(), 64, "localise.blacklist blacklist.txt: No such file"),
+            )
+        ),
     ],
-    ids=["no box", "parameter", "section", "scale", "blacklist", "no blacklist"],
+    ids=["no box", "parameter", "blacklist", "section", "scale", "no blacklist"],
 )
 def test_what_does_not_fit_is_named(break_it: Any, code: int, said: str, project: Path) -> None:
     break_it(project)

@@ -22,10 +22,14 @@ from runtime.errors import Problem
 CANARIES = ("canary-of-a-secret", "canary-of-a-password", "canary-of-a-token", "canary-of-a-cookie", "canary-in-uri")
 
 
+def read(path: Path) -> Package:
+    text = path.read_text()
+    return Package(text, *yaml.load_all(text, yaml.CSafeLoader))
+
+
 @pytest.fixture(scope="module")
 def package(package_file: Path) -> Package:
-    text = package_file.read_text()
-    return Package(text, *yaml.load_all(text, yaml.CSafeLoader))
+    return read(package_file)
 
 
 @dataclass

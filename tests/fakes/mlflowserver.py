@@ -28,7 +28,7 @@ def server(directory: Path, port: int, database: Path | None = None, **env: str)
     child = subprocess.Popen(
         command,
         cwd=directory,
-        env=environment(**env),
+        env=environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", **env),  # as components.tracking ui and deploy/
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

