@@ -24,6 +24,7 @@ from s3servers import Server, address, moto, moto_server, rclone_server, server,
 from runtime import manifest
 from runtime.errors import Problem, Refused, StorageFailure, Unreachable, WrongParameters
 from runtime.store.lease import LEASE
+from runtime.store.place import content_of
 from runtime.store.s3 import ConditionFailed, Prefix
 from runtime.store.s3target import Target
 from runtime.targets import holding
@@ -52,6 +53,18 @@ def test_files_are_written_read_and_listed(server: Server, address: str, tmp_pat
     target.delete("empty")
     target.delete("empty")
     assert target.names() == ["train-00000.tar"]
+
+
+def test_a_single_file_that_a_parameter_names(server: Server, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As localise.blacklist does."""
+    Prefix(f"{address}/lists").put_bytes("blacklist.txt", b"36\n37\n")
+    assert content_of(f"{address}/lists/blacklist.txt", "localise.blacklist") == b"36\n37\n"
+    monkeypatch.setenv("VGG_STORE", address)
+    assert content_of("store:lists/blacklist.txt", "localise.blacklist") == b"36\n37\n"
+    for wrong in ("none.txt", ""):
+        location = f"{address}/lists/{wrong}"
+        with pytest.raises(WrongParameters, match=f"^localise.blacklist {location}: there is no such object"):
+            content_of(location, "localise.blacklist")
 
 
 def test_names_are_those_of_the_prefix_alone(server: Server, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
