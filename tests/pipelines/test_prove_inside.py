@@ -10,7 +10,7 @@ from typing import Any
 
 import boto3
 import pytest
-from conftest import EVALUATE, environment
+from conftest import EVALUATE, ROOT, environment
 from ending import ended
 from mlflow import MlflowClient
 from ports import free_port
@@ -18,8 +18,9 @@ from s3servers import BUCKET, KEY, SECRET, Server, moto_server  # noqa: F401
 
 from components.tracking import access
 from pipelines.kfp import links
-from pipelines.prove.pods import INSIDE
+from pipelines.prove.pods import INSIDE, body
 from runtime import manifest
+from security.pods import restricted
 
 NAME = "prove-20261128-053000"
 
@@ -30,6 +31,33 @@ def inside(program: str, *words: str, **env: str) -> Any:
     done = subprocess.run(command, env=environment(**env), capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_pod_of_the_proof_has_the_settings_of_a_step(package: list[dict[str, Any]]) -> None:
+    """Those of register, as Kubeflow's own driver has rendered it (tests/kubeflow/render.sh)."""
+    theirs = json.loads((ROOT / "tests/kubeflow/pods.json").read_text())["register"]
+    inputs = package[0]["root"]["inputDefinitions"]["parameters"]
+    run = {name: given.get("defaultValue") for name, given in inputs.items()}
+    pod = body("name", "reach", [], "image", NAME, run, "1Gi")
+    ours, platform = pod["spec"], package[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-register"]
+
+    def settings(spec: dict[str, Any]) -> dict[str, Any]:
+        """Environment, volumes by path and the user of the only container."""
+        [container] = spec["containers"]
+        env = {v["name"]: (v.get("value"), v.get("valueFrom")) for v in container["env"]}
+        sources = {v["name"]: {k: x for k, x in v.items() if k != "name"} for v in spec["volumes"]}
+        mounts = {m["mountPath"]: sources[m["name"]] for m in container["volumeMounts"]}
+        return {"env": env, "mounts": mounts, "user": {**spec["securityContext"], **container["securityContext"]}}
+
+    found, expected = settings(ours), settings(theirs)
+    of_kubeflow = {"VGG_PIPELINE_RUN", "KFP_POD_NAME", "KFP_POD_UID"}
+    assert found["env"] == {name: value for name, value in expected["env"].items() if name not in of_kubeflow}
+    assert found["mounts"] == {path: expected["mounts"][path] for path in ("/store", "/tmp")}
+    assert expected["user"].items() <= found["user"].items()
+    labels = platform["podMetadata"]["labels"]
+    assert pod["metadata"]["labels"].keys() >= labels.keys()
+    assert pod["metadata"]["labels"]["app.kubernetes.io/part-of"] == labels["app.kubernetes.io/part-of"]
+    assert not restricted(ours)
 
 
 def test_addresses_that_answer_and_others() -> None:
