@@ -161,7 +161,7 @@ def step(folder: Path, results: machine.Figures) -> None:
         loss = float(run.window.total[3] / run.window.total[0])
         ours = {}
         for name, parameter in run.model.named_parameters():  # the first momentum is gradient plus weight decay
-            buffer = run.optimiser.state[parameter]["momentum_buffer"].double()
+            buffer = run.optimiser.momentum[parameter].double()
             ours[name] = buffer - params.weight_decay * before[name]
             moved = before[name] - run.schedule.rate(0) * buffer
             if not torch.allclose(parameter.detach().double(), moved, rtol=1e-5, atol=1e-7):

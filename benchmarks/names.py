@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECORD = Path(__file__).with_name("names.txt")
 RECORDED_WITH = {"torch": "2.11", "torchvision": "0.26"}
 OURS = ("benchmarks", "runtime", "vgg", "components")
+OF_TESTS = {"conftest", *(path.stem for path in ROOT.glob("tests/fakes/*.py"))}
 ENTRY_POINTS = (
     *(f"benchmarks/{name}.py" for name in ("lease", "machine", "correct", "train", "evaluate", "loader", "cifar10")),
     "tests/conftest.py", "tests/vgg/test_roi.py",
@@ -85,7 +86,7 @@ def imported(nodes: Iterator[ast.AST] | list[ast.stmt]) -> Iterator[str]:
 def packages(tree: ast.Module) -> set[str]:
     """Third-party packages that the file imports outside functions."""
     tops = {name.split(".")[0] for name in imported(tree.body)}
-    return tops - set(sys.stdlib_module_names) - set(OURS) - {"conftest"}
+    return tops - set(sys.stdlib_module_names) - set(OURS) - OF_TESTS
 
 
 def names(tree: ast.Module) -> set[str]:

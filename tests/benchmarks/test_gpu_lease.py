@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any, cast
 import pytest
 from conftest import EVALUATE, ROOT, environment, photograph, task
 
-from benchmarks import cifar10, lease, machine, table
+from benchmarks import cifar10, lease, machine, names, table
 from runtime.distributed import joined
 from runtime.shards.shardset import ShardSet
 from runtime.stopping import Never, StopSignal
@@ -60,6 +61,13 @@ def expect_whole_table(printed: str) -> None:
         for what in [f"**{table.TITLES[name]}** (`{name}`)", *(row[0] for row in table.ROWS.get(name, []))]:
             [line] = [line for line in lines if line.startswith(f"| {what} | ")]
             assert line.split(" | ")[1].endswith("(rehearsal, CPU)"), line
+
+
+def test_what_a_lease_uses_is_in_the_older_torch_of_its_machine() -> None:
+    recorded = set(names.RECORD.read_text(encoding="utf-8").split())
+    for path in names.imported_files():
+        tree = ast.parse(path.read_bytes())
+        assert {*names.names(tree), *names.packages(tree)} <= recorded, path
 
 
 @pytest.mark.faults
