@@ -10,7 +10,7 @@ export PIP_USER := no
 export USER := $(or $(USER),$(shell id -un 2>/dev/null || id -u))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run repository install test test-images test-services test-cluster faults lint security ui doctor compile images push locks clean
+.PHONY: run repository install test test-images test-services test-cluster test-apiserver faults lint security ui doctor compile images push locks clean
 
 run: repository install  ## the whole pipeline on params.yaml; re-runs only what changed
 	@python -m pipelines.optional
@@ -56,6 +56,12 @@ test-services: install ## the pipeline with PostgreSQL, an S3 store and MLflow a
 
 test-cluster: install  ## the cluster of kubectl's context and KF_PIPELINES_ENDPOINT proves itself (docs/cluster.md, 15); ARGS=…
 	@python -m pipelines.prove $(ARGS)
+
+test-apiserver: install build/apiserver ## deploy/ and the TrainJob's step against a real API server; Go 1.24, 5 minutes to build
+	@python -m pytest -m apiserver -n 0 tests/components/test_apiserver.py
+
+build/apiserver: tests/apiserver/go.mod tests/apiserver/build.sh
+	@tests/apiserver/build.sh $@.part && rm -rf $@ && mv $@.part $@
 
 lint: install          ## formatting, lint, types; any finding fails
 	@ruff format --check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import time
@@ -41,6 +42,7 @@ class Cluster:
         self.api = client.ApiClient(configuration)
         self.core, self.objects = client.CoreV1Api(self.api), client.CustomObjectsApi(self.api)
         self.patience = environment.KUBERNETES_PATIENCE_SECONDS.get()
+        self._granted: set[str] = set()  # a refusal of what was allowed is a fault of the moment
         self._outage = Outage("the Kubernetes API", log, TIMEOUT[1])
 
     # -- TrainJobs
@@ -127,10 +129,17 @@ class Cluster:
         """All changes since a version, over any number of connections.  Ends when the version is too old."""
         limits = {"timeout_seconds": WATCH_SECONDS, "_request_timeout": (TIMEOUT[0], WATCH_SECONDS + TIMEOUT[1])}
         retry = self.operation(f"watch {what}")
+
+        @functools.wraps(call)  # Watch reads its docstring
+        def opened(*args: Any, **kwargs: Any) -> Any:
+            answer = call(*args, **kwargs)
+            self._granted.add(f"watch {what}")
+            return answer
+
         while True:
             began = time.monotonic()
             try:
-                for event in Watch("object").stream(call, **where, **limits, resource_version=version):
+                for event in Watch("object").stream(opened, **where, **limits, resource_version=version):
                     retry.progress()
                     item = event["raw_object"]
                     version = item["metadata"]["resourceVersion"]
@@ -154,17 +163,19 @@ class Cluster:
 
         def request() -> Any:
             try:
-                return call(*args, **kwargs, _request_timeout=TIMEOUT)
+                answer = call(*args, **kwargs, _request_timeout=TIMEOUT)
             except ApiException as error:
-                if error.status in absent:
-                    return None
-                raise
+                if error.status not in absent:
+                    raise
+                answer = None
+            self._granted.add(what)
+            return answer
 
         return self.operation(what).call(request)
 
     def operation(self, what: str) -> Retry:
         """A retry of one operation.  what: verb and resource, for messages."""
-        return Retry(ApiErrors(what, self.namespace), self.patience, self._outage)
+        return Retry(ApiErrors(what, self.namespace, self._granted), self.patience, self._outage)
 
 
 def _of(trainjob: str) -> str:

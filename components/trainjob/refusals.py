@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Container
 from typing import Any
 
 from kubernetes.client import ApiException
@@ -16,6 +17,8 @@ from runtime.errors import Problem, Refused, Unreachable, WrongParameters
 TEXTS = {
     # 403, kube-apiserver, written for any authorizer.  Quotas and admission webhooks answer 403 with other texts.
     "not authorized": re.compile(r'User ".*" cannot \S+ (resource|path) '),
+    # 403, kube-apiserver that answers before it has loaded the roles, as for seconds after a restart (1.34)
+    "no roles yet": re.compile(r'clusterrole\S* "system:[a-z-]+" not found'),
     # 400, kube-apiserver with strict field validation (stable in 1.27), if the CRD is that of Trainer 2.0 or 2.1
     "no runtimePatches": re.compile(r'unknown field "spec\.runtimePatches'),
     # 403 or 422, validating webhook of Trainer 2.0.0-2.3.0
@@ -28,17 +31,23 @@ class ApiErrors:
 
     errors: tuple[type[Exception], ...] = (ApiException, HTTPError, OSError)
 
-    def __init__(self, what: str, namespace: str) -> None:
-        self.what, self.namespace = what, namespace
+    def __init__(self, what: str, namespace: str, granted: Container[str] = ()) -> None:
+        """granted: what the API has allowed before."""
+        self.what, self.namespace, self.granted = what, namespace, granted
 
     def is_temporary(self, error: Exception) -> bool:
-        # status 0: no HTTP answer
-        return not isinstance(error, ApiException) or error.status in (0, 408, 429) or error.status >= 500
+        if not isinstance(error, ApiException):
+            return True
+        if error.status in (401, 403):
+            return self.what in self.granted or bool(TEXTS["no roles yet"].search(brief(error)))
+        return error.status in (0, 408, 429) or error.status >= 500  # 0: no HTTP answer
 
     def refusal(self, error: Exception) -> Problem:
         return explain(error, self.what, self.namespace)
 
     def gave_up(self, error: Exception, seconds: float) -> Problem:
+        if isinstance(error, ApiException) and error.status in (401, 403):
+            return self.refusal(error)
         return Unreachable(
             f"the Kubernetes API has not answered for {seconds:.0f} s ({self.brief(error)}). A TrainJob that exists "
             "continues; run again to follow it."

@@ -322,6 +322,35 @@ def test_an_api_that_does_not_answer(cluster: KubeServer, tmp_path: Path) -> Non
     assert cluster.objects["trainjobs"] and "Traceback" not in step.text()
 
 
+def test_permissions_that_are_away_for_a_moment(cluster: KubeServer, tmp_path: Path) -> None:
+    """As after a restart of an API server, which answers before it has loaded the roles (test_apiserver.py)."""
+    step = Step(cluster, tmp_path)
+    cluster.made()
+    pods = both_run(cluster)
+    cluster.say(pods[0], "under way")
+    step.prints("under way")
+    cluster.forbidden = {f"{verb} {kind}" for verb in ("list", "watch") for kind in ("trainjobs", "pods", "events")}
+    cluster.cut()
+    step.prints("403 Forbidden")
+    time.sleep(1)
+    cluster.forbidden = set()
+    step.prints("answers again")
+    complete(cluster, pods)
+    assert step.ended() == 0, step.text()
+
+
+def test_permissions_that_do_not_come_back(cluster: KubeServer, tmp_path: Path) -> None:
+    step = Step(cluster, tmp_path, VGG_KUBERNETES_PATIENCE_SECONDS="1")
+    cluster.made()
+    pods = both_run(cluster)
+    cluster.say(pods[0], "under way")
+    step.prints("under way")
+    cluster.forbidden = {f"{verb} {kind}" for verb in ("list", "watch") for kind in ("trainjobs", "pods", "events")}
+    cluster.cut()
+    assert step.ended() == 78, step.text()
+    assert "deploy/ ships the Role" in step.text() and "Traceback" not in step.text()
+
+
 def test_refusals_of_the_cluster(tmp_path: Path) -> None:
     """One message, nothing is left; the steps run in parallel."""
     cases: list[tuple[dict[str, Any], list[str], int, str]] = [
