@@ -127,6 +127,15 @@ def _with_prefix(error: Exception) -> tuple[int, str]:
     return code, f"{'' if isinstance(error, Preempted) else 'error: '}{message}"
 
 
+def say(text: str) -> None:
+    """Print.  If nobody reads any more (… | head), the program goes on: its exit code is a verdict."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        if not _stdout_is_closed():
+            raise
+
+
 def _stdout_is_closed() -> bool:
     """Whether nobody reads stdout any more; then nothing is written to it at exit either."""
     poll = select.poll()

@@ -1,6 +1,7 @@
 """python -m pipelines.optional: give dvc.yaml the optional stages whose section params.yaml has, and only those.
 
 DVC cannot leave a stage out by a parameter: a stage whose section is missing is an error.  make run calls this first.
+Mistakes in params.yaml are reported before DVC begins.
 A stage's text is in pipelines/stages/STAGE.yaml and is put before the stage `register`, which also gets its outputs;
 nothing else is changed.
 """
@@ -64,12 +65,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags.add_argument("--dvc", type=Path, default=Path("dvc.yaml"), metavar="FILE")
     args = flags.parse_args(argv)
     from runtime.parameters import read_yaml
-    from vgg.params import OPTIONAL
+    from vgg.params import OPTIONAL, load_all
 
-    document, _, _ = read_yaml(args.params)  # mistakes are reported by the first stage
-    sections = document if isinstance(document, dict) else {}
+    document, lines, mistakes = read_yaml(args.params)
+    load_all(document, str(args.params), lines, mistakes)  # dvc repro would remove the outputs of a stage first
     before = args.dvc.read_text(encoding="utf-8")
-    after = with_stages(before, [name for name in OPTIONAL if sections.get(name) is not None])
+    after = with_stages(before, [name for name in OPTIONAL if document.get(name) is not None])
     if after != before:
         manifest.write_atomically(args.dvc, lambda file: file.write(after.encode()))
         log.info("%s: its optional stages are now those of %s", args.dvc, args.params)

@@ -35,15 +35,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     patient, found, began = Patient(environment.project(), args.deep), list[Finding](), time.monotonic()
     for title, check in zip(TITLES, checks, strict=True):
         findings = list(check(patient))
-        print(f"{'✗' if findings else '✓'} {title}")
+        program.say(f"{'✗' if findings else '✓'} {title}")
         for finding in findings:
-            print(f"    {finding.what}\n      → {finding.cure}")
+            program.say(f"    {finding.what}\n      → {finding.cure}")
         found += findings
     for note in patient.notes:
-        print(f"– {note}")
-    print(f"{time.monotonic() - began:.1f} s{'' if args.deep else '; sizes only, --deep hashes everything'}")
+        program.say(f"– {note}")
+    program.say(f"{time.monotonic() - began:.1f} s{'' if args.deep else '; sizes only, --deep hashes everything'}")
     if not found:
-        print("healthy")
+        program.say("healthy")
         return
     problems: dict[int, type[Problem]] = {
         kind.exit_code: kind for kind in (Refused, Preempted, StorageFailure, Unreachable)

@@ -52,9 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.verify:
         verify.verify(chain, steps.server, steps.locator)
     if args.json:
-        print(json.dumps({"chain": chain.as_json(), "not_asked": steps.unasked}, indent=1))
+        program.say(json.dumps({"chain": chain.as_json(), "not_asked": steps.unasked}, indent=1))
     else:
-        print("\n".join(render.mermaid(chain) if args.mermaid else render.tree(chain, project)))
+        program.say("\n".join(render.mermaid(chain) if args.mermaid else render.tree(chain, project)))
     for reason in steps.unasked:
         program.log.warning("not asked: %s", reason)
     if args.verify:

@@ -13,7 +13,7 @@ from components.tracking.access import connect
 from components.tracking.delivery import deliver
 from components.tracking.journal import Journal
 from runtime import environment
-from runtime.errors import Preempted, Problem, Unreachable
+from runtime.errors import Preempted, Problem, Unreachable, WrongParameters
 from runtime.wording import counted
 
 log = program.log
@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags.add_argument("--port", type=int, default=5000, help="ui: of the server for a local database")
     args = flags.parse_args(argv)
     if args.command == "ui":
+        if not 0 < args.port < 65_536:
+            raise WrongParameters(f"--port: must be from 1 to 65,535, not {args.port}")
         from components.tracking import ui
 
         ui.show(args.port)

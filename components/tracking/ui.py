@@ -59,7 +59,8 @@ def show(port: int, is_opened: bool = True) -> None:
             time.sleep(0.2)
         _present(server, is_opened)
         program.log.info("stop with Ctrl-C")
-        child.wait()
+        with contextlib.suppress(KeyboardInterrupt):
+            child.wait()
     finally:
         child.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):

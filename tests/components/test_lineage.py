@@ -4,13 +4,15 @@ import importlib
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from chain import Chain, flip, make
-from conftest import NUM_TRAIN, NUM_VAL
+from conftest import NUM_TRAIN, NUM_VAL, environment
 
 from components.lineage.__main__ import main
 from components.lineage.places import KINDS
@@ -103,6 +105,20 @@ def test_the_chain(chain: Chain, ask: Ask, capsys: pytest.CaptureFixture[str]) -
     ):
         with pytest.raises(error, match=re.escape(says)):
             main([wrong])
+
+
+def test_the_verdict_reaches_a_shell_whose_reader_has_seen_enough(tmp_path: Path) -> None:
+    """… | head: nothing more is printed, and the exit code is the one of the verdict."""
+    script = (
+        "from components import program\nfrom runtime.errors import Refused\n"
+        "def work():\n    for _ in range(9999):\n        program.say('x' * 99)\n    raise Refused('damaged')\n"
+        "program.run(work)"
+    )
+    line = f'{sys.executable} -c "$1" 2>err | head -1 >/dev/null; echo ${{PIPESTATUS[0]}}'
+    done = subprocess.run(
+        ["bash", "-c", line, "-", script], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, (tmp_path / "err").read_text()) == ("78\n", "error: damaged\n")
 
 
 def test_every_flipped_bit_is_named(chain: Chain, ask: Ask, caplog: pytest.LogCaptureFixture) -> None:

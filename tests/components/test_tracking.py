@@ -17,12 +17,13 @@ from mlflowserver import server
 from ports import free_port
 
 from components.tracking import access
+from components.tracking.__main__ import main as tracking_program
 from components.tracking.__main__ import replay
 from components.tracking.journal import Journal
 from components.tracking.names import CURVES, DATA_WAIT, PARENT_PARAMS, SPEED, curves, results, title
 from components.tracking.tracker import Tracker, journal_key
 from runtime import filesystem
-from runtime.errors import Preempted
+from runtime.errors import Preempted, WrongParameters
 from runtime.shards.shardset import ShardSet
 from vgg.params import STAGES, section_model
 
@@ -295,3 +296,9 @@ def test_without_runs_it_says_what_to_do(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (64, "")
     assert done.stderr.endswith("mlflow.db: does not exist, so there are no runs yet. Run: make run\n")
     assert (ROOT / "Makefile").read_text().count("python -m components.tracking ui") == 1
+
+
+@pytest.mark.parametrize("port", ["0", "99999"])
+def test_a_port_that_does_not_exist(port: str) -> None:
+    with pytest.raises(WrongParameters, match=f"--port: must be from 1 to 65,535, not {port}"):
+        tracking_program(["ui", "--port", port])

@@ -44,7 +44,8 @@ def test_the_stage_comes_with_its_section_and_goes_with_it(project: Path) -> Non
     once = (project / "dvc.yaml").read_bytes()
     optional.main([])
     assert (project / "dvc.yaml").read_bytes() == once
-    for text in ("localise: null\n", "", "[]"):
+    plain_params = (ROOT / "params.yaml").read_text()
+    for text in (plain_params, plain_params + "\nlocalise: null\n"):
         (project / "params.yaml").write_text(text)
         optional.main([])
         assert (project / "dvc.yaml").read_bytes() == before
@@ -83,13 +84,31 @@ def test_what_was_changed_by_hand_is_left_alone(project: Path) -> None:
     optional.main([])
     changed = (project / "dvc.yaml").read_text().replace("--boxes data/boxes", "--boxes other")
     (project / "dvc.yaml").write_text(changed)
-    (project / "params.yaml").write_text("localise: null\n")
+    shutil.copy(ROOT / "params.yaml", project / "params.yaml")
     with pytest.raises(WrongParameters, match="stage 'localise' is not the text of"):
         optional.main([])
     assert (project / "dvc.yaml").read_text() == changed
     changed = (ROOT / "dvc.yaml").read_text().replace("--evaluation metrics/evaluate.json", "--evaluation other.json")
     with pytest.raises(WrongParameters, match=r"'register' does not have these lines once(.|\n)*git checkout dvc.yaml"):
         optional.with_stages(changed, ["localise"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("\nevaluate:", "\nevalute:", r"params.yaml:\d+: evalute: unknown section; did you mean 'evaluate'\?"),
+        ("  epochs: 10", "  epochs: ten", r"params.yaml:\d+: train.epochs: must be"),
+    ],
+)
+def test_mistakes_are_found_before_dvc_removes_what_a_stage_has_made(
+    old: str, new: str, said: str, project: Path
+) -> None:
+    """make run calls this before dvc repro, which deletes the outputs of a stage whose section is missing."""
+    text = (ROOT / "params.yaml").read_text()
+    assert old in text
+    (project / "params.yaml").write_text(text.replace(old, new))
+    with pytest.raises(WrongParameters, match=said):
+        optional.main([])
 
 
 def test_no_other_stage_depends_on_it() -> None:
