@@ -122,7 +122,8 @@ def _wrong(error: Any, model: type[BaseModel], owner: type[BaseModel], key: str,
         tag = schema["discriminator"]["propertyName"]
         given = f", not {value[tag]!r}" if tag in value else ""
         return f"{tag} must be {' or '.join(schema['discriminator']['mapping'])}{given}"
-    return f"must be {permitted(schema) or 'keys with values'}, not {value!r}"
+    hint = did_you_mean(value, schema["enum"]) if "enum" in schema else ""
+    return f"must be {permitted(schema) or 'keys with values'}, not {value!r}{hint}"
 
 
 def permitted(schema: dict[str, Any]) -> str:
@@ -131,6 +132,8 @@ def permitted(schema: dict[str, Any]) -> str:
         return " or ".join(alternatives)
     if "const" in schema or "enum" in schema:
         return ", ".join(map(str, schema.get("enum", [schema.get("const")])))
+    if "pattern" in schema:
+        return f"text of the form {schema['pattern'].strip('^$')}"
     kind = schema.get("type")
     if kind == "array":
         least, most = schema.get("minItems", 0), schema.get("maxItems")

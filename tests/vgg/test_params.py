@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, TRAIN, environment, program
+from conftest import REGISTER, ROOT, TRAIN, environment, program
 
 from components.train import plan
 from pipelines import arguments
@@ -261,6 +261,7 @@ def test_mistakes_in_json_are_reported_at_once() -> None:
         ({"schedule": 3}, "train.schedule: must be keys with values, not 3"),
         ({"schedule": {**TRAIN["schedule"], "drop_epochs": [1, "x"]}}, "train.schedule.drop_epochs: must be a list of"),
         ({"schedule": {**TRAIN["schedule"], "dropepochs": []}}, "did you mean 'drop_epochs'?"),
+        ({"init": "kaimin"}, ", not 'kaimin'; did you mean 'kaiming'?"),
         ({"epochs": None}, "train.epochs: must be an integer ≥ 1, ≤ 10,000, not None"),
     ],
 )
@@ -272,6 +273,13 @@ def test_a_mistake_is_one_line_in_our_own_words(changes: dict, expected: str) ->
     assert len(lines) == 1
     assert expected in lines[0]
     assert not re.search(r"constrained|literal|\[|Input|tag", lines[0].replace("[32, 'x']", "").replace("[1, 'x']", ""))
+
+
+def test_text_of_a_form_says_which() -> None:
+    with pytest.raises(
+        WrongParameters, match=r"register.model_name: must be text of the form \[A-Za-z0-9\].*, not 'a/b:c'"
+    ):
+        load(json.dumps({**REGISTER, "model_name": "a/b:c"}), "register", RegisterParams)
 
 
 def test_parameters_of_two_sections_that_contradict_each_other(tmp_path: Path) -> None:
