@@ -42,7 +42,7 @@ class Cluster:
         self.api = client.ApiClient(configuration)
         self.core, self.objects = client.CoreV1Api(self.api), client.CustomObjectsApi(self.api)
         self.patience = environment.KUBERNETES_PATIENCE_SECONDS.get()
-        self._granted: set[str] = set()  # a refusal of what was allowed is a fault of the moment
+        self.granted: set[str] = set()  # a refusal of what was allowed before is a fault of the moment
         self._outage = Outage("the Kubernetes API", log, TIMEOUT[1])
 
     # -- TrainJobs
@@ -133,7 +133,7 @@ class Cluster:
         @functools.wraps(call)  # Watch reads its docstring
         def opened(*args: Any, **kwargs: Any) -> Any:
             answer = call(*args, **kwargs)
-            self._granted.add(f"watch {what}")
+            self.granted.add(f"watch {what}")
             return answer
 
         while True:
@@ -168,14 +168,14 @@ class Cluster:
                 if error.status not in absent:
                     raise
                 answer = None
-            self._granted.add(what)
+            self.granted.add(what)
             return answer
 
         return self.operation(what).call(request)
 
     def operation(self, what: str) -> Retry:
         """A retry of one operation.  what: verb and resource, for messages."""
-        return Retry(ApiErrors(what, self.namespace, self._granted), self.patience, self._outage)
+        return Retry(ApiErrors(what, self.namespace, self.granted), self.patience, self._outage)
 
 
 def _of(trainjob: str) -> str:

@@ -119,6 +119,7 @@ def lines(
         list(wanted.items()), {}, auth_settings=["BearerToken"], _preload_content=False, _return_http_data_only=True,
         _request_timeout=(TIMEOUT[0], SILENT_SECONDS),
     )  # fmt: skip
+    cluster.granted.add("get pods/log")
     try:
         rest = b""
         for piece in response.stream(amt=None, decode_content=False):

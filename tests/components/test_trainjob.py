@@ -83,6 +83,16 @@ def both_run(cluster: KubeServer, attempt: int = 0) -> list[dict[str, Any]]:
     return pods
 
 
+def under_way(cluster: KubeServer, folder: Path, **env: str) -> tuple[Step, list[dict[str, Any]]]:
+    """A step that has made its TrainJob and shows the log of node 0; and the pods of both nodes."""
+    step = Step(cluster, folder, **env)
+    cluster.made()
+    pods = both_run(cluster)
+    cluster.say(pods[0], "under way")
+    step.prints("under way")
+    return step, pods
+
+
 def complete(cluster: KubeServer, pods: list[dict[str, Any]]) -> None:
     for pod in pods:
         cluster.end(pod, 0)
@@ -218,11 +228,7 @@ def test_an_evicted_pod_and_the_restart_of_all(cluster: KubeServer, tmp_path: Pa
 
 def test_a_stopped_step_deletes_its_trainjob(cluster: KubeServer, tmp_path: Path) -> None:
     own = own_pod(cluster)
-    step = Step(cluster, tmp_path)
-    cluster.made()
-    pods = both_run(cluster)
-    cluster.say(pods[0], "under way")
-    step.prints("under way")
+    step, _ = under_way(cluster, tmp_path)
     began = time.monotonic()
     step.process.send_signal(signal.SIGTERM)
     wait_for(lambda: cluster.requests["delete trainjobs"], 2)
@@ -240,11 +246,7 @@ def test_a_step_whose_pod_is_moved_leaves_the_trainjob_to_the_next(
     how: str, cluster: KubeServer, tmp_path: Path
 ) -> None:
     own = own_pod(cluster)
-    first = Step(cluster, tmp_path)
-    cluster.made()
-    pods = both_run(cluster)
-    cluster.say(pods[0], "under way")
-    first.prints("under way")
+    first, pods = under_way(cluster, tmp_path)
     if how == "deleted":
         own["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     else:  # by the scheduler, which deletes it a little later
@@ -322,30 +324,29 @@ def test_an_api_that_does_not_answer(cluster: KubeServer, tmp_path: Path) -> Non
     assert cluster.objects["trainjobs"] and "Traceback" not in step.text()
 
 
+FOLLOWING = {f"{verb} {kind}" for verb in ("list", "watch") for kind in ("trainjobs", "pods", "events")} | {
+    "get pods/log"
+}
+
+
 def test_permissions_that_are_away_for_a_moment(cluster: KubeServer, tmp_path: Path) -> None:
     """As after a restart of an API server, which answers before it has loaded the roles (test_apiserver.py)."""
-    step = Step(cluster, tmp_path)
-    cluster.made()
-    pods = both_run(cluster)
-    cluster.say(pods[0], "under way")
-    step.prints("under way")
-    cluster.forbidden = {f"{verb} {kind}" for verb in ("list", "watch") for kind in ("trainjobs", "pods", "events")}
+    step, pods = under_way(cluster, tmp_path)
+    cluster.forbidden = FOLLOWING
     cluster.cut()
     step.prints("403 Forbidden")
     time.sleep(1)
     cluster.forbidden = set()
     step.prints("answers again")
+    cluster.say(pods[0], "afterwards")
+    step.prints("afterwards")  # the log is followed again too
     complete(cluster, pods)
     assert step.ended() == 0, step.text()
 
 
 def test_permissions_that_do_not_come_back(cluster: KubeServer, tmp_path: Path) -> None:
-    step = Step(cluster, tmp_path, VGG_KUBERNETES_PATIENCE_SECONDS="1")
-    cluster.made()
-    pods = both_run(cluster)
-    cluster.say(pods[0], "under way")
-    step.prints("under way")
-    cluster.forbidden = {f"{verb} {kind}" for verb in ("list", "watch") for kind in ("trainjobs", "pods", "events")}
+    step, _ = under_way(cluster, tmp_path, VGG_KUBERNETES_PATIENCE_SECONDS="1")
+    cluster.forbidden = FOLLOWING
     cluster.cut()
     assert step.ended() == 78, step.text()
     assert "deploy/ ships the Role" in step.text() and "Traceback" not in step.text()
