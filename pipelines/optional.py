@@ -68,9 +68,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from vgg.params import OPTIONAL, load_all
 
     document, lines, mistakes = read_yaml(args.params)
-    load_all(document, str(args.params), lines, mistakes)  # dvc repro would remove the outputs of a stage first
+    # dvc repro would remove the outputs of a stage before it finds a mistake
+    sections = load_all(document, str(args.params), lines, mistakes)
     before = args.dvc.read_text(encoding="utf-8")
-    after = with_stages(before, [name for name in OPTIONAL if document.get(name) is not None])
+    after = with_stages(before, [name for name in OPTIONAL if name in sections])
     if after != before:
         manifest.write_atomically(args.dvc, lambda file: file.write(after.encode()))
         log.info("%s: its optional stages are now those of %s", args.dvc, args.params)

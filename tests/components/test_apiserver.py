@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 from controlplane import BINARIES, JOBSET, TRAINER, ControlPlane, Json
-from kubeserver import wait_for
+from kubeserver import labels_of, wait_for
 from rendering import OVERLAYS, named, node_pod, site
 from test_trainjob import Step
 
@@ -75,9 +75,9 @@ def test_without_trainer_an_overlay_is_applied_twice(overlay: str, plane: Contro
 
 def test_with_trainers_objects_it_needs_trainer(plane: ControlPlane, tmp_path: Path) -> None:
     site(tmp_path, "base", NAMESPACE, trainer=True)
-    if plane.kubectl("get", "crd", "trainingruntimes.trainer.kubeflow.org", check=False).returncode:
-        done = plane.kubectl("apply", "--dry-run=server", "-k", str(tmp_path), check=False)
-        assert done.returncode == 1 and 'no matches for kind "TrainingRuntime"' in done.stderr
+    assert plane.kubectl("get", "crd", "trainingruntimes.trainer.kubeflow.org", check=False).returncode == 1
+    done = plane.kubectl("apply", "--dry-run=server", "-k", str(tmp_path), check=False)
+    assert done.returncode == 1 and 'no matches for kind "TrainingRuntime"' in done.stderr
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -157,7 +157,7 @@ class Roles:
         [job] = self.trainjobs()
         return job
 
-    def make_nodes(self, job: Json, attempt: int = 0) -> list[str]:
+    def make_nodes(self, job: Json) -> list[str]:
         """Its JobSet, which it owns, and two pods, which that owns."""
         name = job["metadata"]["name"]
         kind = {"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet"}
@@ -166,12 +166,9 @@ class Roles:
         runtime = named("TrainingRuntime", "vgg-train")["spec"]["template"]["spec"]["replicatedJobs"][0]
         names = [f"{name}-node-0-{node}" for node in range(2)]
         for node, pod in enumerate(names):
-            labels = {
-                "jobset.sigs.k8s.io/jobset-name": name, "jobset.sigs.k8s.io/replicatedjob-name": "node",
-                "jobset.sigs.k8s.io/restart-attempt": str(attempt),
-                "batch.kubernetes.io/job-completion-index": str(node),
-            }  # fmt: skip
-            self.plane.create(pod_of(pod, node_pod(runtime), labels=labels, ownerReferences=[owner(jobset)]))
+            self.plane.create(
+                pod_of(pod, node_pod(runtime), labels=labels_of(name, node), ownerReferences=[owner(jobset)])
+            )
         return names
 
     def set_pod(self, name: str, phase: str, state: Json) -> None:

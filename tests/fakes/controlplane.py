@@ -19,7 +19,7 @@ from conftest import ROOT
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from ending import ended
-from kubeserver import wait_for
+from kubeserver import wait_for, write_kubeconfig
 from ports import free_port
 
 Json = dict[str, Any]
@@ -91,13 +91,7 @@ class ControlPlane:
             "server": f"https://127.0.0.1:{self.port}",
             "certificate-authority": f"{self.folder}/tls/apiserver.crt",
         }
-        context = {"cluster": "c", "user": "u", "namespace": namespace}
-        path.write_text(json.dumps({
-            "apiVersion": "v1", "kind": "Config", "clusters": [{"name": "c", "cluster": cluster}],
-            "users": [{"name": "u", "user": {"token": token}}], "contexts": [{"name": "x", "context": context}],
-            "current-context": "x",
-        }))  # fmt: skip
-        return str(path)
+        return write_kubeconfig(path, cluster, token, namespace)
 
     def kubectl(self, *words: str, text: str = "", check: bool = True) -> subprocess.CompletedProcess[str]:
         """As the administrator."""

@@ -66,11 +66,7 @@ class KubeServer:
         threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True).start()
 
     def kubeconfig(self, path: Path) -> str:
-        cluster, user = {"name": "c", "cluster": {"server": self.url}}, {"name": "u", "user": {"token": TOKEN}}
-        context = {"name": "x", "context": {"cluster": "c", "user": "u", "namespace": NAMESPACE}}
-        body = {"apiVersion": "v1", "kind": "Config", "clusters": [cluster], "users": [user], "contexts": [context]}
-        path.write_text(json.dumps({**body, "current-context": "x"}))  # JSON is YAML
-        return str(path)
+        return write_kubeconfig(path, {"server": self.url}, TOKEN, NAMESPACE)
 
     # -- objects
 
@@ -121,11 +117,7 @@ class KubeServer:
         """A pod of a TrainJob, pending.  job: its name; '' for the only one."""
         if not job:
             (job,) = self.objects["trainjobs"]
-        labels = {
-            "jobset.sigs.k8s.io/jobset-name": job, "jobset.sigs.k8s.io/replicatedjob-name": "node",
-            "jobset.sigs.k8s.io/restart-attempt": str(attempt), "batch.kubernetes.io/job-completion-index": str(node),
-        }  # fmt: skip
-        metadata = {"name": f"{job}-node-0-{node}-{uuid.uuid4().hex[:5]}", "labels": labels}
+        metadata = {"name": f"{job}-node-0-{node}-{uuid.uuid4().hex[:5]}", "labels": labels_of(job, node, attempt)}
         made = self.put("pods", {"metadata": metadata, "spec": {}, "status": {"phase": "Pending"}})
         self.logs[made["metadata"]["name"]] = Log()
         return made
@@ -272,6 +264,25 @@ class KubeServer:
         self.cut()
         self.http.shutdown()
         self.http.server_close()
+
+
+def labels_of(job: str, node: int, attempt: int = 0) -> dict[str, str]:
+    """Those that JobSet gives to the pods of a TrainJob."""
+    return {
+        "jobset.sigs.k8s.io/jobset-name": job, "jobset.sigs.k8s.io/replicatedjob-name": "node",
+        "jobset.sigs.k8s.io/restart-attempt": str(attempt), "batch.kubernetes.io/job-completion-index": str(node),
+    }  # fmt: skip
+
+
+def write_kubeconfig(path: Path, cluster: Object, token: str, namespace: str) -> str:
+    """cluster: server and, for TLS, certificate-authority.  Returns the path."""
+    user, context = {"name": "u", "user": {"token": token}}, {"cluster": "c", "user": "u", "namespace": namespace}
+    body = {
+        "apiVersion": "v1", "kind": "Config", "clusters": [{"name": "c", "cluster": cluster}], "users": [user],
+        "contexts": [{"name": "x", "context": context}], "current-context": "x",
+    }  # fmt: skip
+    path.write_text(json.dumps(body))  # JSON is YAML
+    return str(path)
 
 
 def without(item: Object, key: str) -> Object:

@@ -45,18 +45,21 @@ def parameters(**changes: object) -> EvaluateParams:
 
 @pytest.fixture
 def trained(narrow: None, shards: ShardSet, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A narrow network, trained once; every test has its own copy."""
-    made = once(tmp_path_factory, "narrow", lambda folder: run(shards, folder / "model", epochs=1))
-    shutil.copytree(made / "model", tmp_path / "model")
-    return Trained.open(tmp_path / "model")
+    """A narrow network."""
+    return trained_once("narrow", shards, tmp_path, tmp_path_factory)
 
 
 @pytest.fixture
 def whole(shards: ShardSet, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """As trained, but of the width that programs know."""
-    made = once(tmp_path_factory, "whole", lambda folder: run(shards, folder / "model", epochs=1))
-    shutil.copytree(made / "model", tmp_path / "model")
-    return Trained.open(tmp_path / "model")
+    return trained_once("whole", shards, tmp_path, tmp_path_factory)
+
+
+def trained_once(name: str, shards: ShardSet, folder: Path, factory: pytest.TempPathFactory) -> Trained:
+    """<folder>/model, a copy of what the first test that wants it has trained."""
+    made = once(factory, name, lambda first: run(shards, first / "model", epochs=1))
+    shutil.copytree(made / "model", folder / "model")
+    return Trained.open(folder / "model")
 
 
 def pictures(params: EvaluateParams, split: Split, numbers: Iterable[int]) -> list[Picture]:
