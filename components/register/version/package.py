@@ -34,6 +34,7 @@ USAGE = """Use:
 
 ```python
 import mlflow, pathlib
+
 model = mlflow.pyfunc.load_model("models:/NAME@champion")
 model.predict(pathlib.Path("photo.jpg"))  # also bytes, a PIL image, an array, a list of them
 model.predict([pathlib.Path("photo.jpg")] * 2, params={"top_k": 3, "embedding": True})
