@@ -130,12 +130,9 @@ def _apply(overrides: list[str], document: dict[str, Any]) -> Iterator[str]:
 def localised(path: str, overrides: list[str]) -> bool:
     """Whether a run of this file with overrides has the step localise.
 
-    False if it cannot be read, and overrides that cannot be applied are left out: gather() says why.
+    Overrides that cannot be applied are left out: gather() says why.  Raises WrongParameters for an unreadable file.
     """
-    try:
-        document, _, _ = read_yaml(Path(path))
-    except WrongParameters:
-        return False
+    document, _, _ = read_yaml(Path(path))
     if not isinstance(document, dict):
         return False
     list(_apply(overrides, document))

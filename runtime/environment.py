@@ -6,6 +6,7 @@ python -m components.environment lists them.  No other module reads os.environ (
 from __future__ import annotations
 
 import contextlib
+import difflib
 import math
 import os
 import re
@@ -19,6 +20,7 @@ from typing import Any, Generic, TypeVar
 from runtime.errors import WrongParameters
 
 T = TypeVar("T")
+SIMILARITY = 0.7  # of a mistyped variable, without VGG_: 0.71 for S3_TIMEOUT, 0.46 at most for the tests' own
 
 
 def positive_integer(text: str) -> int:
@@ -229,6 +231,18 @@ def expect_valid() -> None:
             mistakes.append(str(mistake))
     if mistakes:
         raise WrongParameters("\n".join(mistakes))
+
+
+def mistyped() -> list[str]:
+    """A message for every VGG_… that is set and not known, but nearly: it has no effect, which nobody would see."""
+    known = {variable.name for group in VARIABLES.values() for variable in group}
+    yours = {variable.name.removeprefix("VGG_"): variable.name for variable in VARIABLES["yours to set"]}
+    found = []
+    for name in sorted(os.environ.keys() - known):
+        word = name.removeprefix("VGG_")
+        if word != name and (close := difflib.get_close_matches(word, yours, 1, SIMILARITY)):
+            found.append(f"{name} is set and has no effect; did you mean {yours[close[0]]}?")
+    return found
 
 
 def ensure_home() -> str:

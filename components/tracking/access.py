@@ -35,16 +35,13 @@ def connect() -> MlflowClient:
     is no MLflow server, it is too old, it refuses the login, the certificate or the host name.
     """
     uri = tracking_uri()
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    _give_up_soon()
     # MLFLOW_RUN_ID is read by our code, once; the library would delete it, or start another run with it
     import mlflow
 
     for noisy in ("alembic", "mlflow"):  # the import sets their levels
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs tracebacks of what it raises too
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it logs every retry
     if uri.startswith("http"):
         _greet(uri)
     elif uri.startswith("sqlite"):
@@ -55,6 +52,14 @@ def connect() -> MlflowClient:
     mlflow.set_registry_uri(uri)
     with translated(), _one_process(uri):
         return mlflow.MlflowClient()
+
+
+def _give_up_soon() -> None:
+    """MLflow's own limits, unless the user has set them: seven retries, which take four minutes, of 120 s each."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it logs every retry
 
 
 @contextlib.contextmanager
@@ -89,6 +94,7 @@ def _greet(uri: str) -> None:
 
 def ask(uri: str, path: str) -> requests.Response:
     """GET with the login and the certificates that MLflow's client would use, without following redirects."""
+    _give_up_soon()
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 

@@ -92,7 +92,8 @@ def address(host: str | None) -> str:
         given = IN_CLUSTER
     if not given:
         raise WrongParameters(
-            "give --host URL or set KF_PIPELINES_ENDPOINT (Kubeflow Pipelines' API), or give --local or --compile FILE"
+            "give --host URL or set KF_PIPELINES_ENDPOINT (Kubeflow Pipelines' API). Without Kubeflow, "
+            "python -m pipelines.submit --local runs the pipeline in containers on this machine."
         )
     parts = urlsplit(given)
     if parts.username or parts.password:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from conftest import flags, program
+from ports import free_port
 
 from components.tracking.address import check_address
 from components.tracking.tracker import Tracker
@@ -68,3 +69,14 @@ def test_no_journal_is_made_for_a_wrong_address(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(WrongParameters, match="file store"):
         Tracker("train", "k" * 64, "lineage")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_pages_of_a_server_that_does_not_answer(tmp_path: Path) -> None:
+    """One retry, not the seven of MLflow's client, which take four minutes and are all logged."""
+    server = f"http://127.0.0.1:{free_port()}"
+    done = program("tracking", "ui", cwd=tmp_path, timeout=60, MLFLOW_TRACKING_URI=server)
+    assert done.returncode == 69
+    assert done.stderr == (
+        f"error: MLflow at {server} does not answer: [Errno 111] Connection refused. Start it, or set "
+        "MLFLOW_TRACKING_URI.\n"
+    )

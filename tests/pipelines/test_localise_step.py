@@ -23,6 +23,7 @@ from pipelines import optional, submit
 from pipelines.arguments import gather
 from pipelines.definition.inputs import INPUTS, LOCALISE
 from pipelines.definition.package import Package, compiled, version_name
+from runtime.errors import WrongParameters
 from vgg.params import STAGES
 
 SCENES = str(ROOT / "recipes/digit-scenes.yaml")
@@ -151,3 +152,9 @@ def test_submitting_a_file_with_the_section_starts_a_run_with_the_step(
     assert ["localise" in each for each in given] == [True, False, False]
     assert given[0]["localise"]["train_scale"] == 72
     assert [boxed.is_spec(version["pipeline_spec"]) for version in world.kfp.versions] == [True, False]
+
+
+def test_a_mistyped_file_is_no_reason_to_leave_the_step_out(tmp_path: Path) -> None:
+    with pytest.raises(WrongParameters, match=r"digit-scene\.yaml: cannot be read"):
+        submit.main(["--compile", str(tmp_path / "package.yaml"), "--params", "recipes/digit-scene.yaml"])
+    assert list(tmp_path.iterdir()) == []

@@ -20,6 +20,7 @@ from runtime.environment import (
     VARIABLES,
     WORKERS,
     Variable,
+    mistyped,
 )
 from runtime.errors import WrongParameters
 
@@ -78,6 +79,24 @@ def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         assert str(variable.get()) == f"{tmp_path}/data"
     monkeypatch.setenv(STORE.name, "s3://bucket/~x")
     assert STORE.get() == "s3://bucket/~x"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("VGG_CACHE_DIR", "VGG_CACHE"), ("VGG_NUM_WORKERS", "VGG_WORKERS"), ("VGG_S3_TIMEOUT", "VGG_S3_TIMEOUT_SECONDS")],
+)
+def test_a_mistyped_variable_is_named(monkeypatch: pytest.MonkeyPatch, name: str, meant: str) -> None:
+    monkeypatch.setenv(name, "1")
+    for known in (meant, "VGG_DAMAGES", "VGG_SERVE_IMAGE", "VGG_PODS"):  # the last ones: of tests and images
+        monkeypatch.setenv(known, "1")
+    assert mistyped() == [f"{name} is set and has no effect; did you mean {meant}?"]
+    done = subprocess.run(
+        [sys.executable, "-m", "components.tracking", "replay", "--port", "x"],
+        cwd=ROOT, env=environment() | {name: "1"}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    warning, *_, last = done.stderr.splitlines()
+    assert warning == mistyped()[0]
+    assert (done.returncode, last) == (64, "python -m components.tracking: --port: must be an integer, not 'x'")
 
 
 def test_all_of_ours_are_listed_once() -> None:

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import tarfile
 import time
+from multiprocessing.forkserver import ForkServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -338,6 +340,27 @@ class Deadly(Folder):
 def test_a_killed_worker_is_exit_74(images: Path, tmp_path: Path) -> None:
     with pytest.raises(StorageFailure, match="a packing process was killed"):
         pack(ShardParams(**SHARD), Deadly(images), Directory(tmp_path / "shards"), "c", num_workers=1)
+
+
+def test_the_server_of_workers_dies_between_two_of_them(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen in one of 200 runs on a busy machine: multiprocessing still believes that it runs."""
+    server: Any = ForkServer()
+
+    def is_believed_to_run() -> None:
+        if server._forkserver_pid is None:
+            ForkServer.ensure_running(server)
+        else:
+            os.kill(server._forkserver_pid, signal.SIGKILL)
+            os.waitid(os.P_PID, server._forkserver_pid, os.WEXITED | os.WNOWAIT)
+
+    monkeypatch.setattr(server, "ensure_running", is_believed_to_run)
+    monkeypatch.setattr("multiprocessing.forkserver.connect_to_new_process", server.connect_to_new_process)
+    with pytest.raises(StorageFailure, match="a packing process was killed or crashed"):
+        pack(ShardParams(**SHARD), Folder(images), Directory(tmp_path / "shards"), "c", num_workers=2)
+    assert not (tmp_path / "shards/manifest.json").exists()
+    os.waitpid(server._forkserver_pid, 0)
 
 
 def test_without_space_for_all_shards_nothing_is_started(

@@ -17,7 +17,7 @@ import resource
 import struct
 import threading
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -177,8 +177,8 @@ def _pack_all(
     num_workers = min(num_workers or len(os.sched_getaffinity(0)), len(tasks))
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(num_workers, context, _start_worker, job) as workers:
-        running = {workers.submit(_pack_one, task): task for task in tasks}
         try:
+            running = {_submit(workers, task): task for task in tasks}
             for finished in as_completed(running):
                 results[running[finished].path] = finished.result()
                 done += len(running[finished].originals)
@@ -188,6 +188,14 @@ def _pack_all(
         finally:
             workers.shutdown(cancel_futures=True)
     return {task.path: results[task.path] for task in tasks}
+
+
+def _submit(workers: ProcessPoolExecutor, task: Task) -> Future[Packed]:
+    """Submit a task, which may start a process.  Raises BrokenProcessPool if the server that starts them has died."""
+    try:
+        return workers.submit(_pack_one, task)
+    except (ConnectionError, EOFError):
+        raise BrokenProcessPool from None
 
 
 _worker: Job  # of this worker process

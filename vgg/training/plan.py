@@ -266,7 +266,7 @@ def _time(num_images: int, images_per_second: float | None) -> Iterator[tuple[st
         yield "", f"{_duration(num_images / images_per_second)} at {images_per_second:,g} images/s"
     else:
         rates = ", ".join(f"{_duration(num_images / rate)} at {rate:,} images/s" for rate in ROUND_RATES)
-        yield "", f"{rates}; a day at {math.ceil(num_images / 86_400):,}"
+        yield "", f"{rates}; 24.0 h at {math.ceil(num_images / 86_400):,} images/s"
 
 
 def _duration(seconds: float) -> str:

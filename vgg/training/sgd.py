@@ -21,7 +21,7 @@ class SGD:
     ) -> None:
         """skip: float32 (), on the parameters' device; while it is 1, updates do nothing."""
         self._parameters = list(parameters)
-        self._momentum, self._decay = momentum, weight_decay
+        self._factor, self._decay = momentum, weight_decay
         self._skip = skip
         self.momentum: dict[torch.Tensor, torch.Tensor] = {}
 
@@ -34,9 +34,9 @@ class SGD:
         """Update the parameters by their gradients.  The host does not wait for the device."""
         updated: list[torch.Tensor] = [parameter for parameter in self._parameters if parameter.grad is not None]
         gradients = [parameter.grad for parameter in updated if parameter.grad is not None]
-        buffers = [self.momentum.get(parameter) for parameter in updated] if self._momentum else []
+        buffers = [self.momentum.get(parameter) for parameter in updated] if self._factor else []
         sgd(
-            updated, gradients, buffers, fused=True, found_inf=self._skip, lr=rate, momentum=self._momentum,
+            updated, gradients, buffers, fused=True, found_inf=self._skip, lr=rate, momentum=self._factor,
             weight_decay=self._decay, dampening=0, nesterov=False, maximize=False,
         )  # fmt: skip
         for parameter, buffer in zip(updated, buffers, strict=False):  # buffers of a first step are made there
