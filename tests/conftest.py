@@ -299,9 +299,9 @@ def executor_input(output_file: object) -> str:
     return json.dumps({"inputs": {}, "outputs": {"outputFile": str(output_file)}})
 
 
-def compile_package(path: Path) -> None:
+def compile_package(path: Path, params: str = "params.yaml") -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pipelines.submit", "--compile", str(path)],
+        [sys.executable, "-m", "pipelines.submit", "--compile", str(path), "--params", params],
         cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -311,6 +311,16 @@ def compile_package(path: Path) -> None:
 def package_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The compiled pipeline."""
     return once(tmp_path_factory, "kfp", lambda folder: compile_package(folder / "package.yaml")) / "package.yaml"
+
+
+@pytest.fixture(scope="session")
+def localised_package_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The compiled pipeline with the step localise."""
+
+    def make(folder: Path) -> None:
+        compile_package(folder / "package.yaml", "recipes/digit-scenes.yaml")
+
+    return once(tmp_path_factory, "localised", make) / "package.yaml"
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,14 @@ def evaluate(
     shards: str,
     checkpoint: str,
     image: str,
+    claim: str,
+    addresses: str,
     predictions: dsl.OutputPath(str),  # type: ignore[valid-type]
     confusion: dsl.Output[dsl.ClassificationMetrics],
     report: dsl.Output[dsl.HTML],
     metrics: dsl.Output[dsl.Metrics],
 ) -> dsl.ContainerSpec:
+    """claim, addresses: only for the cache key, as for shard."""
     return dsl.ContainerSpec(
         image=reference("evaluate"),
         command=["python", "-m", "components.step", "--image", image, "components.evaluate"],

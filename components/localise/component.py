@@ -18,14 +18,17 @@ def localise(
     gpus: str,
     cpu: str,
     memory: str,
+    claim: str,
+    addresses: str,
     localiser: dsl.OutputPath(str),  # type: ignore[valid-type]
     localisations: dsl.OutputPath(str),  # type: ignore[valid-type]
     curves: dsl.Output[dsl.Artifact],
     report: dsl.Output[dsl.HTML],
     metrics: dsl.Output[dsl.Metrics],
 ) -> dsl.ContainerSpec:
-    """images: where the annotations are, as for shard.  images_version: only for the cache key, as there.
+    """images: where the annotations are, as for shard.
 
+    images_version, claim, addresses: only for the cache key, as there.
     gpus, cpu, memory: of the step.
     """
     return dsl.ContainerSpec(

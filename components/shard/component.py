@@ -13,10 +13,15 @@ def shard(
     images: str,
     images_version: str,
     image: str,
+    claim: str,
+    addresses: str,
     shards: dsl.OutputPath(str),  # type: ignore[valid-type]
     metrics: dsl.Output[dsl.Metrics],
 ) -> dsl.ContainerSpec:
-    """images_version: only for the cache key; represents the content of the images folder."""
+    """images_version, claim, addresses: only for the cache key.
+
+    The first represents the content of the images folder, the others the store, in which a result of the cache is.
+    """
     return dsl.ContainerSpec(
         image=reference("shard"),
         command=["python", "-m", "components.step", "--image", image, "components.shard"],

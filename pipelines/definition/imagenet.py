@@ -105,7 +105,8 @@ def steps(
     needs = small(report_cpu, report_memory, report_cpu_request, report_memory_request)
     harden(reported, "report", needs, cluster).set_caching_options(False)
     with dsl.ExitHandler(reported, name="run"):
-        shards = shard_step(params=shard, images=images, images_version=images_version, image=shard_image)
+        store = {"claim": claim, "addresses": addresses}
+        shards = shard_step(params=shard, images=images, images_version=images_version, image=shard_image, **store)
         harden(shards, "shard", Needs(shard_image, shard_cpu, shard_memory, "1Gi", 12 * HOUR), cluster)
 
         trained = train_step(
@@ -125,6 +126,7 @@ def steps(
             shards=shards.outputs["shards"],
             checkpoint=trained.outputs["checkpoint"],
             image=evaluate_image,
+            **store,
         )
         needs = Needs(evaluate_image, evaluate_cpu, evaluate_memory, "8Gi", 12 * HOUR, gpu_type, evaluate_gpus)
         harden(evaluated, "evaluate", needs, cluster)
@@ -141,6 +143,7 @@ def steps(
                 gpus=localise_gpus,
                 cpu=localise_cpu,
                 memory=localise_memory,
+                **store,
             )
             needs = Needs(localise_image, localise_cpu, localise_memory, "16Gi", 14 * DAY, gpu_type, localise_gpus)
             harden(localised, "localise", needs, cluster)

@@ -76,9 +76,9 @@ class Installation:
         if "cache" in self.forgets:
             return {}
         of = {
-            "shard": ("shard", "images", "images_version", "shard_image", "shard_cpu", "shard_memory"),
+            "shard": ("shard", "images", "images_version", "addresses", "shard_image", "shard_cpu", "shard_memory"),
             "train": ("shard", "train", "addresses", "nodes", "train_image", "train_cpu", "train_memory"),
-            "evaluate": ("shard", "train", "evaluate", "evaluate_image", "evaluate_memory"),
+            "evaluate": ("shard", "train", "evaluate", "addresses", "evaluate_image", "evaluate_memory"),
         }
         return {step: json.dumps([given.get(name) for name in names]) for step, names in of.items()}
 

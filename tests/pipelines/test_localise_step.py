@@ -9,7 +9,7 @@ from typing import Any
 import kfprules
 import pytest
 import test_package
-from conftest import ROOT, all_tasks, once
+from conftest import ROOT, all_tasks
 from kfpworld import World, package, read, world  # noqa: F401
 from ruamel.yaml import YAML
 from stepcommand import command_of
@@ -22,7 +22,7 @@ from components.trainjob.__main__ import parser as trainjob_parser
 from pipelines import optional, submit
 from pipelines.arguments import gather
 from pipelines.definition.inputs import INPUTS, LOCALISE
-from pipelines.definition.package import Package, compiled, version_name
+from pipelines.definition.package import Package, version_name
 from runtime.errors import WrongParameters
 from vgg.params import STAGES
 
@@ -31,13 +31,8 @@ EXECUTORS = (*STAGES, "gate", "report", "localise")
 
 
 @pytest.fixture(scope="module")
-def boxed(tmp_path_factory: pytest.TempPathFactory) -> Package:
-    """Compiled by the first process that wants it, which takes seconds."""
-
-    def make(folder: Path) -> None:
-        (folder / "package.yaml").write_text(compiled(True).text)
-
-    return read(once(tmp_path_factory, "boxed", make) / "package.yaml")
+def boxed(localised_package_file: Path) -> Package:
+    return read(localised_package_file)
 
 
 @pytest.fixture

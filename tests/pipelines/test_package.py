@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import importlib
 import json
 import re
 import shutil
@@ -11,15 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import kfplauncher
-import kfprules
 import pytest
 from conftest import ROOT, all_tasks, compile_package, environment
 
 from components import images
 from components.given import ADDRESSES, CLUSTER, STORE_SECRET, TRACKING_SECRET
 from components.images import reference
-from security.pods import restricted
 from vgg.params import STAGES
 
 Package = list[dict[str, Any]]
@@ -195,108 +191,6 @@ def test_the_report_always_runs_and_registration_only_after_the_gate(package: Pa
     assert config["activeDeadlineSeconds"] > int(executors(package)["train"][1]["activeDeadlineSeconds"])
 
 
-# --- the pods that Kubeflow's own code creates from the package (tests/kubeflow/render.sh, Kubeflow Pipelines 2.17.0)
-
-PODS = json.loads((ROOT / "tests/kubeflow/pods.json").read_text())
-
-
-def test_kubeflows_pods_pass_pod_security_restricted() -> None:
-    assert set(PODS) == set(EXECUTORS)
-    for name, pod in PODS.items():
-        assert not restricted(pod), name
-        assert pod["containers"][0]["securityContext"]["runAsUser"] == 65532
-
-
-def test_kubeflows_pods_are_of_this_package(package: Package) -> None:
-    """They are rendered by render.sh; fails if the package has changed since: run it again."""
-    for name, (container, platform) in executors(package).items():
-        pod = PODS[name]
-        main = pod["containers"][0]
-        ours = [word for word in (*container["command"], *container["args"]) if "{{" not in word]
-        assert [word for word in main["args"] if word in ours] == ours, name
-        named = [*(e["name"] for e in container["env"]), *(e["name"] for e in platform["fieldPathAsEnv"])]
-        named += [
-            pair["envVar"] for e in (*platform["secretAsEnv"], *platform["configMapAsEnv"]) for pair in e["keyToEnv"]
-        ]
-        assert {variable["name"] for variable in main["env"]} == {*named, "KFP_POD_NAME", "KFP_POD_UID"}, name
-        paths = {m["mountPath"] for m in (*platform["emptyDirMounts"], *platform["pvcMount"])}
-        assert paths <= {mount["mountPath"] for mount in main["volumeMounts"]}, name
-
-
-def test_kubeflows_pods_have_the_resources_of_the_run_arguments() -> None:
-    """In a run on two nodes with eight GPUs each, the supervising step has no GPU."""
-    train, evaluate = PODS["train"], PODS["evaluate"]
-    resources = train["containers"][0]["resources"]
-    assert resources["limits"] == {"cpu": "2", "memory": "8Gi", "nvidia.com/gpu": "0"}
-    assert resources["requests"] == {"cpu": "100m", "memory": "2Gi"}
-    requests = {name: pod["containers"][0]["resources"]["requests"] for name, pod in PODS.items()}
-    assert requests["report"] == {"cpu": "100m", "memory": "512Mi"}  # fits beside a step that fills its node
-    assert requests["gate"] == {"cpu": "100m", "memory": "1Gi"}
-    assert requests["register"] == {"cpu": "100m", "memory": "2Gi"}
-    for name in ("shard", "evaluate"):  # requests equal limits
-        assert requests[name].items() <= PODS[name]["containers"][0]["resources"]["limits"].items()
-    assert evaluate["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    words = train["containers"][0]["args"]
-    assert words[words.index("--nodes") + 1 : words.index("--nodes") + 4] == ["2", "--gpus", "8"]
-    for pod in (train, evaluate):
-        assert pod["nodeSelector"] == {"pool": "gpu"}
-        assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-    for pod in PODS.values():
-        assert re.fullmatch(r"registry\.example/vgg-\w+@sha256:0{64}", pod["containers"][0]["image"])
-
-
-# --- the programs as Kubeflow's own launcher starts them (tests/kubeflow/launch_test.go)
-
-COMMANDS = json.loads((ROOT / "tests/kubeflow/commands.json").read_text())
-PARSERS = {stage: f"components.{stage}.__main__" for stage in (*STAGES, "report")} | {
-    "train": "components.trainjob.__main__"
-}
-
-
-def words(package: Package, name: str) -> list[str]:
-    container, _ = executors(package)[name]
-    return [*container["command"], *container["args"]]
-
-
-def comparable(command: list[str]) -> list[Any]:
-    """JSON by its content: Go and Python differ in spaces and order."""
-    return [json.loads(word) if word.startswith("{") else word for word in command]
-
-
-@pytest.mark.parametrize("name", EXECUTORS)
-def test_the_launcher_leaves_no_placeholder(name: str, package: Package) -> None:
-    """Neither its own code in the rendered commands, nor the fake, which gives the same commands for this package."""
-    rendered = COMMANDS[name]
-    resolved = [word.replace("pipelinechannel--", "") for word in words(package, name)]  # the driver resolves those
-    command = kfplauncher.command(resolved, rendered["executor_input"])
-    assert comparable(command) == comparable(rendered["command"])
-    assert not [word for word in command if "{{" in word]
-
-
-@pytest.mark.parametrize("name", PARSERS)
-def test_a_program_accepts_the_launchers_command(name: str) -> None:
-    """Its outputs go where the launcher collects them."""
-    rendered = COMMANDS[name]
-    step = importlib.import_module("components.step").parser().parse_args(rendered["command"][3:])
-    assert step.module == PARSERS[name].removesuffix(".__main__")
-    parser = importlib.import_module(PARSERS[name]).parser()
-    if name == "train":
-        job = parser.parse_args(step.arguments)
-        parser, step = importlib.import_module("components.train.__main__").parser(), job
-    parsed = parser.parse_args(step.arguments)
-    assert parsed.executor_output == rendered["executor_input"]["outputs"]["outputFile"]
-
-
-def test_a_placeholder_of_kfp_local_alone_is_noticed(package: Package) -> None:
-    """A cluster's launcher leaves it unresolved, and the programs would write to a file with that name."""
-    broken = copy.deepcopy(package)
-    broken[0]["deploymentSpec"]["executors"]["exec-shard"]["container"]["args"][-1] = "{{$.outputs.output_file}}"
-    assert kfplauncher.unknown(words(broken, "shard")) == ["{{$.outputs.output_file}}"]
-    with pytest.raises(kfprules.Wrong, match=r"does not know \{\{\$.outputs.output_file\}\}"):
-        kfprules.package("\n---\n".join(map(json.dumps, broken)).encode())
-    assert kfprules.package("\n---\n".join(map(json.dumps, package)).encode())
-
-
 # --- caching: what Kubeflow 2.17 hashes of a task (backend/src/v2/cacheutils, driver/cache.go)
 
 
@@ -322,8 +216,11 @@ ARGUMENTS = {
     "params": {"seed": 1}, "images": "/store/imagenet", "images_version": "1", "shards": "store:shards/a#1.dir",
     "shard_image": "registry/vgg-data@sha256:1", "train_image": "registry/vgg-train@sha256:1",
     "evaluate_image": "registry/vgg-train@sha256:1", "image": "registry/vgg-train@sha256:1",
-    "checkpoint": "store:checkpoints/a#1.dir",
+    "checkpoint": "store:checkpoints/a#1.dir", "addresses": "vgg-addresses", "claim": "vgg-store",
 }  # fmt: skip
+
+
+CACHED = ("shard", "train", "evaluate")
 
 
 @pytest.mark.parametrize(
@@ -338,6 +235,7 @@ ARGUMENTS = {
         ("train", {"params": {"seed": 2}}, False),
         ("train", {"train_image": "registry/vgg-train@sha256:2"}, False),  # a moved tag, changed code
         ("shard", {"train_image": "registry/vgg-train@sha256:2"}, True),  # image of another step
+        *((task, change, False) for task in CACHED for change in ({"claim": "other"}, {"addresses": "other"})),
     ],
 )
 def test_same_content_hits_and_other_content_misses(
@@ -349,7 +247,7 @@ def test_same_content_hits_and_other_content_misses(
 def test_steps_that_use_the_registry_are_never_cached(package: Package) -> None:
     tasks = all_tasks(package)
     cached = {name for name in EXECUTORS if tasks[name]["cachingOptions"] == {"enableCache": True}}
-    assert cached == {"shard", "train", "evaluate"}
+    assert cached == set(CACHED)
     for name in ("gate", "register", "report"):
         assert tasks[name]["cachingOptions"] == {}
 
