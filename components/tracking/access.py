@@ -35,7 +35,7 @@ def connect() -> MlflowClient:
     is no MLflow server, it is too old, it refuses the login, the certificate or the host name.
     """
     uri = tracking_uri()
-    _give_up_soon()
+    set_environment()
     # MLFLOW_RUN_ID is read by our code, once; the library would delete it, or start another run with it
     import mlflow
 
@@ -54,11 +54,21 @@ def connect() -> MlflowClient:
         return mlflow.MlflowClient()
 
 
-def _give_up_soon() -> None:
-    """MLflow's own limits, unless the user has set them: seven retries, which take four minutes, of 120 s each."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+def set_environment() -> None:
+    """Set what MLflow's client reads, or would set itself, unless the user has.  Called in the main thread first.
+
+    A variable that another thread adds moves the environment, and a process that is started at that moment fails: its
+    execve, after a vfork, reads the old one (EFAULT, about which multiprocessing is silent).
+    Its own limits are seven retries, which take four minutes, of 120 s each.  Raises WrongParameters as tracking_uri().
+    """
+    uri = tracking_uri()
+    defaults = {
+        "MLFLOW_TRACKING_URI": uri, "MLFLOW_REGISTRY_URI": uri, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }  # fmt: skip
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it logs every retry
 
 
@@ -94,7 +104,7 @@ def _greet(uri: str) -> None:
 
 def ask(uri: str, path: str) -> requests.Response:
     """GET with the login and the certificates that MLflow's client would use, without following redirects."""
-    _give_up_soon()
+    set_environment()
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 

@@ -24,8 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from components.tracking.access import MLFLOW_LOCK, connect
-from components.tracking.address import tracking_uri
+from components.tracking.access import MLFLOW_LOCK, connect, set_environment
 from components.tracking.delivery import deliver
 from components.tracking.journal import Journal, opening_of
 from components.tracking.machine import Monitor
@@ -85,7 +84,7 @@ class Tracker:
 
     def __init__(self, stage: str, key: str, lineage: str, work: str = "", output: str = "") -> None:
         """Raises WrongParameters if MLFLOW_TRACKING_URI can never work, Preempted if the journal is in use."""
-        tracking_uri()
+        set_environment()
         self._root, self._name = environment.JOURNAL.get(), f"{stage}-{key[:16]}"
         self.journal = Journal(self._root / self._name)
         metrics = [event for event in self.journal.earlier if event["kind"] == "metrics"]

@@ -240,9 +240,34 @@ def test_journals_differ_by_output_and_have_one_writer(tmp_path: Path) -> None:
     assert sorted(filter(None, losses)) == [2.0, 3.0]
 
 
+def test_no_other_thread_adds_a_variable_to_the_environment(tmp_path: Path) -> None:
+    """A process that the stage starts at that moment fails: once in 200 runs on a busy machine, before."""
+    script = """import os, threading
+kind, main = type(os.environ), threading.main_thread()
+put = kind.__setitem__
+def watched(self, name, value):
+    if name not in self and threading.current_thread() is not main:
+        print(name)
+    put(self, name, value)
+kind.__setitem__ = watched
+from components.tracking.tracker import Tracker
+with Tracker("train", "key", "lineage") as tracker:
+    tracker.point(1, {"train/loss": 2.0})
+"""
+    env = {name: value for name, value in environment().items() if not name.startswith("MLFLOW_")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert (tmp_path / "mlflow.db").exists()
+
+
 @pytest.mark.faults
 def test_two_identical_trainings_at_once(shards: ShardSet, params_file: Path, tmp_path: Path) -> None:
-    """In one folder, with two outputs: both succeed with the same weights, each with its own run."""
+    """In one folder, with two outputs: both succeed with the same weights, and have a finished run.
+
+    Each its own (test_journals_differ_by_output_and_have_one_writer), unless one ends before the other begins.
+    """
     arguments, running = flags("train", tmp_path, params_file), []
     for name in ("one", "two"):
         changed = [str(word).replace(f"{tmp_path}/m", f"{tmp_path}/{name}/m") for word in arguments]
@@ -256,7 +281,7 @@ def test_two_identical_trainings_at_once(shards: ShardSet, params_file: Path, tm
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     [experiment] = client.search_experiments(filter_string=f"name = '{access.EXPERIMENT}'")
     runs = client.search_runs([experiment.experiment_id], "tags.`vgg.stage` = 'train'")
-    assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
     assert [path.name for path in (tmp_path / ".tracking").iterdir()] == ["place"]
 
 
