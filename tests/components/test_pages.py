@@ -135,7 +135,8 @@ def test_a_version(folder: Path, address: str, page: Page) -> None:
         f"{percent(folder, RATES[0])} top-1 and ", "13 images of folder", "Outputs (",
     )  # fmt: skip
     assert "{" not in text, "raw JSON"
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    database = f"sqlite:///{folder}/mlflow.db"
+    client = MlflowClient(database, database)
     model_id = client.get_model_version("tiny", "1").source.removeprefix("models:/")
     [experiment] = client.search_experiments(filter_string=f"name = '{access.EXPERIMENT}'")
     where = f"{server}/#/experiments/{experiment.experiment_id}/models/{model_id}?workflowType=machine_learning"

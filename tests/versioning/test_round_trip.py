@@ -24,7 +24,8 @@ def runs(where: Path, stage: str) -> list[Any]:
 
 
 def versions(where: Path) -> list[str]:
-    client = MlflowClient(f"sqlite:///{where}/mlflow.db")
+    database = f"sqlite:///{where}/mlflow.db"
+    client = MlflowClient(database, database)
     return sorted(str(found.version) for found in client.search_model_versions("name = 'tiny'"))
 
 
