@@ -320,7 +320,7 @@ def localised_package_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(folder: Path) -> None:
         compile_package(folder / "package.yaml", "recipes/digit-scenes.yaml")
 
-    return once(tmp_path_factory, "localised", make) / "package.yaml"
+    return once(tmp_path_factory, "kfp-localise", make) / "package.yaml"
 
 
 @pytest.fixture(scope="session")
