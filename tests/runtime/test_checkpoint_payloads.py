@@ -68,7 +68,8 @@ def put(content: bytes, target: str, name: str, step: Path) -> str:
     return f"{step / manifest.NAME if target == 'additional, listed' else path}: "
 
 
-def test_payloads_are_refused_and_never_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("force", [FORCED, pytest.param({}, marks=pytest.mark.faults)], ids=["forced", "usual"])
+def test_payloads_are_refused_and_never_run(force: dict[str, str], tmp_path: Path) -> None:
     """Every kind instead of every file and as an additional file, in unfinished and finished trainings."""
     good, complete = saved(tmp_path / "good", 1), saved(tmp_path / "complete", 2).parent
     checkpoint.finish(complete, 2, 2, METADATA, shapes_of)
@@ -92,19 +93,19 @@ def test_payloads_are_refused_and_never_run(tmp_path: Path) -> None:
         (directory / manifest.NAME).write_bytes(content)
         directories.append(f"78 {directory / manifest.NAME}: damaged")
 
-    command = [sys.executable, "-c", OPEN_EVERYTHING]
-    for force in ({}, FORCED):
-        env = environment(**force)
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100)
-        assert done.returncode == 78, done.stderr
-        assert "Traceback" not in done.stderr
-        assert f"none of its {len(steps)} checkpoints verifies" in done.stderr
-        refused = [line for line in done.stderr.splitlines() if line.startswith("checkpoint refused")]
-        for line, start in zip(refused, reversed(steps), strict=True):
-            assert line.startswith(start)
-        for line, start in zip(done.stdout.splitlines(), directories, strict=True):
-            assert line.startswith(start)
-        assert not list(tmp_path.rglob("sentinel*"))
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN_EVERYTHING],
+        cwd=tmp_path, env=environment(**force), capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 78, done.stderr
+    assert "Traceback" not in done.stderr
+    assert f"none of its {len(steps)} checkpoints verifies" in done.stderr
+    refused = [line for line in done.stderr.splitlines() if line.startswith("checkpoint refused")]
+    for line, start in zip(refused, reversed(steps), strict=True):
+        assert line.startswith(start)
+    for line, start in zip(done.stdout.splitlines(), directories, strict=True):
+        assert line.startswith(start)
+    assert not list(tmp_path.rglob("sentinel*"))
 
 
 @pytest.mark.faults
