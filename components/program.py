@@ -90,8 +90,9 @@ def run(work: Callable[[], None]) -> NoReturn:
     stopping.on_stop_signal(stopping.raise_stop_requested)  # programs that stop more gently set their own handler
     try:
         expect_folder_and_environment()
-        for mistake in environment.mistyped() if environment.RANK.get() == 0 else []:
-            log.warning("%s", mistake)
+        if environment.RANK.get() == 0:
+            for mistake in environment.mistyped():
+                log.warning("%s", mistake)
         work()
         sys.stdout.flush()
     except KeyboardInterrupt:

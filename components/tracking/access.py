@@ -34,8 +34,7 @@ def connect() -> MlflowClient:
     Raises WrongParameters for a wrong address, Unreachable if the server does not answer, Refused if it never will: it
     is no MLflow server, it is too old, it refuses the login, the certificate or the host name.
     """
-    uri = tracking_uri()
-    set_environment()
+    uri = set_environment()
     # MLFLOW_RUN_ID is read by our code, once; the library would delete it, or start another run with it
     import mlflow
 
@@ -54,8 +53,10 @@ def connect() -> MlflowClient:
         return mlflow.MlflowClient()
 
 
-def set_environment() -> None:
-    """Set what MLflow's client reads, or would set itself, unless the user has.  Called in the main thread first.
+def set_environment() -> str:
+    """Set what MLflow's client reads, or would set itself, unless the user has; returns the address.
+
+    Called in the main thread, before another one uses the client.
 
     A variable that another thread adds moves the environment, and a process that is started at that moment fails: its
     execve, after a vfork, reads the old one (EFAULT, about which multiprocessing is silent).
@@ -70,6 +71,7 @@ def set_environment() -> None:
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it logs every retry
+    return uri
 
 
 @contextlib.contextmanager
@@ -104,7 +106,6 @@ def _greet(uri: str) -> None:
 
 def ask(uri: str, path: str) -> requests.Response:
     """GET with the login and the certificates that MLflow's client would use, without following redirects."""
-    set_environment()
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 

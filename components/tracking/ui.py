@@ -92,8 +92,9 @@ def _present(server: str, is_opened: bool) -> None:
 
 def _experiment(server: str) -> str:
     """ID of the experiment.  Raises WrongParameters if the server has none, Unreachable if it does not answer."""
-    from components.tracking.access import ask
+    from components.tracking.access import ask, set_environment
 
+    set_environment()
     answer = ask(server, f"/api/2.0/mlflow/experiments/get-by-name?experiment_name={EXPERIMENT}")
     if answer.status_code == 404:
         raise WrongParameters(f"MLflow at {shown(server)} has no experiment {EXPERIMENT} yet. Run: make run")

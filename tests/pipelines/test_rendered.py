@@ -119,10 +119,12 @@ def test_the_launcher_leaves_no_placeholder(name: str, localised: bool, of: Pack
 @pytest.mark.parametrize(("name", "localised"), [step for step in STEPS if step[0] != "gate"])  # a Python component
 def test_the_program_accepts_the_launchers_command(name: str, localised: bool) -> None:
     """Its outputs go where the launcher collects them."""
-    rendered = (LOCALISED_COMMANDS if localised else COMMANDS)[name]
+    rendered, modules = (LOCALISED_COMMANDS if localised else COMMANDS)[name], []
     parsed = importlib.import_module("components.step").parser().parse_args(rendered["command"][3:])
     while module := getattr(parsed, "module", None):  # each starts the next one
         parsed = importlib.import_module(f"{module}.__main__").parser().parse_args(parsed.arguments)
+        modules.append(module)
+    assert modules == ["components.trainjob"] * (name in ("train", "localise")) + [f"components.{name}"]
     assert parsed.executor_output == rendered["executor_input"]["outputs"]["outputFile"]
 
 

@@ -154,17 +154,17 @@ def test_a_class_of_unusable_images_is_refused_also_in_quarantine(images: Path, 
 def test_a_flat_val_is_one_short_message_and_a_file(images: Path, params_file: Path, tmp_path: Path) -> None:
     shutil.rmtree(images / "val")
     (images / "val").mkdir()
-    for number in range(300):
+    for number in range(3000):
         (images / "val" / f"ILSVRC2012_val_{number:08d}.JPEG").touch()
     done = program("shard", *flags("shard", tmp_path, params_file), cwd=tmp_path)
     assert done.returncode == 65
     assert len(done.stderr) < 1500, done.stderr
-    assert "and 295 more\nAll 300 are listed in " in done.stderr
+    assert "and 2,995 more\nAll 3,000 are listed in " in done.stderr
     whole = tmp_path / "shards.findings.txt"
     assert done.stderr.rstrip().endswith(str(whole))
     lines = whole.read_text().splitlines()
-    assert len(lines) == 300
-    assert lines[-1] == "val/ILSVRC2012_val_00000299.JPEG: not in a class folder"
+    assert len(lines) == 3000
+    assert lines[-1] == "val/ILSVRC2012_val_00002999.JPEG: not in a class folder"
     for name in os.listdir(images / "val"):
         (images / "val" / name).unlink()
     for name in ("cat", "dog", "emu"):
