@@ -5,6 +5,7 @@ The whole pipeline of the digits tracks to them and keeps shards, checkpoints, m
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -14,12 +15,14 @@ from pathlib import Path
 import boto3
 import pandas as pd
 import pytest
-from composed import Composed, interpolated
+import yaml
+from composed import Composed, docker_compose, interpolated
 from conftest import ROOT, environment
 from dvcproject import call, tiny_project
 from mlflow import MlflowClient
 
 from components import services
+from components.images import reference
 from security.canary import find
 from vgg.sharding.sources import Digits
 
@@ -42,6 +45,38 @@ def test_no_password_has_a_default(dotenv: dict[str, str]) -> None:
             interpolated(compose, {**dotenv, "VGG_SERVE_IMAGE": "serve", name: ""})
 
 
+def test_compose_can_write_what_it_is_given(dotenv: dict[str, str]) -> None:
+    """Docker Compose writes the content of a config into the container, and refuses that if its root is read-only."""
+    file = yaml.safe_load(interpolated((ROOT / "docker/compose.yaml").read_text(), {**dotenv, "VGG_SERVE_IMAGE": "s"}))
+    read_only = [service for service in file["services"].values() if service.get("read_only")]
+    assert read_only
+    for config in [config for service in read_only for config in service.get("configs", [])]:
+        path = ROOT / "docker" / file["configs"][config["source"]]["file"]
+        assert path.stat().st_mode & 0o004, f"{path}: the server runs as another user"
+
+
+@pytest.mark.images
+@pytest.mark.timeout(3600)
+def test_the_pipeline_with_docker_compose(
+    dotenv: dict[str, str], empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not shutil.which("docker") or subprocess.run(["docker", "compose", "ls"], capture_output=True).returncode:
+        pytest.skip("needs a Docker engine and Docker Compose 2.24 or later")
+    command = [sys.executable, "-m", "pipelines.build", "--engine", "docker"]
+    command += [
+        word for name in ("BASE", "CA") if name in os.environ for word in (f"--{name.lower()}", os.environ[name])
+    ]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=3000)
+    (folder := tmp_path / "services").mkdir()
+    bind = "127.0.0.2"  # the ports are the file's
+    given = {name: value.replace("localhost", bind) for name, value in dotenv.items()}
+    with docker_compose(
+        folder, {**given, "VGG_SERVE_IMAGE": reference("register"), "BIND": bind, "MLFLOW_HOSTS": f"{bind}:5000"}
+    ):
+        use(given, tmp_path, empty_database, monkeypatch)
+    assert not [name for name in NEEDED if find(given[name], folder / "mlflow.log")]
+
+
 @pytest.mark.images
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("store", ["rclone", "seaweedfs"])
@@ -56,17 +91,23 @@ def test_the_pipeline_with_all_its_data_in_the_services(
             done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=120)
             assert (done.returncode, done.stderr.count(said)) == (0, 3), done.stderr
         with composed.mlflow():
-            env = {name: composed.local(value) for name, value in dotenv.items() if name not in NEEDED}
-            env["VGG_CACHE"] = str(tmp_path / "cache")
-            for name, value in env.items():
-                monkeypatch.setenv(name, value)
-            expect_safe(env)
-            run_pipeline(tmp_path / "work", env)
-            expect_kept(env)
-            share_with_dvc(tmp_path, env, empty_database)
+            given = {name: composed.local(value) for name, value in dotenv.items()}
+            use(given, tmp_path, empty_database, monkeypatch)
     # the password of the database is in no log and in no file but .env
     for name in NEEDED:
         assert not find(dotenv[name], tmp_path / "work", tmp_path / "services/mlflow.log", tmp_path / "colleague"), name
+
+
+def use(given: dict[str, str], tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pipeline, a model that answers, and DVC, with the services of this .env."""
+    env = {name: value for name, value in given.items() if name not in NEEDED}
+    env["VGG_CACHE"] = str(tmp_path / "cache")
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    expect_safe(env)
+    run_pipeline(tmp_path / "work", env)
+    expect_kept(env)
+    share_with_dvc(tmp_path, env, database)
 
 
 def expect_safe(env: dict[str, str]) -> None:
@@ -111,7 +152,7 @@ def expect_kept(env: dict[str, str]) -> None:
     assert str(champion.version) == "1"
     runs = client.search_runs([client.get_experiment_by_name("vgg-imagenet").experiment_id])
     assert {run.info.status for run in runs} == {"FINISHED"}
-    s3 = boto3.client("s3")
+    s3 = boto3.Session().client("s3")  # the default session keeps the keys of the store before
     keys = {name: [item["Key"] for item in s3.list_objects_v2(Bucket=name)["Contents"]] for name in ("vgg", "mlflow")}
     assert {"store/shards/manifest.json", "store/checkpoint/manifest.json"} <= set(keys["vgg"])
     assert any(key.endswith("weights.safetensors") for key in keys["mlflow"])

@@ -41,6 +41,29 @@ def interpolated(text: str, env: dict[str, str]) -> str:
     return VARIABLE.sub(value, text)
 
 
+@contextlib.contextmanager
+def docker_compose(folder: Path, env: dict[str, str]) -> Iterator[None]:
+    """The file as it is, by Docker Compose, for the address BIND; the log of MLflow is left in the folder.
+
+    POSTGRES_IMAGE and SEAWEEDFS_IMAGE name other images if the file's cannot be pulled; BASE that of `make images`.
+    """
+    (folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in env.items()))
+    compose = ["docker", "compose", "--project-name", f"vgg-{folder.parent.name.replace('_', '-')}"]
+    compose += ["--env-file", str(folder / ".env"), "--file", str(ROOT / "docker/compose.yaml")]
+
+    def call(*words: str, seconds: int = 120) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*compose, *words], capture_output=True, text=True, timeout=seconds)
+
+    try:
+        done = call("up", "--detach", "--wait", seconds=900)
+        logs = call("logs", "--no-color").stdout
+        assert done.returncode == 0, f"{done.stderr}\n{logs}"
+        yield
+    finally:
+        (folder / "mlflow.log").write_text(call("logs", "--no-color", "mlflow").stdout)
+        call("down", "--volumes", "--timeout", "5")
+
+
 @dataclass
 class Composed:
     """The file with its variables replaced, and host names and ports by those of this machine.
@@ -148,8 +171,8 @@ class Composed:
     def mlflow(self) -> Iterator[None]:
         """The tracking server; begins when the service's health check passes."""
         (self.folder / "mlflow").mkdir(exist_ok=True)
-        auth = self.file["configs"]["auth"]["content"]
-        (self.folder / "mlflow/auth.ini").write_text(self.local(auth))
+        auth = ROOT / "docker" / self.file["configs"]["auth"]["file"]
+        (self.folder / "mlflow/auth.ini").write_text(self.local(auth.read_text()))
         check = self.services["mlflow"]["healthcheck"]["test"]
         assert check[:2] == ["CMD", "python"]
         with open(self.folder / "mlflow.log", "wb") as log:
