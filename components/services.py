@@ -22,6 +22,9 @@ MLFLOW_SECRET_KEY={key}
 MLFLOW_TRACKING_URI=http://localhost:5000
 MLFLOW_TRACKING_USERNAME=admin
 MLFLOW_TRACKING_PASSWORD={admin}
+# MLflow's files through the server: the store has another name for it than for this machine
+MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD=false
+MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD=false
 AWS_ENDPOINT_URL=http://localhost:8333
 AWS_DEFAULT_REGION=us-east-1
 AWS_ACCESS_KEY_ID=vgg

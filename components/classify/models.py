@@ -42,19 +42,17 @@ def answers(model: str, files: list[str], top_k: int) -> Iterator[dict[str, Any]
 
 
 def _downloaded(uri: str, scratch: str) -> Path:
-    from components.tracking import access
+    from components.tracking import access, artifacts
     from components.tracking.problems import translated
 
     match = URI.fullmatch(uri)
     if not match:
         raise WrongParameters(f"{uri}: write models:/NAME@ALIAS or models:/NAME/VERSION, or a finished checkpoint")
     client = access.connect()
-    import mlflow
-
     with access.MLFLOW_LOCK, translated():
         version = _version(client, match["name"], match["alias"], match["version"] or "")
         try:
-            return Path(mlflow.artifacts.download_artifacts(f"models:/{match['name']}/{version}", dst_path=scratch))
+            return artifacts.download(f"models:/{match['name']}/{version}", scratch)
         except OSError as error:
             if error.filename and str(error.filename).startswith(scratch):
                 raise  # this disk, not the store

@@ -28,6 +28,7 @@ from components.lineage.source import compare
 from components.progress import Progress
 from components.register.version.stored import FILES, FILES_SCHEMA
 from components.shard.verify import Check
+from components.tracking import artifacts
 from components.tracking.problems import problem
 from runtime import manifest
 from runtime.errors import Problem, Refused, Unreachable
@@ -78,8 +79,6 @@ def _damaged(link: Link, findings: list[str]) -> None:
 
 def _version(link: Link, server: Server | None, report: Progress) -> None:
     """The version's files in the artifact store, against the list and the weights in its tags."""
-    import mlflow
-
     if not server:
         return _not_reached(link, "MLflow cannot be asked for its files")
     trained = link.find(TRAINING)
@@ -87,7 +86,7 @@ def _version(link: Link, server: Server | None, report: Progress) -> None:
         return _damaged(link, [f"its tag weights_sha256 is {link.digest}, its training's weights are {other}"])
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            folder = Path(mlflow.artifacts.download_artifacts(link.title, dst_path=scratch))
+            folder = artifacts.download(link.title, scratch)
         except Exception as error:  # of any store's library
             if isinstance(found := problem(error), Unreachable):
                 return _not_reached(link, str(found))

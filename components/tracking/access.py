@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "vgg-imagenet"
 CONNECT_SECONDS = 10
+REQUEST_SECONDS = "10"  # of a request that carries no file
 MLFLOW_LOCK = threading.Lock()  # held while MLflow is imported or called: its lazy imports are not thread-safe
 
 
@@ -65,8 +66,11 @@ def set_environment() -> str:
     uri = tracking_uri()
     defaults = {
         "MLFLOW_TRACKING_URI": uri, "MLFLOW_REGISTRY_URI": uri, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": REQUEST_SECONDS, "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        # files go through the server: it would sign addresses of its store, which it may reach by a name that is not
+        # known here, and then each file fails for minutes
+        "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false", "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
     }  # fmt: skip
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
+from components.tracking import access
 from components.tracking.access import EXPERIMENT, ask
 from components.tracking.address import shown, tracking_uri
 from components.tracking.problems import SERVES_NO_ARTIFACTS, judge, problem
@@ -16,6 +19,7 @@ from runtime.errors import Refused
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+TRANSFER_SECONDS = "600"
 CURE = (
     "Start the server with --artifacts-destination and without --no-serve-artifacts, so that it stores them itself, "
     f"and rename experiment {EXPERIMENT}, which keeps its old location."
@@ -29,6 +33,30 @@ def store(client: MlflowClient, run_id: str, path: str, folder: str) -> None:
         client.log_artifact(run_id, path, folder)
     except Exception as error:  # of any store's library
         raise problem(error) or _unusable(client.get_run(run_id).info.artifact_uri, str(error)) from error
+
+
+@contextlib.contextmanager
+def transfer() -> Iterator[None]:
+    """While the files of a model go to or from the server, requests may take TRANSFER_SECONDS.
+
+    A server answers when its store has all of a file, or begins to when it has fetched all of it: a VGG-16 of 553 MB at
+    100 Mbit/s takes 45 s.  A timeout that the user has set is kept.  In the main thread.
+    """
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    before = os.environ.get(name, access.REQUEST_SECONDS)
+    os.environ[name] = TRANSFER_SECONDS if before == access.REQUEST_SECONDS else before
+    try:
+        yield
+    finally:
+        os.environ[name] = before
+
+
+def download(uri: str, folder: str) -> Path:
+    """Download a model of the registry, or one of its files, to the folder.  Raises what the store's library does."""
+    import mlflow
+
+    with transfer():
+        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
 
 
 def check_destination(client: MlflowClient, run_id: str) -> None:

@@ -16,6 +16,7 @@ import pytest
 from conftest import flags, program
 from mlflow import MlflowClient
 from mlflowservers import Front, mlflow_server, private_authority
+from s3servers import BUCKET, running_moto
 from trainings import run
 
 from components.register.registry import open_registry
@@ -48,10 +49,12 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def prefixed(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[str]:
-    """Address of a server with --static-prefix /mlflow, without the prefix."""
-    folder = tmp_path_factory.mktemp("prefixed")
-    with mlflow_server(folder, empty_database, "--static-prefix", "/mlflow", "--artifacts-destination", "a") as address:
-        yield address
+    """Address of a server with --static-prefix /mlflow, without the prefix; it reaches its store, nobody else does."""
+    folder, options = tmp_path_factory.mktemp("prefixed"), ("--static-prefix", "/mlflow", "--artifacts-destination")
+    with running_moto() as store:
+        hidden = store.env(AWS_ENDPOINT_URL="http://objectstore", HTTP_PROXY=store.endpoint)
+        with mlflow_server(folder, empty_database, *options, f"s3://{BUCKET}", **hidden) as address:
+            yield address
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +113,7 @@ def test_a_server_with_a_prefix_and_proxies_in_front(
         a_reverse_proxy_with_a_path_and_a_token,
         tls_with_a_private_authority,
         a_host_name_that_the_server_does_not_allow,
+        a_store_that_is_slow_and_that_only_the_server_reaches,
     ):
         with monkeypatch.context() as patch:
             situation(prefixed, patch, tmp_path)
@@ -165,6 +169,29 @@ def a_host_name_that_the_server_does_not_allow(prefixed: str, monkeypatch: pytes
     host = front.address.removeprefix("http://")
     assert "Invalid Host header - possible DNS rebinding attack detected" in message
     assert f"--allowed-hosts '127.0.0.1,{host}'" in message
+
+
+def a_store_that_is_slow_and_that_only_the_server_reaches(
+    prefixed: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The files of a model go through the server, however long it takes for them."""
+    monkeypatch.setattr("components.tracking.access.REQUEST_SECONDS", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE", "1")  # weights of 553 MB are above the limit
+    (folder := tmp_path / "model").mkdir()
+    (folder / "MLmodel").write_text("flavors: {}\n")
+    with Front(f"{prefixed}/mlflow", seconds_for_files=1.5) as front:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", front.address)
+        client = connect()
+        model = client.create_logged_model(client.create_experiment("slow"), "tiny").model_id
+        with pytest.raises(Exception, match="timed out"):
+            client.log_model_artifacts(model, str(folder))
+        with artifacts.transfer():
+            client.log_model_artifacts(model, str(folder))
+        client.finalize_logged_model(model, "READY")
+        found = artifacts.download(f"models:/{model}", str(tmp_path / "found"))
+        assert (found / "MLmodel").read_text() == "flavors: {}\n"
+        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "1"
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ class Front:
 
     path: prefix of its own that it removes.  token: the bearer token that it demands.  host: the Host header that it
     sends on.  instead: gives (status, headers, body) for a path; it then answers everything itself.
-    certificate: (certificate, key) files for TLS.
+    certificate: (certificate, key) files for TLS.  seconds_for_files: how late it answers for a file.
     """
 
     def __init__(
@@ -81,7 +81,9 @@ class Front:
         host: str = "",
         instead: Callable[[str], tuple[int, dict[str, str], str]] | None = None,
         certificate: tuple[Path, Path] | None = None,
+        seconds_for_files: float = 0.0,
     ) -> None:
+        self.seconds_for_files = seconds_for_files
         self.upstream, self.path, self.token, self.host, self.instead = upstream, path, token, host, instead
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"front": self}))
         if certificate:
@@ -117,6 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(401, {"WWW-Authenticate": "Bearer"}, b"<html><h1>Unauthorized</h1></html>")
         if not self.path.startswith(front.path):
             return self.answer(404, {}, b"<html><title>404</title><h1>nginx: not found</h1></html>")
+        if "/mlflow-artifacts/artifacts/" in self.path:
+            time.sleep(front.seconds_for_files)
         parts = urlsplit(front.upstream)
         connection = http.client.HTTPConnection(parts.netloc, timeout=30)
         sent = dict(self.headers) | {"Host": front.host or parts.netloc}

@@ -99,7 +99,8 @@ class Packaged:
         for cache in list(folder.rglob("__pycache__")):
             shutil.rmtree(cache)
         files_sha256 = write_files(folder)
-        self.client.log_model_artifacts(logged.model_id, str(folder))
+        with artifacts.transfer():
+            self.client.log_model_artifacts(logged.model_id, str(folder))
         self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
         self.client.finalize_logged_model(logged.model_id, "READY")
         return logged.model_id, files_sha256
@@ -142,10 +143,8 @@ def downloaded(uri: str, scratch: str) -> Path | None:
 
 def fetched(uri: str, scratch: str) -> Path | None:
     """A file or folder of a model, downloaded; None if it is gone."""
-    import mlflow
-
     try:
-        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=scratch))
+        return artifacts.download(uri, scratch)
     except Exception as error:  # of any store's library
         if isinstance(found := problem(error), Unreachable):
             raise found from error
