@@ -41,6 +41,7 @@ from runtime.distributed import Group, joined
 from runtime.shards.batches import Crops
 from vgg.training.loop import update
 from vgg.training.run import Run, connect, start
+from vgg.training.sgd import SGD
 from vgg.training.task import Task, describe
 from vgg.training.warmup import regroup
 
@@ -120,8 +121,7 @@ def a_run(group: Group, folder: Path) -> Run:
 def sleeping(run: Run, done: Pass, regions: bool, compression: str) -> Run:
     """The same run with a network that sleeps."""
     model = Sleeping(done, regions)
-    optimiser = torch.optim.SGD(model.parameters(), 0.001, 0.9, weight_decay=0.0005, fused=True)
-    optimiser.found_inf = run.trouble  # type: ignore[attr-defined]
+    optimiser = SGD(model.parameters(), momentum=0.9, weight_decay=0.0005, skip=run.trouble)
     params = run.params.model_copy(update={"gradient_compression": compression})
     return dataclasses.replace(run, params=params, model=model, replica=model, optimiser=optimiser)  # type: ignore[arg-type]
 

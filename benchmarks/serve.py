@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -112,6 +113,7 @@ def save(folder: Path, size: int) -> dict[str, Path]:
         "classes": [{"wnid": f"n{n}", "name": f"class {n}"} for n in range(NUM_CLASSES)],
         "evaluate": at_one_scale(size, flip=False).model_dump(),
         "max_pixels": 50_000_000,
+        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
     }  # fmt: skip
     (folder / "network.json").write_text(json.dumps(description), encoding="utf-8")
     (folder / "plain.json").write_text(json.dumps([size, WIDTH, NUM_CLASSES, *PIXELS.values()]), encoding="utf-8")
@@ -167,6 +169,8 @@ class Server:
         time.sleep(1 if self.workers == 1 else 4 * self.workers)
 
     def end(self) -> None:
+        if self.child.poll() is not None:
+            return
         os.killpg(self.child.pid, signal.SIGTERM)
         try:
             self.child.wait(20)
@@ -230,6 +234,8 @@ def serving(model: Path, workers: int) -> Iterator[Server]:
         server = Server(model, workers, log)
         try:
             server.wait()
+            if server.child.poll() is not None:
+                sys.exit(f"{model.name} cannot be served:\n{Path(log.name).read_text(errors='replace')[-4000:]}")
             yield server
         finally:
             server.end()
