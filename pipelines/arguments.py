@@ -19,8 +19,8 @@ from components import given
 from pipelines.definition.package import Package
 from runtime import manifest
 from runtime.errors import WrongParameters
-from runtime.parameters import did_you_mean, read_yaml
-from runtime.wording import counted
+from runtime.parameters import read_yaml
+from runtime.wording import counted, did_you_mean
 from vgg.params import OPTIONAL, STAGES, load_all
 from vgg.params.shard import EMBEDDED
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -15,6 +14,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from runtime.errors import WrongParameters
+from runtime.wording import did_you_mean
 
 M = TypeVar("M", bound=BaseModel)
 Keys = tuple[str, ...]
@@ -154,9 +154,3 @@ def field_names(model: type[BaseModel]) -> list[str]:
     """Names of all fields of a model and its nested models."""
     schema = model.model_json_schema()
     return sorted({name for s in [schema, *schema.get("$defs", {}).values()] for name in s.get("properties", {})})
-
-
-def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """ "; did you mean 'epochs'?", or an empty string if no known word is similar."""
-    close = difflib.get_close_matches(str(word), list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

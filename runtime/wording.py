@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 SHOWN = 5
 
@@ -28,6 +29,12 @@ def some(items: Sequence[str], separator: str = ", ") -> str:
 def listing(items: Sequence[str]) -> str:
     """As some(), on indented lines of their own."""
     return "  " + some(items, "\n  ")
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """ "; did you mean 'epochs'?", or an empty string if no known word is similar."""
+    close = difflib.get_close_matches(str(word), list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def print_in_every_locale() -> None:

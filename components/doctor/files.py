@@ -28,7 +28,7 @@ def damaged(patient: Patient) -> Iterator[Finding]:
         if wrong:
             stage = STAGE.get(place.kind, "that made it")
             yield Finding(
-                f"{place.address}: {some(wrong)}", f"dvc checkout {place.address}, or run stage {stage} again"
+                f"{place.address}: {some(wrong)}", f"dvc checkout --force {place.address}, or run stage {stage} again"
             )
 
 

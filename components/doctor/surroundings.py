@@ -95,9 +95,7 @@ def dvc(patient: Patient) -> Iterator[Finding]:
         yield Finding(f"dvc status fails: {said}", "see the message")
         return
     if status:
-        yield Finding(
-            f"DVC: results are not those of their inputs: {some(_changes(status))}", "make run (or: dvc checkout)"
-        )
+        yield Finding(f"DVC: results are not those of their inputs: {some(_changes(status))}", "make run")
 
 
 def _changes(status: dict[str, list[dict[str, dict[str, str]] | str]]) -> list[str]:

@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
     if check.damaged:
         raise Refused(
             f"{address}: {len(check.damaged)} of {check.num_files} files are damaged:\n{listing(check.damaged)}\n"
-            "Restore them (dvc checkout, or a copy), or run the shard stage again.",
+            "Restore them (dvc checkout --force, or a copy), or run the shard stage again.",
             [*check.damaged, *check.images],
         )
     program.log.info("%s: %d files, %s bytes, all intact", address, check.num_files, f"{check.num_bytes:,}")

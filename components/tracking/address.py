@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from importlib.metadata import entry_points
 from urllib.parse import urlsplit, urlunsplit
 
 from runtime import environment
 from runtime.errors import WrongParameters
+from runtime.wording import did_you_mean
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 EXAMPLES = "http://HOST:5000 for a server, or sqlite:////FOLDER/mlflow.db"
@@ -31,6 +31,8 @@ def check_address(text: str) -> str:
         return uri.rstrip("/")
     if scheme in ("databricks", "databricks-uc", "uc"):
         raise _wrong(uri, f"the registry of Databricks works differently and is not supported; use {EXAMPLES}")
+    if missing := re.match(r"(https?)/+(?=[^/])", uri):
+        raise _wrong(uri, f"write {missing[1]}://{uri[missing.end() :]}")
     if scheme == "file" or ":" not in uri:
         raise _wrong(
             uri,
@@ -44,8 +46,7 @@ def check_address(text: str) -> str:
         return uri
     if re.match(r"[\w.-]+:\d+(/|$)", uri):
         raise _wrong(uri, f"write http://{uri}")
-    close = difflib.get_close_matches(scheme, known, n=1)
-    raise _wrong(uri, f"unknown scheme {scheme}{f'; did you mean {close[0]}?' if close else ''}; use {EXAMPLES}")
+    raise _wrong(uri, f"unknown scheme {scheme}{did_you_mean(scheme, known)}; use {EXAMPLES}")
 
 
 def _check_url(uri: str) -> None:

@@ -13,7 +13,7 @@ from pipelines.kfp.server import Server
 from pipelines.kfp.workflow import pod_name, pods, task_name
 from pipelines.preflight.cluster import Cluster, NotAllowed
 from runtime.errors import Problem, Refused, WrongParameters
-from runtime.parameters import did_you_mean
+from runtime.wording import did_you_mean
 
 CACHED = "taken from Kubeflow's cache: there was no pod"
 

@@ -5,7 +5,6 @@ What cannot be checked is reported as "not checked", with the reason, never as "
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from pipelines.preflight.cluster import Cluster, NotAllowed
 from pipelines.preflight.registry import Registries
 from pipelines.preflight.scheduling import fitting, too_large
 from runtime.errors import Problem, Refused, Unreachable, WrongParameters
-from runtime.wording import counted, some
+from runtime.wording import counted, did_you_mean, some
 
 OK, MISSING, NOTE, UNKNOWN = "ok", "MISSING", "note", "not checked"
 TRAINER = ("trainer.kubeflow.org", "v1alpha1")
@@ -104,8 +103,7 @@ class Preflight:
         else:
             self.add(what, OK, some(sorted(data)) or "empty")
         for key in sorted(set(data) - set(keys)):
-            close = difflib.get_close_matches(key, keys, n=1)
-            self.add(what, NOTE, f"its key {key} is not used" + (f"; did you mean {close[0]}?" if close else ""))
+            self.add(what, NOTE, f"its key {key} is not used{did_you_mean(key, keys)}")
         self._tracking_uri(what, self.addresses.get("MLFLOW_TRACKING_URI", ""))
 
     def _tracking_uri(self, what: str, uri: str) -> None:

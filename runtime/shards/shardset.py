@@ -96,7 +96,9 @@ class LocalShards:
             try:
                 self._open[name] = os.open(self.directory / name, os.O_RDONLY)
             except FileNotFoundError:
-                raise Refused(f"{self.directory / name}: missing. Restore it (dvc checkout) or shard again.") from None
+                raise Refused(
+                    f"{self.directory / name}: missing. Restore it (dvc checkout --force) or shard again."
+                ) from None
         return self._open[name]
 
     def heal(self, entry: dict[str, Any]) -> bool:  # noqa: ARG002
@@ -133,7 +135,7 @@ class Split:
         if google_crc32c.value(data) != row["crc32c"]:
             raise Refused(
                 f"{self.address}/{self.where(number)}: the image does not match its checksum. "
-                "The shard is damaged: restore it (dvc checkout) or shard again."
+                "The shard is damaged: restore it (dvc checkout --force) or shard again."
             )
         return data
 

@@ -12,8 +12,9 @@ from runtime.errors import WrongParameters
 
 WRONG = {
     "nonsense://x": "unknown scheme nonsense; use http://HOST:5000",
-    "htp://mlflow:5000": "unknown scheme htp; did you mean http?",
-    "postgres://user:secret@db/mlflow": "did you mean postgresql?",
+    "htp://mlflow:5000": "unknown scheme htp; did you mean 'http'?",
+    "postgres://user:secret@db/mlflow": "did you mean 'postgresql'?",
+    "http//mlflow:5000": "write http://mlflow:5000",
     "http://": "no host name",
     "http://:5000": "no host name",
     "http://mlflow:port": "Port could not be cast",

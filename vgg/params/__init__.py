@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from runtime.errors import WrongParameters
-from runtime.parameters import Lines, check, did_you_mean, read_json, read_yaml
-from runtime.wording import counted
+from runtime.parameters import Lines, check, read_json, read_yaml
+from runtime.wording import counted, did_you_mean
 
 log = logging.getLogger("vgg.params")
 
