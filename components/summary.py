@@ -9,6 +9,8 @@ from typing import Any
 from components import program
 from components.evaluate.table import table
 from components.localise.table import table as localised
+from components.tracking.access import has_version
+from components.tracking.address import shown, tracking_uri
 from runtime.errors import WrongParameters
 
 
@@ -42,7 +44,7 @@ def summary(metrics: dict[str, dict[str, Any]], boxes: dict[str, Any] | None = N
         ("predictions", "data/predictions     posteriors of every image, errors and confusions as CSV"),
         ("numbers", "metrics/             JSON, the curves as CSV, evaluation.html"),
         *(found or []),
-        ("model", f"{model['uri']}  version {model['version']}"),
+        ("model", f"{model['uri']}  version {model['version']}{missing(model)}"),
     ):
         lines.append(f"{name:12} {description}")
     lines.append(
@@ -52,6 +54,17 @@ def summary(metrics: dict[str, dict[str, Any]], boxes: dict[str, Any] | None = N
         "  cp recipes/cifar10.yaml params.yaml        train on photographs (its header says how)"
     )
     return "\n".join(lines)
+
+
+def missing(model: dict[str, Any]) -> str:
+    """What to do if the database here does not have the model, although DVC has nothing to do; a server is not asked.
+
+    model: metrics/register.json.
+    """
+    uri = tracking_uri()
+    if not uri.startswith("sqlite") or has_version(uri, model["model_name"], str(model["version"])):
+        return ""
+    return f"\n{'':12} which is not in {shown(uri)} (any more). To register it there: dvc repro -f -s register"
 
 
 def read(stage: str) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def _downloaded(uri: str, scratch: str) -> Path:
     match = URI.fullmatch(uri)
     if not match:
         raise WrongParameters(f"{uri}: write models:/NAME@ALIAS or models:/NAME/VERSION, or a finished checkpoint")
-    client = access.connect()
+    client = access.connect(create=False)
     with access.MLFLOW_LOCK, translated():
         version = _version(client, match["name"], match["alias"], match["version"] or "")
         try:
@@ -77,7 +77,8 @@ def _version(client: MlflowClient, name: str, alias: str | None, version: str) -
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         names = [model.name for model in client.search_registered_models(max_results=100)]
-        raise WrongParameters(f"{where} has no model {name!r}; it has {some(names) or 'none'}") from None
+        others = f"; it has {some(names)}" if names else " and no other; make run registers one"
+        raise WrongParameters(f"{where} has no model {name!r}{others}") from None
     versions = sorted((int(v.version) for v in client.search_model_versions(f"name = '{name}'")), reverse=True)
     known = [*(f"{name}@{alias}" for alias in aliases), *(f"{name}/{number}" for number in versions)]
     wanted = f"@{alias}" if alias else f"/{version}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,9 +55,11 @@ def _bytes(path: Path) -> bytes:
 def server(patient: Patient) -> Iterator[Finding]:
     """A server that does not answer, or never will; runs of this project that are open although nothing runs."""
     uri = tracking_uri()
-    if uri.startswith("sqlite") and not access.database_file(uri).exists():
-        patient.notes.append(f"{shown(uri)}: no run yet")
-        return
+    if uri.startswith("sqlite"):
+        yield from _lost(patient, uri)
+        if not access.database_file(uri).exists():
+            patient.notes.append(f"{shown(uri)}: no run yet")
+            return
     try:
         client = access.connect()
         with translated():
@@ -67,6 +71,19 @@ def server(patient: Patient) -> Iterator[Finding]:
         yield Finding(str(reason), "see the message", reason.exit_code)
         return
     yield from _open(patient, uri, list(found))
+
+
+def _lost(patient: Patient, uri: str) -> Iterator[Finding]:
+    """The version of metrics/register.json is not in the database file, although its model is here."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        model = json.loads((patient.project / "metrics/register.json").read_bytes())
+        is_here = (patient.project / "models/vgg/manifest.json").exists()
+        if is_here and not access.has_version(uri, model["model_name"], str(model["version"])):
+            yield Finding(
+                f"{shown(uri)}: has no version {model['version']} of {model['model_name']}, which is in "
+                "metrics/register.json",
+                "dvc repro -f -s register",
+            )
 
 
 def _open(patient: Patient, uri: str, running: list[Run]) -> Iterator[Finding]:

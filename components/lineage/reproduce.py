@@ -13,9 +13,12 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import shlex
+import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +29,7 @@ from components.lineage import commits, render, walk
 from components.lineage.links import DATA, EVALUATION, TRAINING, VERSION, Link
 from components.lineage.places import at
 from runtime import environment
-from runtime.errors import Refused
+from runtime.errors import Preempted, Refused
 from vgg.params.shard import EMBEDDED
 
 SECTIONS = {"shard": DATA, "train": TRAINING, "evaluate": EVALUATION, "register": VERSION}
@@ -40,7 +43,11 @@ def parser() -> argparse.ArgumentParser:
     flags = program.Parser("components.lineage reproduce", __doc__)
     flags.add_argument("reference", help="a version, a run or a checkpoint, as for components.lineage")
     flags.add_argument("--execute", action="store_true", help="run the commands and compare the weights")
-    flags.add_argument("--folder", metavar="DIR", help="for the worktree, kept afterwards (default: a temporary one)")
+    flags.add_argument(
+        "--folder",
+        metavar="DIR",
+        help="for the worktree, kept afterwards; that of an earlier try continues it (default: a temporary one)",
+    )
     flags.add_argument("--images", metavar="DIR", help="the source of the shards (default: that of the record)")
     flags.add_argument("--shards", metavar="DIR", help="finished shards, instead of making them from the source")
     flags.add_argument("--initial", metavar="DIR", help="first weights, if it began with some (default: data/initial)")
@@ -69,8 +76,8 @@ def main(argv: Sequence[str]) -> None:
     for reason in steps.unasked:
         program.log.warning("not asked: %s", reason)
     folder = Path(args.folder).absolute() if args.folder else None
-    if folder and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise Refused(f"--folder {folder}: is not an empty folder. Name a new one.")
+    if folder and folder.exists() and not _continues(folder, plan) and (not folder.is_dir() or any(folder.iterdir())):
+        raise Refused(f"--folder {folder}: is neither empty nor a worktree of commit {plan.commit}. Name a new one.")
     if not args.execute:
         print("\n".join(script(plan, repository, folder, args)))
         return
@@ -78,9 +85,46 @@ def main(argv: Sequence[str]) -> None:
     folder = folder or Path(tempfile.mkdtemp(prefix="vgg-reproduce-"))
     text = "\n".join(script(plan, repository, folder, args))
     program.log.info("%s\n", text)
-    if code := subprocess.run(["bash", "-c", text], check=False).returncode:
-        program.end(code if 0 < code < 126 else 70, f"error: a command above failed; its folder is kept: {folder}")
+    kept = (
+        f"{folder} is kept. To continue there: python -m components.lineage reproduce {args.reference} --execute "
+        f"--folder {shlex.quote(str(folder))}; to delete it: git worktree remove --force {shlex.quote(str(folder))}"
+    )
+    if code := execute(text, kept):
+        program.end(code if 0 < code < 126 else 70, f"error: a command above failed. {kept}")
     compare(plan, folder, temporary, repository)
+
+
+def execute(text: str, kept: str) -> int:
+    """Run a script in bash; returns its exit code.  If this process is stopped, the commands are too, and end first.
+
+    Raises Preempted with `kept` if it is stopped.
+    """
+    with subprocess.Popen(["bash", "-c", text], start_new_session=True) as commands:
+        try:
+            return commands.wait()
+        except KeyboardInterrupt:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(commands.pid, signal.SIGTERM)
+            while _alive(commands.pid):  # a training saves its state
+                commands.poll()
+                time.sleep(0.1)
+            raise Preempted(f"interrupted. {kept}") from None
+
+
+def _alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _continues(folder: Path, plan: Plan) -> bool:
+    """Whether the folder is the worktree of an earlier try."""
+    if not (folder / ".git").is_file():
+        return False
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, encoding="utf-8", check=False)
+    return head.stdout.strip() == plan.commit
 
 
 def make(chain: Link, repository: Path, args: argparse.Namespace) -> Plan:
@@ -118,7 +162,8 @@ def script(plan: Plan, repository: Path, folder: Path | None, args: argparse.Nam
     if plan.remark:
         yield f"# commit: {plan.remark}"
     yield f"folder={shlex.quote(str(folder)) if folder else '$(mktemp -d)'}"
-    yield f'git -C {shlex.quote(str(repository))} worktree add --detach "$folder" {plan.commit}'
+    if not (folder and _continues(folder, plan)):
+        yield f'git -C {shlex.quote(str(repository))} worktree add --detach "$folder" {plan.commit}'
     yield 'cd "$folder"'
     yield "cat > params.yaml <<'END_OF_PARAMETERS'"
     text = io.StringIO()

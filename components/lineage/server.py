@@ -37,10 +37,7 @@ class Server:
     """Questions to MLflow.  Raises Unreachable if it does not answer, Refused if it refuses."""
 
     def __init__(self) -> None:
-        uri = tracking_uri()
-        if uri.startswith("sqlite") and not access.database_file(uri).exists():  # asking would create it
-            raise Refused(f"{shown(uri)}: there is no such database. Set MLFLOW_TRACKING_URI.")
-        self.client: MlflowClient = access.connect()
+        self.client: MlflowClient = access.connect(create=False)
 
     @cached_property
     def experiments(self) -> list[str]:

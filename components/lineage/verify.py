@@ -118,6 +118,8 @@ def _wrong_files(link: Link, found: dict[str, str], listed: dict[str, str]) -> l
     weights = {path for path in {*found, *listed} if Path(path).name == "weights.safetensors"}
     if not weights:
         return ["it has no weights.safetensors"]
+    if not link.digest:
+        return ["it has no tag weights_sha256 to compare with: it was not registered by this pipeline"]
     expected = listed or dict.fromkeys(weights, link.digest)
     wrong = [_difference(path, found.get(path), expected[path]) for path in sorted(expected)]
     if listed:

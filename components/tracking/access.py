@@ -25,17 +25,20 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "vgg-imagenet"
 CONNECT_SECONDS = 10
-REQUEST_SECONDS = "10"  # of a request that carries no file
+REQUEST_SECONDS = 10  # of a request that carries no file
 MLFLOW_LOCK = threading.Lock()  # held while MLflow is imported or called: its lazy imports are not thread-safe
 
 
-def connect() -> MlflowClient:
+def connect(create: bool = True) -> MlflowClient:
     """A client that gives up soon, because events that fail stay in the journal.
 
+    create: whether a database file that does not exist is made; otherwise it is refused.
     Raises WrongParameters for a wrong address, Unreachable if the server does not answer, Refused if it never will: it
     is no MLflow server, it is too old, it refuses the login, the certificate or the host name.
     """
     uri = set_environment()
+    if not create and uri.startswith("sqlite") and not database_file(uri).exists():
+        raise Refused(f"{shown(uri)}: there is no such database. Set MLFLOW_TRACKING_URI.")
     # MLFLOW_RUN_ID is read by our code, once; the library would delete it, or start another run with it
     import mlflow
 
@@ -66,7 +69,7 @@ def set_environment() -> str:
     uri = tracking_uri()
     defaults = {
         "MLFLOW_TRACKING_URI": uri, "MLFLOW_REGISTRY_URI": uri, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": REQUEST_SECONDS, "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(REQUEST_SECONDS), "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         # files go through the server: it would sign addresses of its store, which it may reach by a name that is not
         # known here, and then each file fails for minutes
@@ -150,3 +153,17 @@ def _check_sqlite(uri: str) -> None:
             database.execute("PRAGMA schema_version")
     except (sqlite3.Error, OSError) as error:
         raise database_problem(uri, error) from None
+
+
+def has_version(uri: str, name: str, version: str) -> bool:
+    """Whether a database file has a version of a registered model; read without MLflow, which takes seconds to load."""
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"file:{quote(str(database_file(uri)))}?mode=ro", uri=True)
+        ) as database:
+            query = (
+                "SELECT 1 FROM model_versions WHERE name = ? AND version = ? AND current_stage != 'Deleted_Internal'"
+            )
+            return database.execute(query, (name, version)).fetchone() is not None
+    except sqlite3.Error:
+        return False

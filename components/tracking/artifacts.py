@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from runtime.errors import Refused
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-TRANSFER_SECONDS = "600"
+TRANSFER_SECONDS = 600
 CURE = (
     "Start the server with --artifacts-destination and without --no-serve-artifacts, so that it stores them itself, "
     f"and rename experiment {EXPERIMENT}, which keeps its old location."
@@ -42,13 +41,14 @@ def transfer() -> Iterator[None]:
     A server answers when its store has all of a file, or begins to when it has fetched all of it: a VGG-16 of 553 MB at
     100 Mbit/s takes 45 s.  A timeout that the user has set is kept.  In the main thread.
     """
-    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
-    before = os.environ.get(name, access.REQUEST_SECONDS)
-    os.environ[name] = TRANSFER_SECONDS if before == access.REQUEST_SECONDS else before
+    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT as TIMEOUT
+
+    before = TIMEOUT.get()  # type: ignore[no-untyped-call]
+    TIMEOUT.set(TRANSFER_SECONDS if before == access.REQUEST_SECONDS else before)  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        os.environ[name] = before
+        TIMEOUT.set(before)  # type: ignore[no-untyped-call]
 
 
 def download(uri: str, folder: str) -> Path:

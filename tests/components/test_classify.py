@@ -43,6 +43,10 @@ def test_models_that_do_not_exist_are_explained(client: Any, tmp_path: Path, mon
             main([model, "photo.jpg"])
     with pytest.raises(Refused, match=r"missing, so .*nowhere is not finished"):
         main([str(tmp_path / "nowhere"), "photo.jpg"])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/lost.db")
+    with pytest.raises(Refused, match=r"lost\.db: there is no such database"):
+        main(["models:/digits@champion", "photo.jpg"])
+    assert not (tmp_path / "lost.db").exists()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(Unreachable, match="does not answer"):
         main(["models:/digits@champion", "photo.jpg"])

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chain import flip
@@ -74,6 +75,20 @@ def examine(capsys: pytest.CaptureFixture[str]) -> Examine:
     return examine
 
 
+def test_a_version_that_is_not_in_the_database(project: Path, examine: Examine, client: Any) -> None:
+    """Its model is here and DVC has nothing to do, but the database was deleted, or is another one."""
+    for name, content in (("metrics/register", {"model_name": "tiny", "version": 1}), ("models/vgg/manifest", {})):
+        (project / name).parent.mkdir(parents=True)
+        (project / f"{name}.json").write_text(json.dumps(content))
+    lost = "has no version 1 of tiny, which is in metrics/register.json"
+    assert f"{lost}\n      → dvc repro -f -s register" in examine(expected=Refused)
+    client.create_registered_model("tiny")
+    client.create_model_version("tiny", str(project))
+    assert lost not in examine(expected=Refused)  # of the manifest
+    client.delete_model_version("tiny", "1")
+    assert lost in examine(expected=Refused)
+
+
 def test_a_healthy_project(project: Path, examine: Examine) -> None:
     before = sorted(project.rglob("*"))
     assert "✗" not in examine()
@@ -113,7 +128,7 @@ def test_damaged_files(project: Path, examine: Examine) -> None:
     examine()  # the same size
     said = examine("--deep", expected=Refused)
     assert "data/shards: train-00000.tar: " in said
-    assert "→ dvc checkout data/shards, or run stage shard again" in said
+    assert "→ dvc checkout --force data/shards, or run stage shard again" in said
     shard.write_bytes(content[:-512])
     assert f"train-00000.tar has {len(content) - 512:,} bytes" in examine(expected=Refused)
     shard.write_bytes(content)
@@ -199,7 +214,7 @@ def test_dvc(project: Path, examine: Examine) -> None:
     examine()
     (project / "a").write_text("2")
     said = examine(expected=Refused)
-    assert "copy: a modified (deps)\n      → make run (or: dvc checkout)" in said
+    assert "copy: a modified (deps)\n      → make run" in said
     (project / "dvc.yaml").write_text(json.dumps({"stages": {"copy": {**stage, "cmd": "cp a b; touch on; sleep 30"}}}))
     process = subprocess.Popen(["dvc", "repro", "-q"], cwd=project, env=environment(), start_new_session=True)
     try:

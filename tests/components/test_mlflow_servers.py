@@ -175,7 +175,7 @@ def a_store_that_is_slow_and_that_only_the_server_reaches(
     prefixed: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The files of a model go through the server, however long it takes for them."""
-    monkeypatch.setattr("components.tracking.access.REQUEST_SECONDS", "1")
+    monkeypatch.setattr("components.tracking.access.REQUEST_SECONDS", 1)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE", "1")  # weights of 553 MB are above the limit
     (folder := tmp_path / "model").mkdir()

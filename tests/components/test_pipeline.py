@@ -14,6 +14,7 @@ from conftest import ROOT, all_tasks, environment, executor_input, make_reposito
 from ruamel.yaml import YAML
 
 from components.closure import closure, fingerprints
+from components.summary import missing
 from runtime.errors import WrongParameters
 from runtime.store.storage import locate, resolve
 from vgg.params import STAGES, load, section_model
@@ -171,3 +172,12 @@ def test_dvc_repro_reruns_only_what_changed(images: Path, params_file: Path, tmp
     path.write_text(path.read_text() + "\n# a remark\n")
     assert repro() == ["train"]  # DVC compares bytes; for the program the code is the same and the network is finished
     assert yaml.load(repo / "dvc.lock")["stages"]["train"]["outs"][0]["md5"] == weights
+
+
+def test_the_summary_names_a_version_only_if_the_database_has_it(client: Any, tmp_path: Path) -> None:
+    """DVC sees metrics/register.json and has nothing to do, whatever happened to the database."""
+    model = {"model_name": "tiny", "version": 1}
+    assert "To register it there: dvc repro -f -s register" in missing(model)
+    client.create_registered_model("tiny")
+    client.create_model_version("tiny", str(tmp_path))
+    assert missing(model) == ""

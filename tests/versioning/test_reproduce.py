@@ -1,11 +1,14 @@
 """A training repeated from its records, in a worktree of a real git repository: the same bytes, or both sums."""
 
 import json
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from dvcproject import call, tiny_project
+from dvcproject import call, tiny_project, user
 from ruamel.yaml import YAML
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
@@ -56,7 +59,9 @@ def test_the_same_weights_from_the_records(empty_database: Path, tmp_path: Path)
     assert f"recorded:      {other}" in printed
     assert weights in printed.partition("not reproduced")[2]
     assert (folder / "models/vgg/manifest.json").exists()
-    assert "is not an empty folder" in reproduce(where, "--execute", "--folder", str(folder), code=78)
+    (foreign := tmp_path / "foreign").mkdir()
+    (foreign / "file").touch()
+    assert "is neither empty nor a worktree" in reproduce(where, "--execute", "--folder", str(foreign), code=78)
 
     # another source than that of the record ends before the training
     images = where / "data/images/train/cat/0000.jpg"
@@ -67,6 +72,26 @@ def test_the_same_weights_from_the_records(empty_database: Path, tmp_path: Path)
     assert "epoch 1" not in printed
     images.write_bytes(kept)
     assert "not there. Give its folder with --images" in reproduce(where, "--images", "nowhere", code=78)
+
+
+def test_stopped_and_continued(empty_database: Path, tmp_path: Path) -> None:
+    where, folder = tiny_project(tmp_path / "project", empty_database), tmp_path / "again"
+    weights = train(where)
+    command = [sys.executable, "-m", "components.lineage", "reproduce", "models/vgg", "--python", sys.executable]
+    with subprocess.Popen(
+        [*command, "--execute", "--folder", folder], cwd=where, env=user(), stderr=subprocess.PIPE, text=True
+    ) as process:
+        until = time.monotonic() + 120
+        while not (folder / "data/shards/manifest.json").exists():
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=120)[1]
+    assert process.returncode == 75, said
+    assert f"To continue there: python -m components.lineage reproduce models/vgg --execute --folder {folder}" in said
+    running = [path for path in Path("/proc").glob("[0-9]*/cwd") if path.exists() and path.resolve() == folder]
+    assert not running
+    assert f"reproduced: weights {weights}" in reproduce(where, "--execute", "--folder", str(folder))
 
 
 def test_code_that_was_never_committed_is_named(empty_database: Path, tmp_path: Path) -> None:
