@@ -123,8 +123,8 @@ def _continues(folder: Path, plan: Plan) -> bool:
     """Whether the folder is the worktree of an earlier try."""
     if not (folder / ".git").is_file():
         return False
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, encoding="utf-8", check=False)
-    return head.stdout.strip() == plan.commit
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, check=False)
+    return head.stdout.strip() == plan.commit.encode()
 
 
 def make(chain: Link, repository: Path, args: argparse.Namespace) -> Plan:
