@@ -235,9 +235,8 @@ def serving(model: Path, workers: int) -> Iterator[Server]:
         try:
             server.wait()
             if server.child.poll() is not None:
-                sys.exit(
-                    f"{model.name} cannot be served:\n{Path(log.name).read_text(encoding='utf-8', errors='replace')[-4000:]}"
-                )
+                said = Path(log.name).read_text(encoding="utf-8", errors="replace")
+                sys.exit(f"{model.name} cannot be served:\n{said[-4000:]}")
             yield server
         finally:
             server.end()
