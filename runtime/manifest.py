@@ -184,9 +184,7 @@ def parse(raw: bytes, schema: str, where: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         intact = False
     if not intact:
-        raise Refused(
-            f"{where}: damaged (its digest does not match). Restore it (dvc checkout --force) or create it again."
-        )
+        raise Refused(f"{where}: damaged (its digest does not match). Restore it (dvc checkout) or create it again.")
     if manifest["schema"] != schema:
         raise OtherSchema(f"{where}: contains {manifest['schema']}, expected {schema}. Check the path.")
     return dict(manifest)
@@ -208,14 +206,14 @@ def verify_file(directory: Path, entry: dict[str, Any]) -> None:
             size = os.fstat(file.fileno()).st_size
             found = hashlib.file_digest(file, "sha256").hexdigest() if size == entry["size"] else None
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise Refused(f"{path}: missing. Restore it (dvc checkout --force) or create {directory} again.") from None
+        raise Refused(f"{path}: missing. Restore it (dvc checkout) or create {directory} again.") from None
     if found is None:
         what = f"has {size:,} bytes instead of {entry['size']:,}"
     elif found != entry["sha256"]:
         what = "does not have the sha256 of its manifest"
     else:
         return
-    raise Refused(f"{path}: {what}. It is damaged: restore it (dvc checkout --force) or create {directory} again.")
+    raise Refused(f"{path}: {what}. It is damaged: restore it (dvc checkout) or create {directory} again.")
 
 
 def directory_digest(directory: Path, manifest: dict[str, Any]) -> str:
