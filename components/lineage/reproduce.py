@@ -77,7 +77,10 @@ def main(argv: Sequence[str]) -> None:
         program.log.warning("not asked: %s", reason)
     folder = Path(args.folder).absolute() if args.folder else None
     if folder and folder.exists() and not _continues(folder, plan) and (not folder.is_dir() or any(folder.iterdir())):
-        raise Refused(f"--folder {folder}: is neither empty nor a worktree of commit {plan.commit}. Name a new one.")
+        raise Refused(
+            f"--folder {folder}: is neither empty nor a worktree of commit {plan.commit} with these parameters. "
+            "Name a new one."
+        )
     if not args.execute:
         print("\n".join(script(plan, repository, folder, args)))
         return
@@ -120,8 +123,9 @@ def _alive(group: int) -> bool:
 
 
 def _continues(folder: Path, plan: Plan) -> bool:
-    """Whether the folder is the worktree of an earlier try."""
-    if not (folder / ".git").is_file():
+    """Whether the folder is the worktree of an earlier try: with these parameters, so that nothing in it is lost."""
+    params = folder / "params.yaml"
+    if not (folder / ".git").is_file() or not params.is_file() or params.read_bytes() != parameters(plan).encode():
         return False
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, check=False)
     return head.stdout.strip() == plan.commit.encode()
@@ -166,9 +170,7 @@ def script(plan: Plan, repository: Path, folder: Path | None, args: argparse.Nam
         yield f'git -C {shlex.quote(str(repository))} worktree add --detach "$folder" {plan.commit}'
     yield 'cd "$folder"'
     yield "cat > params.yaml <<'END_OF_PARAMETERS'"
-    text = io.StringIO()
-    _yaml().dump(plan.sections, text)
-    yield f"{text.getvalue()}END_OF_PARAMETERS"
+    yield f"{parameters(plan)}END_OF_PARAMETERS"
     yield f"unset {' '.join(UNSET)}"
     yield 'export MLFLOW_TRACKING_URI="sqlite:///$PWD/mlflow.db" VGG_JOURNAL="$PWD/.tracking"'
     if machine.get("threads") and not machine.get("gpu"):
@@ -186,6 +188,13 @@ def script(plan: Plan, repository: Path, folder: Path | None, args: argparse.Nam
     launcher = ["components.launch", str(ranks)] if ranks > 1 else []
     yield _command(plan.commands["train"], python, replaced, launcher)
     yield f"sha256sum {_checkpoint(plan)}/step-*/weights.safetensors  # one of them must be {weights(training)}"
+
+
+def parameters(plan: Plan) -> str:
+    """The content of params.yaml."""
+    text = io.StringIO()
+    _yaml().dump(plan.sections, text)
+    return text.getvalue()
 
 
 def _command(words: list[str], python: str, replaced: dict[str, str], launcher: Sequence[str] = ()) -> str:
