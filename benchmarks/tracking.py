@@ -87,13 +87,14 @@ def train(name: str, address: str, steps: int) -> tuple[float, float]:
             tracker._sender.start()  # without its end: a flush is no part of a step
             open_.callback(tracker._closing.set)
         for step in range(1 - BEFORE, steps + 1):
-            began = time.perf_counter()
+            began, waiting = time.perf_counter(), 0.0
             matrix = np.tanh(matrix @ matrix)
             if tracker and step % LOG_STEPS == 0:
                 before = time.perf_counter()
                 tracker.point(step + BEFORE, POINT)
-                waited += (time.perf_counter() - before) * (step > 0)
+                waiting = time.perf_counter() - before
             if step > 0:
+                waited += waiting
                 lengths.append(time.perf_counter() - began)
     return waited / sum(lengths), 1000 * statistics.mean(lengths)
 

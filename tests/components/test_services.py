@@ -60,7 +60,8 @@ def test_compose_can_write_what_it_is_given(dotenv: dict[str, str]) -> None:
 def test_the_pipeline_with_docker_compose(
     dotenv: dict[str, str], empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not shutil.which("docker") or subprocess.run(["docker", "compose", "ls"], capture_output=True).returncode:
+    asked = ["docker", "compose", "ls"]
+    if not shutil.which("docker") or subprocess.run(asked, capture_output=True, timeout=60).returncode:
         pytest.skip("needs a Docker engine and Docker Compose 2.24 or later")
     command = [sys.executable, "-m", "pipelines.build", "--engine", "docker"]
     command += [
